@@ -1,0 +1,112 @@
+import { Command, Option } from "commander";
+import type { Cli, Register } from "../cli.ts";
+import { exitCodes } from "../exit.ts";
+import type { Diagnostic, LoadedStack } from "../stack/index.ts";
+import { loadOptions, type StackOptions, withStackOptions } from "./stack-options.ts";
+
+// The loader is a tenth of the program's start: commands that do not need it do not pay for it.
+const stackLoader = async () => await import("../stack/index.ts");
+type StackLoader = Awaited<ReturnType<typeof stackLoader>>;
+
+/** What the command writes to and reads from. */
+export type ConfigIo = Pick<Cli, "environment" | "exitCode"> & {
+  readonly out: { write(text: string): unknown };
+  readonly err: { write(text: string): unknown };
+};
+
+interface ConfigOptions extends StackOptions {
+  readonly format: "yaml" | "json";
+  readonly services?: boolean;
+  readonly volumes?: boolean;
+  readonly networks?: boolean;
+  readonly images?: boolean;
+  readonly hash?: boolean;
+  readonly environment?: boolean;
+  readonly quiet?: boolean;
+  /** Of the program above. */
+  readonly output?: string;
+}
+
+export const registerConfig: Register = (program, cli) => {
+  program.addCommand(configCommand(cli));
+};
+
+/** `clusterctl config`: prints the resolved stack, or everything that is wrong with its files. Exit code 0 or 1. */
+export function configCommand(io: ConfigIo = processIo()): Command {
+  const command = new Command("config")
+    .description("Check stack files and print the stack that they describe, with everything resolved.")
+    .argument("[files...]", "stack files, merged in this order")
+    .addOption(new Option("--format <format>", "how to print the stack").choices(["yaml", "json"]).default("yaml"));
+  withStackOptions(command);
+  for (const [flag, what] of LISTS) command.option(flag, what);
+  return command
+    .option("-q, --quiet", "check only")
+    .action(async (files: string[], _options: unknown, self: Command) => {
+      run(await stackLoader(), files, self.optsWithGlobals<ConfigOptions>(), io);
+    });
+}
+
+const LISTS = [
+  ["--services", "print the names of the services"],
+  ["--volumes", "print the names of the volumes"],
+  ["--networks", "print the names of the networks"],
+  ["--images", "print the images"],
+  ["--hash", "print each service with the hash of its configuration"],
+  ["--environment", "print the variables that the files use, and where each comes from"],
+] as const;
+
+function run(loader: StackLoader, positional: readonly string[], options: ConfigOptions, io: ConfigIo): void {
+  const result = loader.loadStack(loadOptions(loader, positional, options, io.environment));
+  const diagnostics = result.ok ? result.warnings : [...result.errors, ...result.warnings];
+  if (options.output === "json" && !result.ok)
+    io.out.write(`${JSON.stringify(diagnostics.map(loader.diagnosticJson), null, 2)}\n`);
+  else printDiagnostics(loader, diagnostics, io);
+  if (!result.ok) io.exitCode = exitCodes.error;
+  else if (!options.quiet) io.out.write(textOf(loader, result, options));
+}
+
+function printDiagnostics(loader: StackLoader, diagnostics: readonly Diagnostic[], io: ConfigIo): void {
+  if (diagnostics.length > 0) io.err.write(`${loader.formatDiagnostics(diagnostics)}\n`);
+}
+
+function textOf(loader: StackLoader, loaded: LoadedStack, options: ConfigOptions): string {
+  const { stack } = loaded;
+  const lists: string[] = [];
+  if (options.services) lists.push(...Object.keys(stack.services));
+  if (options.volumes) lists.push(...Object.keys(stack.volumes));
+  if (options.networks) lists.push(...Object.keys(stack.networks));
+  if (options.images) lists.push(...new Set(Object.values(stack.services).map((service) => service.image)));
+  if (options.hash) lists.push(...[...loader.serviceHashes(stack)].map(([name, hash]) => `${name} ${hash}`));
+  if (options.environment) lists.push(...variableLines(loaded));
+  const listed =
+    options.services || options.volumes || options.networks || options.images || options.hash || options.environment;
+  if (listed) return lists.map((line) => `${line}\n`).join("");
+  return loader.formatStack(stack, options.output === "json" ? "json" : options.format);
+}
+
+/** An env file of what was used: each group under the name of where it comes from. */
+function variableLines({ variables }: LoadedStack): string[] {
+  const groups = new Map<string, string[]>();
+  for (const [name, { value, file }] of variables) {
+    const from = file ?? "the environment";
+    const lines = groups.get(from) ?? [];
+    const isPlain = /^[\w./:@%+,-]*$/.test(value);
+    lines.push(`${name}=${isPlain ? value : JSON.stringify(value).replaceAll("$", "\\$")}`);
+    groups.set(from, lines);
+  }
+  return [...groups].flatMap(([from, lines]) => [`# from ${from}`, ...lines]);
+}
+
+function processIo(): ConfigIo {
+  return {
+    environment: process.env,
+    out: process.stdout,
+    err: process.stderr,
+    get exitCode() {
+      return Number(process.exitCode ?? 0);
+    },
+    set exitCode(code: number) {
+      process.exitCode = code;
+    },
+  };
+}

@@ -1,0 +1,28 @@
+import { globalOptions, printJson, type Register, withCluster } from "../cli.ts";
+import { jsonOf } from "../json.ts";
+
+export const registerInfo: Register = (program, cli) => {
+  program
+    .command("info")
+    .description("Prints what the cluster is and how it is.")
+    .action(async (_options, command) => {
+      const global = globalOptions(command);
+      await withCluster(cli, global, async (client) => {
+        const { call } = await import("../../lib/grpc/client.ts");
+        const { InfoResponse } = await import("../../proto/gen/embassy/v1/api.ts");
+        const info = await call(client.info.bind(client), {}, { signal: cli.signal });
+        if (global.output === "json") printJson(cli, jsonOf(InfoResponse, info));
+        else {
+          const lines = {
+            cluster: info.clusterId,
+            version: info.version,
+            leader: info.leader || "none",
+            members: info.members.join(", "),
+            nodes: `${info.nodesReady} of ${info.nodesTotal} ready`,
+            revision: String(info.revision),
+          };
+          for (const [key, value] of Object.entries(lines)) cli.out.write(`${`${key}:`.padEnd(10)} ${value}\n`);
+        }
+      });
+    });
+};

@@ -1,0 +1,207 @@
+import type { Command } from "commander";
+import { ClusterError } from "../../lib/errors/errors.ts";
+import { nearest } from "../../lib/words/nearest.ts";
+import type { ClusterClient, NetworkView, NodeView, ServiceView, StackView } from "../../proto/gen/embassy/v1/api.ts";
+import { Availability, NodeState } from "../../proto/gen/embassy/v1/state.ts";
+import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
+import { jsonOf } from "../json.ts";
+import { formatAge, formatBytes } from "../render/format.ts";
+import { type Column, table } from "../render/table.ts";
+
+/** A list that a command shows: how to get it, as the proto's JSON and as a table. */
+interface Listing<Row> {
+  readonly read: (client: ClusterClient, signal: AbortSignal) => Promise<{ rows: Row[]; json: unknown }>;
+  readonly columns: (nowMs: number) => readonly Column<Row>[];
+}
+
+async function show<Row>(cli: Cli, command: Command, listing: Listing<Row>): Promise<void> {
+  const global = globalOptions(command);
+  await withCluster(cli, global, async (client) => {
+    const { rows, json } = await listing.read(client, cli.signal);
+    if (global.output === "json") printJson(cli, json);
+    else cli.out.write(table(cli.out, listing.columns(Date.now()), rows));
+  });
+}
+
+const heavy = async () => ({
+  ...(await import("../../lib/grpc/client.ts")),
+  api: await import("../../proto/gen/embassy/v1/api.ts"),
+});
+
+const services = (stack: string): Listing<ServiceView> => ({
+  read: async (client, signal) => {
+    const { call, api } = await heavy();
+    const response = await call(client.listServices.bind(client), { stack }, { signal });
+    if (stack !== "" && response.services.length === 0) await requireStack(client, stack, signal);
+    const rows = response.services.toSorted((a, b) => serviceName(a).localeCompare(serviceName(b)));
+    return { rows, json: jsonOf(api.ListServicesResponse, { services: rows }) };
+  },
+  columns: () => [
+    { title: "NAME", value: serviceName, shrinkTo: 16 },
+    {
+      title: "MODE",
+      value: ({ service }) => (service?.spec?.mode?.$case === "global" ? "global" : "replicated"),
+    },
+    {
+      title: "RUNNING",
+      value: ({ running, desired }) => `${running}/${desired}`,
+      style: ({ running, desired }) => (running >= desired ? "green" : "yellow"),
+      align: "right",
+    },
+    { title: "IMAGE", value: ({ service }) => service?.spec?.container?.image ?? "", shrinkTo: 16 },
+    {
+      title: "PORTS",
+      value: ({ status }) =>
+        (status?.ports ?? []).map((p) => `${p.published}→${p.target}/${p.protocol === 1 ? "udp" : "tcp"}`).join(" "),
+      shrinkTo: 12,
+    },
+    {
+      title: "LINKS",
+      value: ({ service }) =>
+        (service?.spec?.links ?? [])
+          .map(({ service: provider, alias }) =>
+            alias === "" || alias === provider ? provider : `${provider} as ${alias}`,
+          )
+          .join(" "),
+      shrinkTo: 12,
+    },
+    {
+      title: "",
+      value: ({ service, status }) => (service?.removed ? "being removed" : (status?.updateMessage ?? "")),
+      shrinkTo: 8,
+    },
+  ],
+});
+
+/** Throws `not-found`, with the nearest name, unless there is such a stack. */
+async function requireStack(client: ClusterClient, stack: string, signal: AbortSignal): Promise<void> {
+  const { call } = await heavy();
+  const { stacks: known } = await call(client.listStacks.bind(client), {}, { signal });
+  const names = known.map(({ name }) => name);
+  if (names.includes(stack)) return;
+  const similar = nearest(stack, names);
+  throw new ClusterError(`there is no stack ${stack}`, {
+    code: "not-found",
+    subject: `stack/${stack}`,
+    hint: similar === undefined ? "`clusterctl stacks` lists those there are." : `Did you mean ${similar}?`,
+  });
+}
+
+function serviceName({ service }: ServiceView): string {
+  return `${service?.stack}_${service?.spec?.name}`;
+}
+
+const stacks: Listing<StackView> = {
+  read: async (client, signal) => {
+    const { call, api } = await heavy();
+    const response = await call(client.listStacks.bind(client), {}, { signal });
+    const rows = response.stacks.toSorted((a, b) => a.name.localeCompare(b.name));
+    return { rows, json: jsonOf(api.ListStacksResponse, { stacks: rows }) };
+  },
+  columns: (nowMs) => [
+    { title: "NAME", value: ({ name }) => name, shrinkTo: 16 },
+    { title: "SERVICES", value: (row) => String(row.services), align: "right" },
+    { title: "REVISION", value: ({ revision }) => String(revision), align: "right" },
+    { title: "DEPLOYED", value: ({ deployedAtMs }) => formatAge(deployedAtMs, nowMs), align: "right" },
+    { title: "BY", value: ({ deployedBy }) => deployedBy, shrinkTo: 8 },
+  ],
+};
+
+const nodes: Listing<NodeView> = {
+  read: async (client, signal) => {
+    const { call, api } = await heavy();
+    const response = await call(client.listNodes.bind(client), {}, { signal });
+    const rows = response.nodes.toSorted((a, b) =>
+      (a.spec?.name ?? "").localeCompare(b.spec?.name ?? "", "en", { numeric: true }),
+    );
+    return { rows, json: jsonOf(api.ListNodesResponse, { nodes: rows }) };
+  },
+  columns: (nowMs) => [
+    { title: "NAME", value: ({ spec }) => spec?.name ?? "", shrinkTo: 12 },
+    { title: "ID", value: ({ spec }) => spec?.id ?? "" },
+    {
+      title: "STATE",
+      value: ({ status }) => nodeStates[status?.state ?? NodeState.NODE_STATE_UNKNOWN],
+      style: ({ status }) => (status?.state === NodeState.NODE_STATE_READY ? "green" : "red"),
+    },
+    {
+      title: "AVAILABILITY",
+      value: ({ spec }) => availabilities[spec?.availability ?? Availability.AVAILABILITY_ACTIVE],
+      style: ({ spec }) => (spec?.availability === Availability.AVAILABILITY_ACTIVE ? undefined : "yellow"),
+    },
+    { title: "TASKS", value: ({ tasks }) => String(tasks), align: "right" },
+    { title: "ADDRESS", value: ({ status }) => status?.description?.underlayAddress ?? "" },
+    { title: "CPUS", value: ({ status }) => String((status?.description?.milliCpus ?? 0) / 1_000), align: "right" },
+    { title: "MEMORY", value: ({ status }) => formatBytes(status?.description?.memoryBytes ?? 0), align: "right" },
+    { title: "SINCE", value: ({ status }) => formatAge(status?.changedAtMs ?? 0, nowMs), align: "right" },
+    {
+      title: "LABELS",
+      value: ({ spec }) =>
+        Object.entries(spec?.labels ?? {})
+          .map(([key, value]) => `${key}=${value}`)
+          .join(" "),
+      shrinkTo: 8,
+    },
+    { title: "MESSAGE", value: ({ status }) => status?.message ?? "", shrinkTo: 8 },
+  ],
+};
+
+const nodeStates: Record<NodeState, string> = {
+  [NodeState.NODE_STATE_UNKNOWN]: "unknown",
+  [NodeState.NODE_STATE_READY]: "ready",
+  [NodeState.NODE_STATE_DOWN]: "down",
+};
+
+const availabilities: Record<Availability, string> = {
+  [Availability.AVAILABILITY_ACTIVE]: "active",
+  [Availability.AVAILABILITY_PAUSE]: "pause",
+  [Availability.AVAILABILITY_DRAIN]: "drain",
+};
+
+const networks: Listing<NetworkView> = {
+  read: async (client, signal) => {
+    const { call, api } = await heavy();
+    const response = await call(client.listNetworks.bind(client), {}, { signal });
+    const rows = response.networks.toSorted((a, b) => networkName(a).localeCompare(networkName(b)));
+    return { rows, json: jsonOf(api.ListNetworksResponse, { networks: rows }) };
+  },
+  columns: () => [
+    { title: "NAME", value: networkName, shrinkTo: 16 },
+    { title: "ID", value: ({ network }) => network?.id ?? "" },
+    { title: "SUBNET", value: ({ network }) => network?.subnet ?? "" },
+    { title: "VNI", value: ({ network }) => String(network?.vni ?? ""), align: "right" },
+    { title: "BLOCKS", value: ({ blocks }) => String(blocks.length), align: "right" },
+    {
+      title: "KIND",
+      value: ({ network }) =>
+        [network?.spec?.internal ? "internal" : "", network?.spec?.isolated ? "links only" : ""]
+          .filter((word) => word !== "")
+          .join(", ") || "open",
+    },
+  ],
+};
+
+function networkName({ network }: NetworkView): string {
+  return `${network?.stack}_${network?.spec?.name}`;
+}
+
+export const registerLists: Register = (program, cli) => {
+  program
+    .command("services")
+    .summary("list services")
+    .description("Lists the services of the cluster or of a stack.")
+    .argument("[stack]", "stack")
+    .action(async (stack: string | undefined, _options, command) => await show(cli, command, services(stack ?? "")));
+  program
+    .command("stacks")
+    .description("Lists the stacks.")
+    .action(async (_options, command) => await show(cli, command, stacks));
+  program
+    .command("nodes")
+    .description("Lists the nodes.")
+    .action(async (_options, command) => await show(cli, command, nodes));
+  program
+    .command("networks")
+    .description("Lists the networks.")
+    .action(async (_options, command) => await show(cli, command, networks));
+};

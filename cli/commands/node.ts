@@ -1,0 +1,122 @@
+import type { Command } from "commander";
+import { ClusterError } from "../../lib/errors/errors.ts";
+import { Availability } from "../../proto/gen/embassy/v1/state.ts";
+import { globalOptions, type Register, withCluster } from "../cli.ts";
+import { parseDuration } from "../duration.ts";
+
+const verbs = {
+  activate: {
+    availability: Availability.AVAILABILITY_ACTIVE,
+    summary: "let a node have tasks again",
+    done: "is active",
+  },
+  pause: {
+    availability: Availability.AVAILABILITY_PAUSE,
+    summary: "give a node no new tasks, and leave those it has",
+    done: "is paused: it gets no new tasks",
+  },
+} as const;
+
+export const registerNode: Register = (program, cli) => {
+  const node = program
+    .command("node")
+    .summary("change nodes")
+    .description("Changes nodes; `clusterctl nodes` lists them.");
+  const update = async (
+    command: Command,
+    name: string,
+    change: { availability?: Availability; setLabels?: Record<string, string>; removeLabels?: string[] },
+  ) => {
+    await withCluster(cli, globalOptions(command), async (client) => {
+      const { call } = await import("../../lib/grpc/client.ts");
+      const request = {
+        node: name,
+        availability: change.availability,
+        setLabels: change.setLabels ?? {},
+        removeLabels: change.removeLabels ?? [],
+      };
+      await call(client.updateNode.bind(client), request, { signal: cli.signal });
+    });
+  };
+  const say = (command: Command, text: string) => {
+    if (globalOptions(command).output !== "json") cli.err.write(`${text}\n`);
+  };
+  node
+    .command("drain")
+    .description("Moves a node's tasks away, gives it no new ones, and waits until none runs there.")
+    .argument("<name...>", "node's name or id")
+    .option("--timeout <time>", "how long to wait", parseDuration, 300_000)
+    .option("-d, --detach", "do not wait")
+    .action(async (names: string[], options: { timeout: number; detach?: boolean }, command) => {
+      const availability = Availability.AVAILABILITY_DRAIN;
+      for (const name of names) await update(command, name, { availability });
+      if (options.detach === true) {
+        for (const name of names) say(command, `${name} is being drained`);
+        return;
+      }
+      await withCluster(cli, globalOptions(command), async (client) => {
+        const { unplacedTasks, untilDrained } = await import("../convergence/drained.ts");
+        const limits = { timeoutMs: options.timeout, screen: cli.err, signal: cli.signal };
+        for (const name of names) {
+          await untilDrained(client, name, limits);
+          say(command, `${name} is drained: no task runs there`);
+        }
+        for (const { name, why } of await unplacedTasks(client, cli.signal)) {
+          say(command, `warning: ${name} has no place: ${why}`);
+        }
+      });
+    });
+  for (const [verb, { availability, summary, done }] of Object.entries(verbs)) {
+    node
+      .command(verb)
+      .description(`${summary.charAt(0).toUpperCase()}${summary.slice(1)}.`)
+      .argument("<name...>", "node's name or id")
+      .action(async (names: string[], _options, command) => {
+        for (const name of names) {
+          await update(command, name, { availability });
+          say(command, `${name} ${done}`);
+        }
+      });
+  }
+  node
+    .command("label")
+    .description("Sets labels of a node, or removes them: clusterctl node label host-1 zone=a old-.")
+    .argument("<name>", "node's name or id")
+    .argument("<label...>", "key=value to set, key- to remove")
+    .action(async (name: string, words: string[], _options, command) => {
+      const setLabels: Record<string, string> = {};
+      const removeLabels: string[] = [];
+      for (const word of words) {
+        const equals = word.indexOf("=");
+        if (equals > 0) setLabels[word.slice(0, equals)] = word.slice(equals + 1);
+        else if (equals < 0 && word.length > 1 && word.endsWith("-")) removeLabels.push(word.slice(0, -1));
+        else {
+          throw new ClusterError(`${JSON.stringify(word)} is no label`, {
+            code: "invalid",
+            subject: word,
+            hint: "Give key=value to set one, or key- to remove it.",
+          });
+        }
+      }
+      await update(command, name, { setLabels, removeLabels });
+      const set = Object.entries(setLabels).map(([key, value]) => `${key}=${value}`);
+      const changes = [
+        ...(set.length > 0 ? [`has ${set.join(", ")}`] : []),
+        ...(removeLabels.length > 0 ? [`has no ${removeLabels.join(", ")}`] : []),
+      ];
+      say(command, `${name} ${changes.join("; ")}`);
+    });
+  node
+    .command("rm")
+    .description("Forgets nodes that are down.")
+    .argument("<name...>", "node's name or id")
+    .action(async (names: string[], _options, command) => {
+      await withCluster(cli, globalOptions(command), async (client) => {
+        const { call } = await import("../../lib/grpc/client.ts");
+        for (const name of names) {
+          await call(client.removeNode.bind(client), { node: name }, { signal: cli.signal });
+          say(command, `${name} is forgotten`);
+        }
+      });
+    });
+};

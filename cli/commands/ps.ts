@@ -1,0 +1,104 @@
+import type { TaskView } from "../../proto/gen/embassy/v1/api.ts";
+import { DesiredState, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
+import { jsonOf } from "../json.ts";
+import { taskName } from "../names.ts";
+import { formatAge, formatEnum } from "../render/format.ts";
+import type { Style } from "../render/style.ts";
+import { table } from "../render/table.ts";
+
+export const registerPs: Register = (program, cli) => {
+  program
+    .command("ps")
+    .summary("list tasks")
+    .description("Lists the tasks of the cluster, of a stack, or of a service.")
+    .argument("[stack|service]", "stack, <stack>_<service>, or service")
+    .option("-a, --all", "also tasks that have ended")
+    .option("--node <name>", "only those on this node")
+    .action(async (target: string | undefined, options: { all?: boolean; node?: string }, command) => {
+      const global = globalOptions(command);
+      await withCluster(cli, global, async (client) => {
+        const { call } = await import("../../lib/grpc/client.ts");
+        const { ListTasksResponse } = await import("../../proto/gen/embassy/v1/api.ts");
+        const { stackOrService } = await import("../lookup.ts");
+        const chosen =
+          target === undefined ? { stack: "", service: "" } : await stackOrService(client, target, cli.signal);
+        const request = { ...chosen, node: options.node ?? "", all: options.all === true };
+        const response = await call(client.listTasks.bind(client), request, { signal: cli.signal });
+        const tasks = response.tasks.toSorted(byName);
+        if (global.output === "json") {
+          printJson(cli, jsonOf(ListTasksResponse, { tasks }));
+        } else printTasks(cli, tasks);
+      });
+    });
+};
+
+function byName(a: TaskView, b: TaskView): number {
+  const { task: x, status: xs } = a;
+  const { task: y, status: ys } = b;
+  if (x === undefined || y === undefined) return 0;
+  const name = `${x.stack}_${x.serviceName}`.localeCompare(`${y.stack}_${y.serviceName}`);
+  if (name !== 0) return name;
+  if (x.slot !== y.slot) return x.slot - y.slot;
+  return a.nodeName.localeCompare(b.nodeName) || y.createdAtMs - x.createdAtMs || (ys?.state ?? 0) - (xs?.state ?? 0);
+}
+
+function printTasks(cli: Cli, tasks: readonly TaskView[]): void {
+  const nowMs = Date.now();
+  cli.out.write(
+    table<TaskView>(
+      cli.out,
+      [
+        { title: "NAME", value: taskName, shrinkTo: 16 },
+        { title: "ID", value: ({ task }) => task?.id ?? "", drop: 1 },
+        { title: "IMAGE", value: ({ task }) => task?.spec?.container?.image ?? "", shrinkTo: 12, wish: 24, drop: 2 },
+        { title: "NODE", value: ({ nodeName }) => nodeName || "-", shrinkTo: 10 },
+        { title: "STATE", value: stateOf, style: styleOf },
+        { title: "AGE", value: ({ task }) => formatAge(task?.createdAtMs ?? 0, nowMs), align: "right" },
+        { title: "MESSAGE", value: messageOf, shrinkTo: 10, wish: 40 },
+      ],
+      tasks,
+    ),
+  );
+}
+
+/** "running", "running (unhealthy)", "failed (137)", "pending". What it is told to do shows when that differs: "running → shutdown". */
+function stateOf({ task, status }: TaskView): string {
+  const state = status?.state ?? TaskState.TASK_STATE_PENDING;
+  const name = nameOf(TaskState, state, "TASK_STATE_");
+  if (state === TaskState.TASK_STATE_FAILED)
+    return status?.oomKilled ? `${name} (oom)` : `${name} (${status?.exitCode})`;
+  const ended = state >= TaskState.TASK_STATE_COMPLETE;
+  if (!ended && task !== undefined && task.desired >= DesiredState.DESIRED_STATE_SHUTDOWN) return `${name}, stopping`;
+  if (state === TaskState.TASK_STATE_RUNNING && status?.health === 1) return `${name} (starting)`;
+  if (state === TaskState.TASK_STATE_RUNNING && status?.health === 3) return `${name} (unhealthy)`;
+  return name;
+}
+
+function nameOf(values: Readonly<Record<string, number>>, value: number, prefix: string): string {
+  const found = Object.entries(values).find(([, candidate]) => candidate === value)?.[0];
+  return found === undefined ? String(value) : formatEnum(found, prefix);
+}
+
+function styleOf({ task, status }: TaskView): Style | undefined {
+  switch (status?.state) {
+    case TaskState.TASK_STATE_RUNNING:
+      return status.health === 3 ? "yellow" : "green";
+    case TaskState.TASK_STATE_FAILED:
+    case TaskState.TASK_STATE_REJECTED:
+    case TaskState.TASK_STATE_ORPHANED:
+      return "red";
+    case TaskState.TASK_STATE_COMPLETE:
+    case TaskState.TASK_STATE_SHUTDOWN:
+      return "dim";
+    default:
+      return task?.unplaced ? "red" : "yellow";
+  }
+}
+
+/** What a task waits for says something only until it runs; after that, its node knows best. */
+export function messageOf({ task, status }: TaskView): string {
+  const waits = (status?.state ?? TaskState.TASK_STATE_PENDING) < TaskState.TASK_STATE_RUNNING;
+  const waitsFor = waits ? task?.unplaced || task?.waitsFor : "";
+  return waitsFor || status?.message || "";
+}

@@ -1,0 +1,41 @@
+import { hasCode } from "../../lib/errors/errors.ts";
+import { globalOptions, type Register, withCluster } from "../cli.ts";
+import { parseDuration } from "../duration.ts";
+import { formatSeconds } from "../render/format.ts";
+
+export const registerRemove: Register = (program, cli) => {
+  program
+    .command("rm")
+    .summary("remove stacks")
+    .description("Removes stacks and waits until nothing of them is left. Volumes stay.")
+    .argument("<stack...>", "stack")
+    .option("--timeout <time>", "how long to wait", parseDuration, 300_000)
+    .option("-d, --detach", "do not wait")
+    .action(async (stacks: string[], options: { timeout: number; detach?: boolean }, command) => {
+      await withCluster(cli, globalOptions(command), async (client) => {
+        const { call } = await import("../../lib/grpc/client.ts");
+        const { follow } = await import("../convergence/follow.ts");
+        for (const stack of stacks) {
+          const startedMs = performance.now();
+          await call(client.removeStack.bind(client), { stack }, { deadlineMs: 30_000, signal: cli.signal });
+          if (options.detach === true) continue;
+          try {
+            await follow(client, {
+              stack,
+              until: (progress) => progress.removed,
+              waitingFor: "been removed",
+              timeoutMs: options.timeout,
+              judged: false,
+              unchanged: [],
+              screen: cli.err,
+              signal: cli.signal,
+            });
+          } catch (error) {
+            // It went before the watch began.
+            if (!hasCode(error, "not-found")) throw error;
+          }
+          cli.err.write(`stack ${stack} is gone, after ${formatSeconds(performance.now() - startedMs)}\n`);
+        }
+      });
+    });
+};

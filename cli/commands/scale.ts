@@ -1,0 +1,66 @@
+import { ClusterError } from "../../lib/errors/errors.ts";
+import type { ClusterClient } from "../../proto/gen/embassy/v1/api.ts";
+import { globalOptions, type Register, withCluster } from "../cli.ts";
+import { parseDuration } from "../duration.ts";
+import { goingOn } from "../exit.ts";
+import { formatSeconds } from "../render/format.ts";
+
+export const registerScale: Register = (program, cli) => {
+  program
+    .command("scale")
+    .summary("change how many tasks services have")
+    .description("Changes how many tasks services have, and waits until they run: clusterctl scale counter_web=5.")
+    .argument("<service=number...>", "<stack>_<service> or service, and the number of its tasks")
+    .option("--timeout <time>", "how long to wait", parseDuration, 300_000)
+    .option("-d, --detach", "do not wait")
+    .action(async (words: string[], options: { timeout: number; detach?: boolean }, command) => {
+      const startedMs = performance.now();
+      const wanted = words.map(parseScale);
+      const byStack = new Map<string, Map<string, number>>();
+      const work = async (client: ClusterClient) => {
+        const { call } = await import("../../lib/grpc/client.ts");
+        const { follow } = await import("../convergence/follow.ts");
+        for (const request of wanted) {
+          const { stack } = await call(client.scaleService.bind(client), request, { signal: cli.signal });
+          const name = request.service.startsWith(`${stack}_`)
+            ? request.service.slice(stack.length + 1)
+            : request.service;
+          byStack.set(stack, (byStack.get(stack) ?? new Map<string, number>()).set(name, request.replicas));
+          cli.err.write(`${stack}_${name} is to have ${request.replicas}\n`);
+        }
+        if (options.detach === true) return;
+        for (const [stack, numbers] of byStack) {
+          await follow(client, {
+            stack,
+            // The first state sent may be from before the change.
+            until: ({ converged, services }) =>
+              converged && services.every(({ name, desired }) => desired === (numbers.get(name) ?? desired)),
+            waitingFor: "reached that number",
+            timeoutMs: options.timeout,
+            judged: true,
+            unchanged: [],
+            screen: cli.err,
+            signal: cli.signal,
+          });
+        }
+        cli.err.write(`done after ${formatSeconds(performance.now() - startedMs)}\n`);
+      };
+      const hint = () =>
+        byStack.size === 0
+          ? "`clusterctl services` shows whether the number was changed."
+          : `The cluster goes on with it: ${[...byStack.keys()].map((stack) => `\`clusterctl ps ${stack}\``).join(", ")} shows how it goes; scale back to undo it.`;
+      await goingOn(cli.signal, hint, async () => await withCluster(cli, globalOptions(command), work));
+    });
+};
+
+function parseScale(word: string): { service: string; replicas: number } {
+  const match = word.match(/^([^=]+)=(\d{1,6})$/);
+  if (match === null) {
+    throw new ClusterError(`${JSON.stringify(word)} is not SERVICE=NUMBER`, {
+      code: "invalid",
+      subject: word,
+      hint: "For example: clusterctl scale counter_web=5",
+    });
+  }
+  return { service: match[1] ?? "", replicas: Number(match[2]) };
+}

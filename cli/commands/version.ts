@@ -1,0 +1,13 @@
+import packageFile from "../../package.json" with { type: "json" };
+import { globalOptions, printJson, type Register } from "../cli.ts";
+
+export const registerVersion: Register = (program, cli) => {
+  program
+    .command("version")
+    .description("Prints the version of clusterctl; `clusterctl info` has that of the cluster.")
+    .action((_options, command) => {
+      const { version } = packageFile;
+      if (globalOptions(command).output === "json") printJson(cli, { version, node: process.versions.node });
+      else cli.out.write(`clusterctl ${version}\n`);
+    });
+};

@@ -1,0 +1,261 @@
+import { setTimeout as delay } from "node:timers/promises";
+import type { ClientReadableStream } from "@grpc/grpc-js";
+import { ClusterError, hasCode } from "../../lib/errors/errors.ts";
+import { errorOf } from "../../lib/grpc/status.ts";
+import type { ClusterClient, ServiceProgress, StackProgress } from "../../proto/gen/embassy/v1/api.ts";
+import { CommandFailure, exitCodes } from "../exit.ts";
+import { formatSeconds } from "../render/format.ts";
+import { Progress } from "../render/progress.ts";
+import { oneLine, type Screen } from "../render/style.ts";
+import { messages } from "../stream.ts";
+import { type Failure, isSettled, judge, problemOf, shortName, waitOf } from "./judge.ts";
+
+export interface FollowOptions {
+  readonly stack: string;
+  /** Resolves when this holds. */
+  readonly until: (progress: StackProgress) => boolean;
+  /** How long it must hold without a break; default 0. */
+  readonly settleMs?: number;
+  /** What `until` waits for, for the message of a timeout. */
+  readonly waitingFor: string;
+  readonly timeoutMs: number;
+  /** Give up when a service fails for good; otherwise only the timeout ends it. */
+  readonly judged: boolean;
+  /** Services whose old failures say nothing about this change. */
+  readonly unchanged: readonly string[];
+  readonly screen: Screen;
+  readonly signal: AbortSignal;
+}
+
+/** When a service last made headway, and the failures it had before. */
+interface History {
+  readonly known: ReadonlySet<string>;
+  /** Ids of tasks that have failed since. */
+  readonly failed: Set<string>;
+  /** The most there were. */
+  running: number;
+  old: number;
+  headwayMs: number;
+}
+
+const reconnectMs = 300;
+const lookMs = 100;
+
+/**
+ * Follows a stack until it is as wanted, showing how each service goes. Lost connections are made again until the time
+ * is over. Throws CommandFailure with exit code 2 when a service fails for good and 4 when the time is over, each with
+ * the causes; `not-found` when there is no such stack.
+ */
+export async function follow(client: ClusterClient, options: FollowOptions): Promise<StackProgress> {
+  const follower = new Follower(options);
+  for (;;) {
+    try {
+      const done = await follower.attempt(client);
+      if (done !== undefined) return done;
+    } catch (error) {
+      throw error instanceof GivenUp ? await withLastWords(client, error, options.signal) : error;
+    }
+    await delay(reconnectMs, undefined, { signal: options.signal }).catch(() => options.signal.throwIfAborted());
+  }
+}
+
+/** A failure of services, before it is told. */
+class GivenUp extends CommandFailure {
+  readonly failures: readonly Failure[];
+
+  constructor(failures: readonly Failure[], hint: string) {
+    super(failures.map(({ task, why }) => `${task} ${why}`).join("\n"), exitCodes.deployFailed, { hint });
+    this.failures = failures;
+  }
+}
+
+/** The failure with what each task that ended wrote last: mostly that says why. */
+async function withLastWords(client: ClusterClient, error: GivenUp, signal: AbortSignal): Promise<CommandFailure> {
+  const told = await Promise.all(
+    error.failures.map(async ({ task, taskId, kind, why }) => {
+      const lines = kind === "failed" ? await lastWords(client, taskId, signal) : [];
+      return [`${task} ${why}`, ...lines.map((line) => `  | ${oneLine(line)}`)].join("\n");
+    }),
+  );
+  return new CommandFailure(told.join("\n"), error.exitCode, { hint: error.hint ?? "" });
+}
+
+const lastLines = 5;
+
+async function lastWords(client: ClusterClient, taskId: string, signal: AbortSignal): Promise<string[]> {
+  const limit = AbortSignal.any([signal, AbortSignal.timeout(2_000)]);
+  const lines: string[] = [];
+  try {
+    const request = { target: taskId, follow: false, tail: lastLines, sinceMs: 0 };
+    for await (const { line, warning } of messages(client.logs(request), limit)) {
+      if (warning === "") lines.push(Buffer.from(line).toString());
+    }
+  } catch {
+    // The failure is told in any case; its log may be gone with its node.
+  }
+  return lines.slice(-lastLines);
+}
+
+class Follower {
+  readonly #options: FollowOptions;
+  readonly #progress: Progress;
+  readonly #histories = new Map<string, History>();
+  readonly #deadlineMs: number;
+  #last: StackProgress | undefined;
+  #holdsSinceMs: number | undefined;
+
+  constructor(options: FollowOptions) {
+    this.#options = options;
+    this.#progress = new Progress(options.screen);
+    this.#deadlineMs = performance.now() + options.timeoutMs;
+  }
+
+  /** One stream. Resolves to the end state, or to undefined when the connection was lost. */
+  async attempt(client: ClusterClient): Promise<StackProgress | undefined> {
+    const { signal, stack } = this.#options;
+    signal.throwIfAborted();
+    const stream = client.watchStack({ stack });
+    return await new Promise<StackProgress | undefined>((resolve, reject) => {
+      const settle = (finish: () => void) => {
+        clearInterval(timer);
+        signal.removeEventListener("abort", stop);
+        stream.removeAllListeners("data");
+        cancel(stream);
+        finish();
+      };
+      const guarded = (action: () => void) => {
+        try {
+          action();
+        } catch (error) {
+          settle(() => reject(error));
+        }
+      };
+      const stop = () => settle(() => reject(signal.reason));
+      const look = () => {
+        if (this.#isDone()) settle(() => resolve(this.#last));
+        else this.#check();
+      };
+      const timer = setInterval(() => guarded(look), lookMs);
+      signal.addEventListener("abort", stop, { once: true });
+      stream.on("data", (progress: StackProgress) => {
+        guarded(() => {
+          this.#see(progress);
+          if (this.#isDone()) settle(() => resolve(progress));
+          else this.#check();
+        });
+      });
+      stream.on("error", (error) => {
+        const told = errorOf(error);
+        if (hasCode(told, "unavailable") && this.#last !== undefined) settle(() => resolve(undefined));
+        else settle(() => reject(told));
+      });
+      stream.on("end", () => settle(() => resolve(undefined)));
+    });
+  }
+
+  #isDone(): boolean {
+    const { settleMs = 0 } = this.#options;
+    return this.#holdsSinceMs !== undefined && performance.now() - this.#holdsSinceMs >= settleMs;
+  }
+
+  #see(progress: StackProgress): void {
+    this.#last = progress;
+    const nowMs = performance.now();
+    this.#holdsSinceMs = this.#options.until(progress) ? (this.#holdsSinceMs ?? nowMs) : undefined;
+    for (const service of progress.services) {
+      const history = this.#histories.get(service.name);
+      if (history === undefined) {
+        const old = this.#options.unchanged.includes(service.name) ? service.problems : [];
+        // One that only waits may still fail, and that would be news.
+        const known = new Set(old.filter((view) => problemOf(view) !== undefined).map(({ task }) => task?.id ?? ""));
+        this.#histories.set(service.name, {
+          known,
+          failed: new Set(),
+          running: service.running,
+          old: service.old,
+          headwayMs: nowMs,
+        });
+      } else {
+        // A service that crashes and comes back over and over makes none.
+        if (service.running > history.running || service.old < history.old) history.headwayMs = nowMs;
+        history.running = Math.max(service.running, history.running);
+        history.old = service.old;
+      }
+      const { known, failed } = this.#histories.get(service.name) ?? {};
+      for (const view of service.problems) {
+        const id = view.task?.id ?? "";
+        if (known?.has(id) === false && problemOf(view)?.kind === "failed") failed?.add(id);
+      }
+    }
+    this.#draw(progress);
+  }
+
+  #check(): void {
+    const progress = this.#last;
+    const nowMs = performance.now();
+    if (progress !== undefined && this.#options.judged) {
+      const failures = progress.services.flatMap((service) => {
+        const history = this.#histories.get(service.name);
+        if (history === undefined || isSettled(service)) return [];
+        return judge(service, nowMs - history.headwayMs, history.known, history.failed.size) ?? [];
+      });
+      if (failures.length > 0) throw this.#failed(failures);
+    }
+    if (nowMs > this.#deadlineMs) throw this.#late(progress);
+  }
+
+  #failed(failures: readonly Failure[]): GivenUp {
+    this.#progress.done();
+    const { stack } = this.#options;
+    const [first] = failures;
+    const logs = first === undefined ? "" : ` and \`clusterctl logs ${stack}_${first.service}\``;
+    return new GivenUp(
+      failures,
+      `The stack stays as declared and the cluster goes on trying. Mend it and deploy again, look at it with \`clusterctl ps ${stack} -a\`${logs}, or remove it with \`clusterctl rm ${stack}\`.`,
+    );
+  }
+
+  #late(progress: StackProgress | undefined): CommandFailure {
+    this.#progress.done();
+    const { timeoutMs, waitingFor, stack } = this.#options;
+    const left = (progress?.services ?? []).filter((service) => !isSettled(service)).map((s) => `\n${describe(s)}`);
+    return new CommandFailure(
+      `${stack} has not ${waitingFor} within ${formatSeconds(timeoutMs)}${left.join("")}`,
+      exitCodes.timeout,
+      { hint: "The cluster goes on with it. Wait longer with --timeout, or see `clusterctl ps`." },
+    );
+  }
+
+  #draw(progress: StackProgress): void {
+    const width = Math.max(0, ...progress.services.map(({ name }) => name.length));
+    const lines = progress.services.map((service): [string, string] => {
+      const mark = isSettled(service) ? "✓" : "…";
+      return [service.name, `${mark} ${describe(service, width)}`];
+    });
+    this.#progress.show(new Map(lines));
+  }
+}
+
+/** "web  2/3 running, 1 old to stop; web.3 cannot be started on host-2: ..." */
+export function describe(service: ServiceProgress, width = 0): string {
+  const old = service.old > 0 ? `, ${service.old} to stop` : "";
+  const numbers = `${service.name.padEnd(width)}  ${service.running}/${service.desired} running${old}`;
+  if (isSettled(service)) return numbers;
+  const [problem] = service.problems;
+  const told = problem === undefined ? undefined : (problemOf(problem)?.why ?? waitOf(problem));
+  return told === undefined || problem === undefined ? numbers : `${numbers}; ${shortName(problem)} ${told}`;
+}
+
+function cancel(stream: ClientReadableStream<unknown>): void {
+  stream.on("error", () => {}); // Our own cancellation comes back as one.
+  stream.cancel();
+}
+
+/** The error for a stack that is not there. */
+export function noSuchStack(stack: string): ClusterError {
+  return new ClusterError(`there is no stack ${stack}`, {
+    code: "not-found",
+    subject: `stack/${stack}`,
+    hint: "`clusterctl stacks` lists those there are.",
+  });
+}

@@ -1,0 +1,108 @@
+import { spawn } from "node:child_process";
+import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { ClusterError } from "../../lib/errors/errors.ts";
+import {
+  type DaemonName,
+  daemonsOf,
+  type LabPaths,
+  type LabRecord,
+  type ProcessName,
+  type ProcessRecord,
+  registryAddress,
+  registryPort,
+} from "./layout.ts";
+import { inside, installation, labEnvironment, outsidePath, requireInit } from "./namespaces.ts";
+import { commandLine, type Process, processesOf, processInside } from "./processes.ts";
+
+/** The Node binary itself, not a wrapper that would stand between the lab and the daemon's pid. */
+export const nodeBinary = process.execPath;
+
+/** The bundle of a daemon. Throws `not-found` when it is not built. */
+export function bundle(name: DaemonName): string {
+  const path = join(installation, "dist", `${name}.mjs`);
+  if (existsSync(path)) return path;
+  throw new ClusterError(`${name} is not built: ${path} is missing`, {
+    code: "not-found",
+    hint: `Run \`npm run setup\` in ${installation}.`,
+  });
+}
+
+/** What a daemon is started with; the defaults of paths and ports hold, as each host has its own. */
+export function daemonCommand(lab: LabRecord, name: DaemonName): string[] {
+  const command = [nodeBinary, bundle(name), "run"];
+  if (name !== "noded") return command;
+  const registries = [`registry.lab:${registryPort}`, `${registryAddress(lab)}:${registryPort}`];
+  return [...command, ...registries.flatMap((registry) => ["--insecure-registry", registry])];
+}
+
+// The daemon's parent is the host's init, as it would be a service manager, and the lab knows it by the pid it wrote.
+// setsid does not fork here, so $! is the daemon itself.
+const startScript = 'file=$1; shift; setsid "$@" & echo $! >"$file"';
+
+/** Starts a program on a host, detached, with its output appended to the host's log of that name. */
+export async function startDetached(
+  paths: LabPaths,
+  host: string,
+  name: string,
+  command: readonly string[],
+): Promise<void> {
+  const init = requireInit(paths, host);
+  const log = openSync(paths.log(host, name), "a");
+  try {
+    const [program = "", ...args] = inside(init, ["sh", "-c", startScript, "sh", `/run/lab/${name}.pid`, ...command]);
+    await new Promise<void>((resolve, reject) => {
+      const child = spawn(program, args, { cwd: "/", stdio: ["ignore", log, log], env: labEnvironment(paths) });
+      child.on("error", reject);
+      child.on("close", (code) => {
+        if (code === 0) resolve();
+        else {
+          const words = `${name} cannot be started on ${host}: exit code ${code}`;
+          reject(new ClusterError(words, { code: "internal", hint: `Its log: ${paths.log(host, name)}` }));
+        }
+      });
+    });
+  } finally {
+    closeSync(log);
+  }
+}
+
+/** A process that `startDetached` started and that still runs; undefined when it does not. */
+export function findDetached(init: ProcessRecord, name: string): Process | undefined {
+  const file = outsidePath(init, `/run/lab/${name}.pid`);
+  if (!existsSync(file)) return undefined;
+  return processInside(init, Number(readFileSync(file, "utf8")));
+}
+
+/** A process of a host by its name; undefined when it does not run. */
+export function findNamed(init: ProcessRecord, name: ProcessName): Process | undefined {
+  if (name !== "etcd") {
+    const found = findDetached(init, name);
+    // The pid could have been given to something else after the daemon ended.
+    return found !== undefined && commandLine(found.pid).some((word) => word.endsWith(`/${name}.mjs`))
+      ? found
+      : undefined;
+  }
+  const clusterd = findDetached(init, "clusterd");
+  const inHost = processesOf(init).filter(({ command }) => command === "etcd");
+  return inHost.find(({ parent }) => parent === clusterd?.pid) ?? inHost[0];
+}
+
+/** Starts a daemon unless it runs. True: it was started. */
+export async function ensureDaemon(paths: LabPaths, lab: LabRecord, host: string, name: DaemonName): Promise<boolean> {
+  if (findNamed(requireInit(paths, host), name) !== undefined) return false;
+  await startDetached(paths, host, name, daemonCommand(lab, name));
+  return true;
+}
+
+/** Daemons of a host that do not run. */
+export function missingDaemons(init: ProcessRecord, host: string): DaemonName[] {
+  return daemonsOf(host).filter((name) => findNamed(init, name) === undefined);
+}
+
+/** The last lines of a process's log, for people. */
+export function logTail(paths: LabPaths, host: string, name: string, lines = 15): string {
+  const file = paths.log(host, name);
+  if (!existsSync(file)) return "";
+  return readFileSync(file, "utf8").trimEnd().split("\n").slice(-lines).join("\n");
+}

@@ -1,0 +1,78 @@
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
+import { LabPaths, type LabRecord, type ProcessRecord } from "./layout.ts";
+import { findProcess, isAlive } from "./processes.ts";
+
+/** The lab's record; undefined when there is no such lab. */
+export function readRecord(paths: LabPaths): LabRecord | undefined {
+  try {
+    return JSON.parse(readFileSync(paths.record, "utf8")) as LabRecord;
+  } catch (error) {
+    if (isErrno(error, "ENOENT")) return undefined;
+    throw new ClusterError(`${paths.record} cannot be read: ${messageOf(error)}`, {
+      code: "internal",
+      hint: `Remove the lab with \`clusterctl lab down --name ${paths.name}\`.`,
+      cause: error,
+    });
+  }
+}
+
+/** Like readRecord. Throws `not-found`, naming the labs that there are. */
+export function requireRecord(paths: LabPaths): LabRecord {
+  const record = readRecord(paths);
+  if (record !== undefined) return record;
+  const labs = listLabs(paths.root);
+  throw new ClusterError(`there is no lab ${paths.name}`, {
+    code: "not-found",
+    subject: `lab/${paths.name}`,
+    hint:
+      labs.length === 0
+        ? "Make one with `clusterctl lab up`."
+        : `Labs here: ${labs.join(", ")}. Choose one with --name.`,
+  });
+}
+
+/** Replaces the record in one step. */
+export function writeRecord(paths: LabPaths, record: LabRecord): void {
+  writeFileSync(`${paths.record}.new`, `${JSON.stringify(record, null, 2)}\n`);
+  renameSync(`${paths.record}.new`, paths.record);
+}
+
+/** Names of the labs on this machine. */
+export function listLabs(root: string): string[] {
+  if (!existsSync(root)) return [];
+  return readdirSync(root)
+    .filter((name) => !name.startsWith(".") && existsSync(new LabPaths(root, name).record))
+    .sort();
+}
+
+/** Keeps other `lab up` and `lab down` of the same lab out until it is disposed. Throws `conflict`. */
+export function lock(paths: LabPaths): Disposable {
+  const own = findProcess(process.pid);
+  const content = JSON.stringify({ pid: process.pid, startTime: own?.startTime ?? "" } satisfies ProcessRecord);
+  for (;;) {
+    try {
+      writeFileSync(paths.lock, content, { flag: "wx" });
+      return { [Symbol.dispose]: () => rmSync(paths.lock, { force: true }) };
+    } catch (error) {
+      if (!isErrno(error, "EEXIST")) throw error;
+    }
+    const holder = readHolder(paths.lock);
+    if (isAlive(holder)) {
+      throw new ClusterError(`another command is changing lab ${paths.name} (pid ${holder.pid})`, {
+        code: "conflict",
+        subject: `lab/${paths.name}`,
+        hint: "Wait until it has ended.",
+      });
+    }
+    rmSync(paths.lock, { force: true });
+  }
+}
+
+function readHolder(file: string): ProcessRecord | undefined {
+  try {
+    return JSON.parse(readFileSync(file, "utf8")) as ProcessRecord;
+  } catch {
+    return undefined; // Removed meanwhile, or its writer was killed halfway.
+  }
+}

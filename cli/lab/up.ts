@@ -1,0 +1,284 @@
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
+import { call } from "../../lib/grpc/client.ts";
+import { NodeState } from "../../proto/gen/embassy/v1/state.ts";
+import { connect } from "../contexts/connect.ts";
+import { type Context, type Contexts, parseContext } from "../contexts/contexts.ts";
+import { bundle, ensureDaemon, findNamed, logTail, missingDaemons, nodeBinary } from "./daemons.ts";
+import { takeDown } from "./down.ts";
+import {
+  daemonNames,
+  hostAddress,
+  hostNames,
+  type LabPaths,
+  type LabRecord,
+  machineAddress,
+  managerPort,
+  mostHosts,
+  registryAddress,
+  registryPort,
+} from "./layout.ts";
+import { boot, outsidePath, readInit, requireInit, runInside } from "./namespaces.ts";
+import { lock, readRecord, writeRecord } from "./record.ts";
+import { checkMachine } from "./requirements.ts";
+import { claimSubnet } from "./subnet.ts";
+import { attachHost, ensureRegistry, ensureUnderlay, underlayName } from "./underlay.ts";
+
+export interface UpOptions {
+  /** How many hosts; default: as many as the lab has, 3 for a new one. */
+  readonly hosts: number | undefined;
+  /** CIDR; default: a free one. */
+  readonly subnet: string | undefined;
+  /** Leave a new lab that did not come up as it is, to look at it. */
+  readonly keep: boolean;
+  readonly contexts: Contexts;
+  /** Told what is being done, before each step. */
+  readonly step: (text: string) => void;
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Brings a lab up: the underlay, the registry, the hosts, the control plane on host-1, and every host joined and ready.
+ * What runs already is left as it is, so it also mends a lab and adds hosts to it.
+ */
+export async function bringUp(paths: LabPaths, options: UpOptions): Promise<LabRecord> {
+  checkMachine();
+  for (const name of daemonNames) bundle(name);
+  mkdirSync(paths.directory, { recursive: true });
+  let isNew = false;
+  try {
+    using _lock = lock(paths);
+    const known = readRecord(paths);
+    isNew = known === undefined;
+    const lab = await prepare(paths, known, options);
+    return await build(paths, lab, options);
+  } catch (error) {
+    if (!isNew || options.keep) throw error;
+    const logs = failedLogs(paths, options.hosts ?? 3);
+    await takeDown(paths);
+    if (logs === "" || options.signal.aborted) throw error;
+    throw new ClusterError(`${messageOf(error)}\n${logs}`, {
+      code: error instanceof ClusterError ? error.code : "internal",
+      hint: "The lab has been taken down again; --keep leaves it, to look at it.",
+      cause: error,
+    });
+  }
+}
+
+async function prepare(paths: LabPaths, known: LabRecord | undefined, options: UpOptions): Promise<LabRecord> {
+  if (known !== undefined) {
+    if (options.subnet !== undefined && options.subnet !== known.subnet) {
+      throw new ClusterError(`lab ${paths.name} has subnet ${known.subnet}`, {
+        code: "conflict",
+        subject: "--subnet",
+        hint: `Take it down first: clusterctl lab down --name ${paths.name}`,
+      });
+    }
+    const lab = { ...known, hosts: Math.max(known.hosts, options.hosts ?? 0) };
+    checkHosts(lab.hosts);
+    if (lab.hosts !== known.hosts) writeRecord(paths, lab);
+    return lab;
+  }
+  const hosts = options.hosts ?? 3;
+  checkHosts(hosts);
+  const lab: LabRecord = { name: paths.name, subnet: await claimSubnet(paths, options.subnet), hosts };
+  writeRecord(paths, lab);
+  return lab;
+}
+
+function checkHosts(hosts: number): void {
+  if (Number.isInteger(hosts) && hosts >= 1 && hosts <= mostHosts) return;
+  throw new ClusterError(`--hosts is ${hosts}; it must be 1-${mostHosts}`, { code: "invalid", subject: "--hosts" });
+}
+
+async function build(paths: LabPaths, lab: LabRecord, options: UpOptions): Promise<LabRecord> {
+  const { step, signal } = options;
+  const hosts = hostNames(lab.hosts);
+  step(`underlay ${lab.subnet}, registry ${registryAddress(lab)}:${registryPort}`);
+  const underlay = await ensureUnderlay(paths, lab);
+  const registry = ensureRegistry(paths, lab, underlay);
+  // Awaited below; a failure before that must not end the process as unhandled.
+  registry.catch(() => {});
+
+  signal.throwIfAborted();
+  const down = hosts.filter((host) => readInit(paths, host) === undefined);
+  if (down.length > 0) step(`hosts ${down.join(", ")}`);
+  await Promise.all(down.map((host) => bootHost(paths, lab, host)));
+  for (const host of hosts) writeFileSync(outsidePath(requireInit(paths, host), "/etc/hosts"), hostsFile(lab, host));
+
+  signal.throwIfAborted();
+  const firstToken = await startControlPlane(paths, lab, step, signal);
+  const context = saveContext(paths, options.contexts);
+  using client = closing(connect(context));
+
+  const strangers = hosts.filter((host) => !existsSync(join(paths.host(host), "lib/noded/node.json")));
+  if (strangers.length > 0) {
+    step(`joining ${strangers.join(", ")}`);
+    const token =
+      firstToken ?? (await call(client.value.createJoinToken.bind(client.value), { ttlMs: 600_000 }, { signal })).token;
+    await Promise.all(strangers.map((host) => enroll(paths, lab, host, token, signal)));
+  }
+
+  await registry;
+  step("starting noded and netd");
+  for (const host of hosts) {
+    await ensureDaemon(paths, lab, host, "netd");
+    await ensureDaemon(paths, lab, host, "noded");
+  }
+  step("waiting until every node is ready");
+  await untilReady(paths, hosts, client.value, signal);
+  return lab;
+}
+
+/** Boots one host and joins it to the underlay. */
+export async function bootHost(paths: LabPaths, lab: LabRecord, host: string): Promise<void> {
+  const etc = join(paths.host(host), "etc");
+  mkdirSync(etc, { recursive: true });
+  for (const [name, content] of Object.entries({
+    hostname: `${host}\n`,
+    hosts: hostsFile(lab, host),
+    "resolv.conf": "# A lab has no resolver: names outside the cluster do not resolve.\n",
+  })) {
+    // The machine's may be a symbolic link, which must not be written through.
+    rmSync(join(etc, name), { force: true });
+    writeFileSync(join(etc, name), content);
+  }
+  const init = await boot(paths, host);
+  await attachHost(lab, requireInit(paths, underlayName), host, init);
+}
+
+function hostsFile(lab: LabRecord, host: string): string {
+  const others = hostNames(lab.hosts).map((name) => `${hostAddress(lab, name)} ${name}`);
+  return [
+    `127.0.0.1 localhost ${host}`,
+    "::1 localhost ip6-localhost",
+    ...others,
+    `${registryAddress(lab)} registry.lab`,
+    `${machineAddress(lab)} machine.lab`,
+    "",
+  ].join("\n");
+}
+
+/** Starts clusterd on host-1, made first if need be. Returns the join token when it was made now. */
+async function startControlPlane(
+  paths: LabPaths,
+  lab: LabRecord,
+  step: (text: string) => void,
+  signal: AbortSignal,
+): Promise<string | undefined> {
+  const host = "host-1";
+  let token: string | undefined;
+  if (!existsSync(paths.admin)) {
+    step(`making the cluster on ${host}`);
+    const command = [nodeBinary, bundle("clusterd"), "init", "--advertise", `${hostAddress(lab, host)}:${managerPort}`];
+    const words = await runInside(paths, host, command, signal);
+    token = words.match(/EMB-1-\S+/)?.[0];
+  }
+  const init = requireInit(paths, host);
+  if (findNamed(init, "clusterd") === undefined) {
+    step(`starting clusterd on ${host}`);
+    await ensureDaemon(paths, lab, host, "clusterd");
+  }
+  await untilAnswers(paths, signal);
+  return token;
+}
+
+/** Waits until clusterd says that it can serve. Throws `unavailable` with its log when it has ended. */
+async function untilAnswers(paths: LabPaths, signal: AbortSignal): Promise<void> {
+  using client = closing(connect(readContext(paths)));
+  const deadline = performance.now() + 60_000;
+  for (;;) {
+    signal.throwIfAborted();
+    try {
+      const info = await call(client.value.info.bind(client.value), {}, { deadlineMs: 2_000, signal });
+      if (info.leader !== "") return;
+    } catch (error) {
+      const init = requireInit(paths, "host-1");
+      if (performance.now() > deadline || findNamed(init, "clusterd") === undefined) {
+        throw new ClusterError(`clusterd does not serve: ${messageOf(error)}`, {
+          code: "internal",
+          subject: "clusterd",
+          hint: `Its log: ${paths.log("host-1", "clusterd")}`,
+          cause: error,
+        });
+      }
+    }
+    await delay(50, undefined, { signal });
+  }
+}
+
+function readContext(paths: LabPaths): Context {
+  return { ...parseContext(readFileSync(paths.admin, "utf8"), paths.admin), name: paths.name };
+}
+
+function saveContext(paths: LabPaths, contexts: Contexts): Context {
+  const context = readContext(paths);
+  contexts.save(context);
+  contexts.use(context.name);
+  return context;
+}
+
+async function enroll(
+  paths: LabPaths,
+  lab: LabRecord,
+  host: string,
+  token: string,
+  signal: AbortSignal,
+): Promise<void> {
+  const options = { manager: hostAddress(lab, "host-1"), token, name: host, underlay: hostAddress(lab, host) };
+  const flags = Object.entries(options).flatMap(([flag, value]) => [`--${flag}`, value]);
+  await runInside(paths, host, [nodeBinary, bundle("noded"), "join", ...flags], signal);
+}
+
+type Client = ReturnType<typeof connect>;
+
+async function untilReady(
+  paths: LabPaths,
+  hosts: readonly string[],
+  client: Client,
+  signal: AbortSignal,
+): Promise<void> {
+  const deadline = performance.now() + 60_000;
+  for (;;) {
+    signal.throwIfAborted();
+    const { nodes } = await call(client.listNodes.bind(client), {}, { signal });
+    const ready = new Set(
+      nodes.filter((node) => node.status?.state === NodeState.NODE_STATE_READY).map((node) => node.spec?.name),
+    );
+    const waiting = hosts.filter((host) => !ready.has(host));
+    if (waiting.length === 0) return;
+    const host = waiting.find((name) => missingDaemons(requireInit(paths, name), name).length > 0);
+    if (host !== undefined) {
+      const names = missingDaemons(requireInit(paths, host), host);
+      throw new ClusterError(`${names.join(" and ")} ended on ${host}`, {
+        code: "internal",
+        subject: host,
+        hint: `The log: ${paths.log(host, names[0] ?? "noded")}`,
+      });
+    }
+    if (performance.now() > deadline) {
+      throw new ClusterError(`not ready after a minute: ${waiting.join(", ")}`, {
+        code: "internal",
+        hint: `Their logs: ${paths.log("HOST", "{noded,netd}")}`,
+      });
+    }
+    await delay(50, undefined, { signal });
+  }
+}
+
+function failedLogs(paths: LabPaths, hosts: number): string {
+  const tails: string[] = [];
+  for (const host of hostNames(Math.min(hosts, mostHosts))) {
+    for (const name of daemonNames) {
+      const tail = logTail(paths, host, name, 5);
+      if (tail !== "") tails.push(`--- ${host} ${name}\n${tail}`);
+    }
+  }
+  return tails.join("\n");
+}
+
+function closing(client: Client): Disposable & { readonly value: Client } {
+  return { value: client, [Symbol.dispose]: () => client.close() };
+}

@@ -1,0 +1,450 @@
+import { once } from "node:events";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { type AddressInfo, createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { PassThrough } from "node:stream";
+import { Server, type ServerDuplexStream } from "@grpc/grpc-js";
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { ClusterError } from "../lib/errors/errors.ts";
+import { requirePeer, send, serverCredentials, streaming, unary } from "../lib/grpc/server.ts";
+import type { Role } from "../lib/grpc/tls.ts";
+import { Authority, createAuthority } from "../lib/pki/authority.ts";
+import {
+  type ClusterServer,
+  ClusterService,
+  type DeployRequest,
+  type ExecInput,
+  type ExecOutput,
+  StackProgress,
+  type TaskView,
+  TaskView as TaskViews,
+} from "../proto/gen/embassy/v1/api.ts";
+import { NodeState, type TaskState, TaskState as TaskStates } from "../proto/gen/embassy/v1/state.ts";
+import type { Cli } from "./cli.ts";
+import { type Context, Contexts } from "./contexts/contexts.ts";
+import { runCli } from "./program.ts";
+
+/** What the cluster below answers; each test sets what it needs. */
+let answers: {
+  deploy: (request: DeployRequest) => void;
+  progress: Parameters<typeof StackProgress.create>[0][];
+  tasks: TaskView[];
+};
+
+function task(
+  name: string,
+  state: TaskState,
+  more: { message?: string; unplaced?: string; exitCode?: number; waitsFor?: string } = {},
+): TaskView {
+  return TaskViews.fromPartial({
+    task: {
+      id: `id${name}`,
+      stack: "shop",
+      serviceName: name,
+      slot: 1,
+      unplaced: more.unplaced ?? "",
+      waitsFor: more.waitsFor ?? "",
+    },
+    status: { taskId: `id${name}`, state, message: more.message ?? "", exitCode: more.exitCode ?? 0 },
+    nodeName: "host-2",
+  });
+}
+
+const absent = () => {
+  throw new ClusterError("not in this test", { code: "internal" });
+};
+
+const implementation: ClusterServer = {
+  deploy: unary((request, call) => {
+    requirePeer(call, ["admin"]);
+    answers.deploy(request);
+    return { revision: 2, created: ["service/web"], updated: [], removed: [], unchanged: [] };
+  }),
+  removeStack: unary(absent),
+  scaleService: unary(absent),
+  watchStack: streaming(async (call, signal) => {
+    for (const progress of answers.progress) await send(call, StackProgress.fromPartial(progress ?? {}), signal);
+    await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+  }),
+  listStacks: unary(() => ({ stacks: [] })),
+  listServices: unary(() => ({ services: [] })),
+  listTasks: unary(() => ({ tasks: answers.tasks })),
+  listNodes: unary((_request, call) => {
+    requirePeer(call, ["admin"]);
+    return {
+      nodes: [
+        {
+          spec: { id: "abc", name: "host-1", availability: 0, labels: {}, createdAtMs: 0 },
+          status: {
+            id: "abc",
+            description: undefined,
+            state: NodeState.NODE_STATE_READY,
+            changedAtMs: 0,
+            message: "",
+            clusterd: "",
+            incarnation: "",
+          },
+          tasks: 0,
+          networkRevision: 0,
+          networkTarget: 0,
+        },
+      ],
+    };
+  }),
+  listNetworks: unary(absent),
+  updateNode: unary(() => ({ spec: undefined })),
+  removeNode: unary(absent),
+  createJoinToken: unary(absent),
+  logs: streaming(async (call, signal) => {
+    const chunk = { taskId: "t", taskName: "shop_web.1", nodeName: "host-1", timeUs: 1_000_000, stderr: false };
+    await send(call, { ...chunk, line: Buffer.from("one, "), partial: true, warning: "" }, signal);
+    await send(call, { ...chunk, line: Buffer.from("line"), partial: false, warning: "" }, signal);
+    await send(call, { ...chunk, line: Buffer.alloc(0), partial: false, warning: "host-3 is down" }, signal);
+  }),
+  // Answers stdin in capitals, and exits with 7 when it is closed.
+  exec: (call: ServerDuplexStream<ExecInput, ExecOutput>) => {
+    call.on("data", ({ message }: ExecInput) => {
+      if (message?.$case === "stdin") {
+        const value = Buffer.from(Buffer.from(message.value).toString().toUpperCase());
+        call.write({ message: { $case: "stdout", value } });
+      }
+      if (message?.$case === "stdinClosed") {
+        call.write({ message: { $case: "exitCode", value: 7 } });
+        call.end();
+      }
+    });
+  },
+  info: unary(absent),
+} as ClusterServer;
+
+let server: Server;
+let authority: Authority;
+let admin: Context;
+let directory: string;
+
+async function contextOf(from: Authority, role: Role, endpoint: string): Promise<Context> {
+  const { certificate, key } = await from.issue({ commonName: "someone", role, nowMs: Date.now() });
+  return {
+    name: "test",
+    endpoints: [endpoint],
+    ca: authority.certificate.toString(),
+    certificate: certificate.toString(),
+    key: key.toString(),
+  };
+}
+
+async function newAuthority(): Promise<Authority> {
+  const made = await createAuthority("embassy test", Date.now());
+  return await Authority.load(made.certificate, made.key);
+}
+
+beforeAll(async () => {
+  directory = mkdtempSync(join(tmpdir(), "embassy-cli-"));
+  authority = await newAuthority();
+  const own = await authority.issue({ commonName: "m1", role: "manager", nowMs: Date.now(), hosts: ["127.0.0.1"] });
+  server = new Server();
+  server.addService(ClusterService, implementation);
+  const credentials = serverCredentials(own);
+  const port = await new Promise<number>((resolve, reject) => {
+    server.bindAsync("127.0.0.1:0", credentials, (error, bound) => (error === null ? resolve(bound) : reject(error)));
+  });
+  admin = await contextOf(authority, "admin", `127.0.0.1:${port}`);
+});
+
+afterAll(() => {
+  server.forceShutdown();
+  rmSync(directory, { recursive: true, force: true });
+});
+
+beforeEach(() => {
+  answers = { deploy: () => {}, progress: [], tasks: [] };
+});
+
+async function clusterctl(
+  words: readonly string[],
+  options: { context?: Context | undefined; input?: string; interrupted?: AbortController } = {},
+) {
+  const configDirectory = mkdtempSync(join(directory, "config-"));
+  const environment = { EMBASSY_CONFIG_DIR: configDirectory, HOME: directory };
+  const contexts = new Contexts(environment);
+  const context = "context" in options ? options.context : admin;
+  if (context !== undefined) {
+    contexts.save(context);
+    contexts.use(context.name);
+  }
+  let stdout = "";
+  let stderr = "";
+  const screen = (write: (text: string) => void) => ({
+    isTerminal: false,
+    columns: Number.POSITIVE_INFINITY,
+    colours: false,
+    write,
+  });
+  const output = new PassThrough();
+  output.on("data", (data: Buffer) => {
+    stdout += data.toString();
+  });
+  const stdin = new PassThrough();
+  stdin.end(options.input ?? "");
+  const cli = {
+    out: screen((text) => {
+      stdout += text;
+    }),
+    err: screen((text) => {
+      stderr += text;
+    }),
+    environment,
+    contexts,
+    signal: (options.interrupted ?? new AbortController()).signal,
+    stdin,
+    stdout: output,
+    stderr: output,
+    exitCode: 0,
+  } as unknown as Cli;
+  const code = await runCli(words, cli);
+  return { code, stdout, stderr };
+}
+
+function stackFile(): string {
+  const file = join(directory, "stack.yml");
+  writeFileSync(file, "name: shop\nservices:\n  web:\n    image: registry.lab:5000/web:1\n");
+  return file;
+}
+
+describe("the command line", () => {
+  it.each([
+    [["depoly"], /unknown command 'depoly' \(did you mean deploy\?\)\nusage: clusterctl/],
+    [["deploy"], /^error: no stack file was named, and there is none here\nName one with -f/],
+    [
+      ["deploy", "a.yml", "shop", "more"],
+      /too many arguments.*\nusage: clusterctl deploy \[options\] \[file\] \[name\]\n/,
+    ],
+    [["deploy", "-f", "a.yml", "b.yml", "shop"], /a stack file is given in two ways/],
+    [["deploy", "a.yml", "shop", "-n", "store"], /two names: shop and store/],
+    [["node"], /a subcommand is missing: one of drain, activate/],
+    [["ps", "--al"], /unknown option '--al' \(did you mean --all\?\)\nusage: clusterctl ps/],
+    [["scale", "web"], /"web" is not SERVICE=NUMBER/],
+    [["inspect", "web"], /"web" is not KIND\/NAME\nKIND is one of/],
+    [["deploy", "/nowhere/stack.yml"], /\/nowhere\/stack\.yml/],
+  ])("%j is refused in one sentence, with exit code 1", async (words, expected) => {
+    const result = await clusterctl(words);
+    expect(result.stderr).toMatch(expected);
+    expect(result.code).toBe(1);
+    expect(result.stdout).toBe("");
+  });
+
+  it("says help and version in the usual words, and times as they are given", async () => {
+    expect((await clusterctl(["help", "deploy"])).stdout).toMatch(
+      /^Usage: clusterctl deploy[\s\S]*default: 5m[\s\S]*default: 1s/,
+    );
+    expect((await clusterctl(["help"])).stdout).toMatch(/^Usage: clusterctl /);
+    expect((await clusterctl(["--version"])).stdout).toMatch(/^clusterctl \d/);
+    expect((await clusterctl(["exec", "web", "id", "-u"])).stderr).toMatch(/\nPut -- before the command/);
+  });
+
+  it("prints help on stdout and succeeds when asked for it", async () => {
+    const result = await clusterctl(["deploy", "--help"]);
+    expect(result.code).toBe(0);
+    expect(result.stdout).toMatch(/^Usage: clusterctl deploy/);
+  });
+});
+
+describe("a cluster that cannot be called", () => {
+  it("none chosen: exit code 6", async () => {
+    const result = await clusterctl(["nodes"], { context: undefined });
+    expect(result.code).toBe(6);
+    expect(result.stderr).toMatch(/^error: no cluster is chosen\n.*context import/);
+  });
+
+  it("nothing listens: exit code 6, with the address", async () => {
+    const result = await clusterctl(["nodes"], { context: { ...admin, endpoints: ["127.0.0.1:9"] } });
+    expect(result.code).toBe(6);
+    expect(result.stderr).toMatch(/cannot be reached \(127\.0\.0\.1:9: connection refused\)/);
+  });
+
+  // Nothing else would end it: following logs has no deadline.
+  it("a host that takes the connection and never answers: exit code 6, in seconds", { timeout: 15_000 }, async () => {
+    const silent = createServer().listen(0, "127.0.0.1");
+    await once(silent, "listening");
+    const { port } = silent.address() as AddressInfo;
+    const context = { ...admin, endpoints: [`127.0.0.1:${port}`] };
+    const result = await clusterctl(["logs", "-f", "shop_web"], { context });
+    silent.close();
+    expect(result.stderr).toMatch(/cannot be reached \(127\.0\.0\.1:\d+: no answer\)/);
+    expect(result.code).toBe(6);
+  });
+
+  it("a certificate of another CA: exit code 7", async () => {
+    const endpoint = admin.endpoints[0] ?? "";
+    const result = await clusterctl(["nodes"], { context: await contextOf(await newAuthority(), "admin", endpoint) });
+    expect(result.code).toBe(7);
+    expect(result.stderr).toMatch(/does not accept this certificate/);
+  });
+
+  it("a server of another CA: exit code 7", async () => {
+    const other = await newAuthority();
+    const result = await clusterctl(["nodes"], { context: { ...admin, ca: other.certificate.toString() } });
+    expect(result.code).toBe(7);
+    expect(result.stderr).toMatch(/is not a member of the cluster/);
+  });
+
+  it("a node's certificate: exit code 7, in the server's words", async () => {
+    const context = await contextOf(authority, "node", admin.endpoints[0] ?? "");
+    const result = await clusterctl(["nodes"], { context });
+    expect(result.code).toBe(7);
+    expect(result.stderr).toMatch(/needs a certificate with role admin, got node/);
+  });
+});
+
+describe("deploy", () => {
+  const service = { name: "web", desired: 1, running: 0, old: 0, problems: [] };
+
+  it("waits until the stack has converged at its own revision or a later one", async () => {
+    answers.progress = [
+      { revision: 1, converged: true, services: [] },
+      { revision: 2, services: [service] },
+      { revision: 2, converged: true, services: [{ ...service, running: 1 }] },
+    ];
+    const result = await clusterctl(["deploy", stackFile(), "--settle", "0s"]);
+    expect(result.code).toBe(0);
+    expect(result.stderr).toMatch(/created service\/web/);
+    expect(result.stderr).toMatch(/web {2}0\/1 running\n.*web {2}1\/1 running\n/);
+    expect(result.stderr).toMatch(/stack shop runs: 1 service, 1 task/);
+  });
+
+  it("does not count a service that ends as soon as it has started", async () => {
+    const crashed = task("web", TaskStates.TASK_STATE_FAILED, { exitCode: 3 });
+    answers.progress = [
+      { revision: 2, converged: true, services: [{ ...service, running: 1 }] },
+      { revision: 2, services: [{ ...service, problems: [crashed] }] },
+    ];
+    const result = await clusterctl(["deploy", stackFile(), "--timeout", "300ms"]);
+    expect(result.code).toBe(4);
+    expect(result.stderr).toMatch(/web {2}0\/1 running; web\.1 ended on host-2 \(exit code 3\)/);
+  });
+
+  it.each([
+    [["deploy", "FILE"], "shop", ["web"]],
+    [["deploy", "FILE", "store"], "store", ["web"]],
+    [["deploy", "-f", "FILE", "--file", "OVER"], "shop", ["extra", "web"]],
+    [["deploy", "-f", "FILE", "store"], "store", ["web"]],
+    [["deploy", "FILE", "-n", "store", "--profile", "more", "--project-directory", "/"], "store", ["later", "web"]],
+    [["deploy", "-f", "ODD", "--ignore-unsupported", "attach", "--allow-outside"], "shop", ["odd"]],
+  ])("takes the options of config: %j", async (words, name, services) => {
+    const texts: Record<string, string> = {
+      FILE: "name: shop\nservices:\n  web: {image: 'a:1'}\n  later: {image: 'a:1', profiles: [more]}\n",
+      OVER: "services:\n  extra: {image: 'a:1'}\n",
+      ODD: "name: shop\nservices:\n  odd: {image: 'a:1', attach: false}\n",
+    };
+    const paths = words.map((word) => {
+      const text = texts[word];
+      if (text === undefined) return word;
+      const file = join(directory, `${word}.yml`);
+      writeFileSync(file, text);
+      return file;
+    });
+    let sent: DeployRequest | undefined;
+    answers.deploy = (request) => {
+      sent = request;
+    };
+    const result = await clusterctl([...paths, "--detach"]);
+    expect(result.code).toBe(0);
+    expect(sent?.spec?.name).toBe(name);
+    expect(sent?.spec?.services.map((one) => one.name).toSorted()).toEqual(services);
+  });
+
+  it("says each error of a file once, with one prefix", async () => {
+    const file = join(directory, "bad.yml");
+    writeFileSync(file, "services:\n  web: {imag: a}\n  db: {imag: a}\n");
+    const result = await clusterctl(["deploy", file]);
+    expect(result.code).toBe(1);
+    expect(result.stderr).toMatch(/^error: services\./);
+    expect(result.stderr).not.toMatch(/error: error:/);
+    expect(result.stderr).toMatch(/\n\nNothing was changed\.\n$/);
+  });
+
+  it("is refused as a conflict with exit code 5 and the server's hint", async () => {
+    answers.deploy = () => {
+      throw new ClusterError("port 80/tcp is taken by shop2_web", { code: "conflict", hint: "Publish another." });
+    };
+    const result = await clusterctl(["deploy", stackFile()]);
+    expect(result.code).toBe(5);
+    expect(result.stderr).toBe("error: port 80/tcp is taken by shop2_web\nPublish another.\n");
+  });
+
+  it("says when it is interrupted that the cluster goes on, and how to undo that", async () => {
+    const interrupted = new AbortController();
+    answers.deploy = () => {
+      setImmediate(() => interrupted.abort(new ClusterError("interrupted", { code: "unavailable" })));
+    };
+    const result = await clusterctl(["deploy", stackFile()], { interrupted });
+    expect(result.code).toBe(130);
+    expect(result.stderr).toMatch(
+      /interrupted\nThe cluster goes on.*`clusterctl ps shop`.*`clusterctl rm shop` removes it/,
+    );
+  });
+
+  it("ends with exit code 4 when the time is over, and says what is missing", async () => {
+    answers.progress = [{ revision: 2, services: [service] }];
+    const result = await clusterctl(["deploy", stackFile(), "--timeout", "300ms"]);
+    expect(result.code).toBe(4);
+    expect(result.stderr).toMatch(/shop has not converged within 0\.3 s\nweb {2}0\/1 running/);
+  });
+});
+
+describe("what is read", () => {
+  it("has every field in JSON", async () => {
+    const { stdout } = await clusterctl(["nodes", "--output", "json"]);
+    expect(JSON.parse(stdout)).toMatchObject({
+      nodes: [{ spec: { name: "host-1", labels: {} }, status: { state: "NODE_STATE_READY" }, tasks: 0 }],
+    });
+    expect(JSON.parse((await clusterctl(["stacks", "-o", "json"])).stdout)).toEqual({ stacks: [] });
+  });
+
+  it("is refused of a stack that is not there", async () => {
+    const result = await clusterctl(["services", "nosuch"]);
+    expect(result.code).toBe(1);
+    expect(result.stderr).toMatch(/^error: there is no stack nosuch\n/);
+  });
+
+  it("puts the parts of a long line together, and warnings on stderr", async () => {
+    const result = await clusterctl(["logs", "shop_web", "-t"]);
+    expect(result.stdout).toBe("1970-01-01T00:00:01.000Z shop_web.1 | one, line\n");
+    expect(result.stderr).toBe("warning: host-3 is down\n");
+  });
+
+  it("shows why a task failed", async () => {
+    answers.tasks = [task("web", TaskStates.TASK_STATE_FAILED, { exitCode: 3, message: "no such file" })];
+    const { stdout } = await clusterctl(["ps"]);
+    expect(stdout).toMatch(/shop_web\.1 +idweb +host-2 +failed \(3\) +- +no such file/);
+  });
+
+  it("shows what a task waits for, and what became of it after that", async () => {
+    const more = { message: "no such image", waitsFor: "db to be healthy" };
+    answers.tasks = [task("web", TaskStates.TASK_STATE_REJECTED, more), task("api", TaskStates.TASK_STATE_READY, more)];
+    const { stdout } = await clusterctl(["ps"]);
+    expect(stdout).toMatch(/shop_web\.1 .* rejected .* no such image\n/);
+    expect(stdout).toMatch(/shop_api\.1 .* ready .* db to be healthy\n/);
+  });
+});
+
+describe("what changes something says so", () => {
+  it.each([
+    [["node", "activate", "host-1"], "host-1 is active\n"],
+    [["node", "pause", "host-1"], "host-1 is paused: it gets no new tasks\n"],
+    [["node", "label", "host-1", "zone=a", "old-"], "host-1 has zone=a; has no old\n"],
+    [["node", "drain", "host-1"], "host-1 is drained: no task runs there\n"],
+    [["context", "use", "test"], "context test is the current one\n"],
+  ])("%j", async (words, expected) => {
+    expect(await clusterctl(words)).toEqual({ code: 0, stdout: "", stderr: expected });
+    expect(await clusterctl([...words, "-o", "json"])).toEqual({ code: 0, stdout: "", stderr: "" });
+  });
+});
+
+describe("exec", () => {
+  it("passes stdin on and exits with the command's code", async () => {
+    const result = await clusterctl(["exec", "-i", "shop_web.1", "--", "tr", "a-z", "A-Z"], { input: "hello" });
+    expect(result).toEqual({ code: 7, stdout: "HELLO", stderr: "" });
+  });
+});

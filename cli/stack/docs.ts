@@ -1,0 +1,138 @@
+import { stringify } from "yaml";
+import { runsInCluster } from "./cluster.ts";
+import { type KeyPath, keyPaths } from "./keys/paths.ts";
+import type { ScalarType, Type } from "./schema.ts";
+
+const CHAPTERS: readonly (readonly [title: string, intro: string, matches: (path: string) => boolean])[] = [
+  [
+    "The file",
+    "Keys at the top of a stack file.",
+    (path) => !path.includes(".") || path.startsWith("include") || path.startsWith("models"),
+  ],
+  [
+    "Services",
+    "Keys of `services.<name>`.",
+    (path) => /^services\.\*\.(?!deploy|x-|networks\.|ports\[|volumes\[)/.test(path),
+  ],
+  ["Published ports", "Long form of an item of `ports`.", (path) => path.startsWith("services.*.ports[]")],
+  ["Mounts", "Long form of an item of `volumes` of a service.", (path) => path.startsWith("services.*.volumes[]")],
+  [
+    "Networks of a service",
+    "Keys of `services.<name>.networks.<network>`.",
+    (path) => path.startsWith("services.*.networks.*"),
+  ],
+  ["Deployment", "Keys of `services.<name>.deploy`.", (path) => path.startsWith("services.*.deploy")],
+  [
+    "Keys of this product",
+    "Compose leaves keys that begin with `x-` to everyone; these are ours, and strict: an unknown key inside is an error.",
+    (path) => /^services\.\*\.x-|^x-/.test(path),
+  ],
+  ["Networks", "Keys of `networks.<name>`.", (path) => path.startsWith("networks.")],
+  ["Volumes", "Keys of `volumes.<name>`.", (path) => path.startsWith("volumes.")],
+  [
+    "Configs and secrets",
+    "Keys of `configs.<name>` and `secrets.<name>`.",
+    (path) => path.startsWith("configs.") || path.startsWith("secrets."),
+  ],
+];
+
+/** `docs/stack-file.md`: the key table as a reference page, with an example for each key. */
+export function stackFileReference(): string {
+  const all = keyPaths().filter((key) => !key.below);
+  const left = new Set(all);
+  const chapters = CHAPTERS.map(([title, intro, matches]) => {
+    const keys = all.filter((key) => left.has(key) && matches(key.path));
+    for (const key of keys) left.delete(key);
+    return chapter(title, intro, keys);
+  });
+  if (left.size > 0) throw new Error(`no chapter for ${[...left].map((key) => key.path).join(", ")}`);
+  return `${INTRODUCTION}\n${chapters.join("\n")}\n${refused(all)}`;
+}
+
+const INTRODUCTION = `# The stack file
+
+<!-- Generated from cli/stack/keys by \`npm run docs:stack-file\`. Change it there. -->
+
+A stack file is a Compose file. Every key of the Compose specification is either honoured, or refused with the place, the
+reason and what to use instead; none is ignored in silence. \`clusterctl config\` checks files and prints the stack that they
+describe, with everything resolved; \`clusterctl deploy\` runs it, and says so when the cluster of this version does not run
+something yet.
+
+- **Files**: \`-f a.yml -f b.yml\` merges files in that order: mappings key by key, lists by appending (an item that is the
+  same thing replaces the earlier one: a mount with the same target, a port with the same numbers), commands and single values
+  by replacing. \`!reset null\` takes away what an earlier file says, \`!override\` replaces it instead of merging. \`extends\`
+  and \`include\` follow the same rules; the files that they name lie below the project directory.
+- **Variables**: \`$NAME\`, \`\${NAME}\`, \`\${NAME:-default}\`, \`\${NAME:?error}\`, \`\${NAME:+instead}\`, and the same without
+  the colon, in which case an empty value counts; \`$$\` is a dollar sign. Values come from the environment, then from
+  \`--env-file\`, else from \`.env\` beside the first file. \`clusterctl config --environment\` prints which were used.
+- **Units**: durations are \`500ms\`, \`10s\`, \`1m30s\`; sizes are \`64k\`, \`512m\`, \`2g\`, each 1024 of the one before; CPUs are
+  \`0.5\` or \`2\`.
+- **Text** is taken as it is written: \`VERSION: 1.10\` stays \`1.10\`.
+- **Own keys**: any key that begins with \`x-\` is kept and has no effect, except those of this page.
+`;
+
+function chapter(title: string, intro: string, keys: readonly KeyPath[]): string {
+  const honoured = keys.filter((key) => key.decision === "honoured");
+  return `## ${title}\n\n${intro}\n\n${honoured.map(entry).join("\n")}`;
+}
+
+function entry(path: KeyPath): string {
+  const { key } = path;
+  const facts = [`Takes ${acceptsOf(key.type)}.`];
+  if (key.default !== undefined) facts.push(`Default: \`${defaultText(key.type, key.default)}\`.`);
+  else if (key.defaultNote !== undefined) facts.push(`Default: ${key.defaultNote}.`);
+  if (key.gated) facts.push("**Only where the cluster's policy allows it.**");
+  const runs = runsInCluster(path.path);
+  const isLeaf =
+    key.type.kind === "scalar" ||
+    key.type.kind === "any" ||
+    (key.type.kind === "list" && key.type.item.kind === "scalar");
+  if (runs === "none") facts.push("_Checked, and not run by the cluster of this version yet._");
+  else if (runs === "some" && isLeaf)
+    facts.push("_The cluster of this version runs some values of it; `clusterctl deploy` names the others._");
+  return `### \`${path.path}\`\n\n${key.doc} ${facts.join(" ")}\n\n\`\`\`yaml\n${exampleText(path)}\`\`\`\n`;
+}
+
+function exampleText({ example }: KeyPath): string {
+  return stringify(example, { lineWidth: 100, flowCollectionPadding: false });
+}
+
+function acceptsOf(type: Type): string {
+  return type.accepts;
+}
+
+function defaultText(type: Type, value: unknown): string {
+  return type.kind === "scalar" ? String((type as ScalarType).format(value)) || '""' : JSON.stringify(value);
+}
+
+function cell(text = ""): string {
+  return text.replaceAll("<", "&lt;");
+}
+
+function refused(keys: readonly KeyPath[]): string {
+  const rows = (decision: string): string =>
+    keys
+      .filter((key) => key.decision === decision)
+      .map(({ path, key }) => `| \`${path}\` | ${cell(key.why)} | ${cell(key.instead)} |`)
+      .join("\n");
+  const head = "| key | why | instead |\n|---|---|---|";
+  return `## Keys that are refused
+
+\`clusterctl config --ignore-unsupported KEY,...\` turns these errors into warnings, for files that other tools read too, and
+prints a file without them that can be deployed. \`build\` is only a warning beside \`image\`.
+
+### Not yet
+
+${head}
+${rows("later")}
+
+### Never
+
+${head}
+${rows("reject")}
+
+Values that are refused: \`network_mode: bridge\` and \`container:\` (no such things in a cluster), \`service:\` of network_mode, pid and
+ipc (not yet), \`pull_policy: build\`, mounts of type \`npipe\` (Windows), \`cluster\` and \`image\` (not yet), network drivers other
+than \`overlay\`, volume drivers other than \`local\`.
+`;
+}

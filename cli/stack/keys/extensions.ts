@@ -1,0 +1,323 @@
+import { bool, duration, integer, matching, oneOf, text } from "../scalars.ts";
+import type { Fail } from "../schema.ts";
+import { Bad, key, object, type ScalarType, scalarType } from "../schema.ts";
+import { describeKind, type MapTree } from "../tree.ts";
+
+/** Keys of a service that Compose does not have. Each is strict: an unknown key inside is an error. */
+
+export const loadBalancing = object(
+  {
+    policy: key(oneOf("rr", "least", "hash", "random2", "nearest"), {
+      doc: "Round robin, fewest connections, by the client's address, the better of two at random, or tasks on the same node first.",
+      example: "least",
+      default: "rr",
+    }),
+    affinity: key(oneOf("none", "client_ip"), {
+      doc: "Whether a client stays with the task it reached first.",
+      example: "client_ip",
+      default: "none",
+    }),
+    affinity_ttl: key(duration(1000), {
+      doc: "How long it stays after its last connection.",
+      example: "30m",
+      default: 10_800_000,
+    }),
+    hold: key(duration(), {
+      doc: "How long a new connection waits for a task when there is none; 0s refuses at once.",
+      example: "30s",
+      default: 10_000,
+    }),
+    drain: key(duration(), {
+      doc: "How long connections may go on to a task that is being stopped.",
+      example: "1m",
+      default: 10_000,
+    }),
+    retry: key(integer(0, 10, "a whole number from 0 to 10"), {
+      doc: "Further tasks tried when one does not answer a connect.",
+      example: "2",
+      default: 1,
+    }),
+    max_connections: key(integer(0, 10_000_000, "a whole number, 0 for no limit"), {
+      doc: "Connections to one task at a time; 0 is no limit.",
+      example: "500",
+      default: 0,
+    }),
+    tunnel: key(oneOf("auto", "always", "never"), {
+      doc: "Whether traffic between hosts goes through a mutual TLS tunnel; `auto` takes it where the overlay is found broken.",
+      example: "always",
+      default: "auto",
+    }),
+  },
+  { extensions: false, accepts: "a mapping with policy, affinity, hold, drain, retry, max_connections, tunnel" },
+);
+
+const portNumber = integer(1, 65535, "a port from 1 to 65535");
+
+const probe = object(
+  {
+    http: key(
+      object(
+        {
+          path: key(matching(/^\/\S*$/, "a path that begins with /"), {
+            doc: "Path asked for.",
+            example: "/ready",
+            beside: "port: 8080",
+            default: "/",
+          }),
+          port: key(portNumber, { doc: "Port of the container.", example: "8080" }),
+          scheme: key(oneOf("http", "https"), {
+            doc: "Protocol; a certificate is not checked.",
+            example: "https",
+            beside: "port: 8443",
+            default: "http",
+          }),
+        },
+        { extensions: false, required: ["port"] },
+      ),
+      { doc: "Passes with a status from 200 to 399.", example: "{path: /ready, port: 8080}" },
+    ),
+    tcp: key(
+      object(
+        { port: key(portNumber, { doc: "Port of the container.", example: "5432" }) },
+        { extensions: false, required: ["port"] },
+      ),
+      {
+        doc: "Passes when a connection is accepted.",
+        example: "{port: 5432}",
+      },
+    ),
+    grpc: key(
+      object(
+        {
+          port: key(portNumber, { doc: "Port of the container.", example: "50051" }),
+          service: key(text("a name"), {
+            doc: "Service asked about.",
+            example: "search",
+            beside: "port: 50051",
+            default: "",
+          }),
+        },
+        { extensions: false, required: ["port"] },
+      ),
+      { doc: "Passes when grpc.health.v1 says SERVING.", example: "{port: 50051}" },
+    ),
+    interval: key(duration(100), {
+      doc: "Time between probes.",
+      example: "5s",
+      beside: "tcp: {port: 5432}",
+      default: 10_000,
+    }),
+    timeout: key(duration(1), {
+      doc: "Time that one may take.",
+      example: "1s",
+      beside: "tcp: {port: 5432}",
+      default: 1000,
+    }),
+    failures: key(integer(1, 1000, "a whole number from 1 to 1000"), {
+      doc: "Failures in a row that count.",
+      example: "5",
+      beside: "tcp: {port: 5432}",
+      default: 3,
+    }),
+    successes: key(integer(1, 1000, "a whole number from 1 to 1000"), {
+      doc: "Successes in a row that count.",
+      example: "2",
+      beside: "tcp: {port: 5432}",
+      default: 1,
+    }),
+  },
+  {
+    extensions: false,
+    accepts: "a mapping with one of http, tcp, grpc",
+    check: (tree: MapTree, fail: Fail) => {
+      const kinds = ["http", "tcp", "grpc"].filter((kind) => tree.entries.has(kind));
+      if (kinds.length !== 1)
+        fail(
+          tree,
+          `takes exactly one of http, tcp, grpc, and found ${kinds.length === 0 ? "none" : kinds.join(" and ")}`,
+        );
+    },
+  },
+);
+
+/** `x-probe` */
+export const probes = object(
+  {
+    startup: key(probe, { doc: "Until it passes, the others wait.", example: "{tcp: {port: 5432}, failures: 30}" }),
+    readiness: key(probe, {
+      doc: "While it fails, no new connections come.",
+      example: "{http: {path: /ready, port: 8080}}",
+    }),
+    liveness: key(probe, { doc: "When it fails, the task is replaced.", example: "{grpc: {port: 50051}}" }),
+  },
+  { extensions: false, accepts: "a mapping with startup, readiness, liveness" },
+);
+
+const CRON_FIELDS = [
+  ["minute", 0, 59],
+  ["hour", 0, 23],
+  ["day of the month", 1, 31],
+  ["month", 1, 12],
+  ["day of the week", 0, 7],
+] as const;
+const CRON_NAMES: Readonly<Record<string, readonly string[]>> = {
+  month: ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"],
+  "day of the week": ["sun", "mon", "tue", "wed", "thu", "fri", "sat"],
+};
+const CRON_WORDS = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
+
+/** Five fields of cron(5), or one of its words. */
+function cron(): ScalarType<string> {
+  const accepts = 'five cron fields such as "30 3 * * *", or a word such as @daily';
+  return text(accepts, (value) => {
+    if (CRON_WORDS.includes(value)) return undefined;
+    const fields = value.trim().split(/\s+/);
+    if (fields.length !== 5) return new Bad(`takes ${accepts}, and found ${JSON.stringify(value)}`);
+    for (const [index, [name, min, max]] of CRON_FIELDS.entries()) {
+      const field = fields[index] ?? "";
+      if (!field.split(",").every((part) => isCronPart(part, name, min, max))) {
+        return new Bad(`${JSON.stringify(field)} cannot be the ${name}, which goes from ${min} to ${max}`);
+      }
+    }
+    return undefined;
+  });
+}
+
+function isCronPart(part: string, name: string, min: number, max: number): boolean {
+  const match = /^(?:\*|([0-9a-z]+)(?:-([0-9a-z]+))?)(?:\/(\d{1,3}))?$/i.exec(part);
+  if (match === null || match[3] === "0") return false;
+  const number = (word: string | undefined): number | undefined => {
+    if (word === undefined) return undefined;
+    if (/^\d+$/.test(word)) return Number(word);
+    const at = CRON_NAMES[name]?.indexOf(word.toLowerCase()) ?? -1;
+    return at === -1 ? Number.NaN : at + min;
+  };
+  const from = number(match[1]) ?? min;
+  const to = number(match[2]) ?? from;
+  return from >= min && to <= max && from <= to;
+}
+
+function timezone(): ScalarType<string> {
+  return text("a time zone such as Europe/Berlin", (value) => {
+    try {
+      new Intl.DateTimeFormat("en", { timeZone: value });
+      return undefined;
+    } catch {
+      return new Bad(
+        `${JSON.stringify(value)} is not a time zone`,
+        "Use a name of the IANA data base, such as Europe/Berlin or UTC.",
+      );
+    }
+  });
+}
+
+/** `x-schedule` */
+export const schedule = object(
+  {
+    cron: key(cron(), {
+      doc: "When the job starts: five fields of cron(5), or a word such as `@daily`.",
+      example: '"30 3 * * *"',
+    }),
+    timezone: key(timezone(), {
+      doc: "Time zone of the fields.",
+      example: "Europe/Berlin",
+      beside: 'cron: "@daily"',
+      default: "UTC",
+    }),
+    overlap: key(oneOf("forbid", "replace", "allow"), {
+      doc: "What happens when the last run is still going.",
+      example: "replace",
+      beside: 'cron: "@daily"',
+      default: "forbid",
+    }),
+    catch_up: key(duration(), {
+      doc: "How late a missed start may still happen; 0s is never.",
+      example: "1h",
+      beside: 'cron: "@daily"',
+      default: 3_600_000,
+    }),
+    keep: key(integer(0, 1000, "a whole number from 0 to 1000"), {
+      doc: "Ended runs that are kept to look at.",
+      example: "10",
+      beside: 'cron: "@daily"',
+      default: 5,
+    }),
+  },
+  { extensions: false, required: ["cron"], accepts: "a mapping with cron, timezone, overlap, catch_up, keep" },
+);
+
+/** `x-autoscale` */
+export const autoscale = object(
+  {
+    min: key(integer(0, 100_000, "a whole number"), {
+      doc: "Fewest tasks.",
+      example: "2",
+      beside: "max: 10",
+      default: 1,
+    }),
+    max: key(integer(1, 100_000, "a whole number from 1"), { doc: "Most tasks.", example: "10" }),
+    signal: key(oneOf("cpu", "memory", "connections"), {
+      doc: "What is watched: use of the reserved CPU or memory in percent, or connections to a task.",
+      example: "connections",
+      beside: "max: 10\ntarget: 200",
+      default: "cpu",
+    }),
+    target: key(integer(1, 1_000_000, "a whole number from 1"), {
+      doc: "Value of the signal that is aimed at.",
+      example: "60",
+      beside: "max: 10",
+      default: 70,
+    }),
+    window: key(duration(1000), {
+      doc: "Time over which the signal is averaged.",
+      example: "2m",
+      beside: "max: 10",
+      default: 60_000,
+    }),
+  },
+  {
+    extensions: false,
+    required: ["max"],
+    accepts: "a mapping with min, max, signal, target, window",
+    check: (tree, fail) => {
+      const of = (name: string): number | undefined => {
+        const value = tree.entries.get(name)?.value;
+        return value?.kind === "scalar" && typeof value.value === "number" ? value.value : undefined;
+      };
+      const max = of("max");
+      if (max !== undefined && (of("min") ?? 1) > max)
+        fail(tree, `min (${of("min") ?? 1}) is greater than max (${max})`);
+    },
+  },
+);
+
+/** A count or a share in percent. */
+function countOrPercent(): ScalarType<string> {
+  return matching(/^(\d{1,6}|(\d{1,2}|100)%)$/, "a count such as 2 or a share such as 50%");
+}
+
+/** `x-disruption` */
+export const disruption = object(
+  {
+    min_available: key(countOrPercent(), {
+      doc: "Tasks that drains and rebalancing leave running: a count or a share.",
+      example: "50%",
+      default: "0",
+    }),
+    rebalance: key(bool(), { doc: "Whether tasks may move to spread better.", example: "true", default: false }),
+  },
+  { extensions: false, accepts: "a mapping with min_available, rebalance" },
+);
+
+/** What running tasks do when a config or secret that they use changes. */
+export function onChange(): ScalarType<string> {
+  const accepts = "restart, none or a signal such as SIGHUP";
+  return scalarType({
+    accepts,
+    parse: (scalar) =>
+      /^(restart|none|SIG[A-Z0-9+-]{2,9})$/.test(scalar.text)
+        ? scalar.text
+        : new Bad(`takes ${accepts}, and found ${describeKind(scalar)}`),
+    format: (value) => value,
+  });
+}

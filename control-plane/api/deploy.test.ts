@@ -1,0 +1,257 @@
+import { createHash } from "node:crypto";
+import { describe, expect, it } from "vitest";
+import {
+  BlobMount,
+  BlobSpec,
+  ContainerSpec,
+  Dependency,
+  ExposedPort,
+  Link,
+  NetworkSpec,
+  Placement,
+  PublishedPort,
+  PublishMode,
+  RestartPolicy,
+  ServiceNetwork,
+  type ServiceSpec,
+  type StackSpec,
+} from "../../proto/gen/embassy/v1/stack.ts";
+import { aService, aStack, replicas, TestCluster, testPools, testSecretDigest } from "../domain/testing.ts";
+import { planDeploy } from "./plan-deploy.ts";
+import { validateStack } from "./validate.ts";
+
+let minted = 0;
+const facts = {
+  by: "test",
+  nowMs: 1_000,
+  mintId: () => `id${minted++}`,
+  settings: testPools,
+  secretDigest: testSecretDigest,
+};
+const plan = (cluster: TestCluster, spec: StackSpec) => planDeploy(cluster.index, spec, facts);
+const container = (over: Partial<ContainerSpec>) => ContainerSpec.create({ image: "registry/web:1", ...over });
+const port = (published: number, over: Partial<PublishedPort> = {}) =>
+  PublishedPort.create({ target: 80, published, ...over });
+
+describe("a deploy", () => {
+  it("of what is there already changes nothing", async () => {
+    using cluster = new TestCluster();
+    const services = () => [aService("web", { labels: { a: "1", b: "2" } }), aService("db")];
+    await cluster.deploy(aStack("s", services()));
+    const again = plan(cluster, aStack("s", [aService("web", { labels: { b: "2", a: "1" } }), aService("db")]));
+    expect(again).toMatchObject({
+      revision: 1,
+      writes: [],
+      unchanged: ["network/default", "service/db", "service/web"],
+    });
+  });
+
+  it("gives each service an address on each of its networks at once, which stays", async () => {
+    using cluster = new TestCluster();
+    await cluster.deploy(aStack("s", [aService("web"), aService("db")]));
+    const vips = () =>
+      ["web", "db"].map((name) => cluster.index.view.serviceStatuses.get(cluster.service("s", name).id)?.vips);
+    const before = vips();
+    expect(new Set(before.flatMap((one) => Object.values(one ?? {}))).size).toBe(2);
+    await cluster.deploy(
+      aStack("s", [aService("web", { container: container({ image: "registry/web:2" }) }), aService("db")]),
+    );
+    expect(vips()).toEqual(before);
+  });
+
+  const changes: readonly (readonly [string, Partial<ServiceSpec>, boolean])[] = [
+    ["replicas", { mode: replicas(9) }, false],
+    ["the restart policy", { restart: RestartPolicy.create({ maxAttempts: 1 }) }, false],
+    ["labels of the service", { labels: { a: "b" } }, false],
+    ["a port on every host", { ports: [port(80)] }, false],
+    ["what is exposed to links", { exposed: [ExposedPort.create({ port: 1 })] }, false],
+    ["the image", { container: container({ image: "registry/web:2" }) }, true],
+    ["a variable", { container: container({ environment: { A: "1" } }) }, true],
+    ["a port of the task's host", { ports: [port(80, { mode: PublishMode.PUBLISH_MODE_HOST })] }, true],
+    ["a link", { links: [Link.create({ service: "db" })] }, true],
+    ["a constraint", { placement: Placement.create({ constraints: ["node.id != x"] }) }, true],
+  ];
+  it.each(changes)("that changes %s replaces tasks: %s %s", async (_, over, replaces) => {
+    using cluster = new TestCluster();
+    await cluster.deploy(aStack("s", [aService("web"), aService("db")]));
+    const changed = aStack("s", [aService("web", over), aService("db")]);
+    expect(plan(cluster, changed)).toMatchObject({ revision: 2, updated: ["service/web"] });
+    await cluster.deploy(changed);
+    expect(cluster.service("s", "web").version).toBe(replaces ? 2 : 1);
+    expect(cluster.service("s", "db").version).toBe(1);
+  });
+
+  it("with other contents of a config replaces only its users, and keeps contents out of the record", async () => {
+    using cluster = new TestCluster();
+    const mounts = { container: container({ configs: [BlobMount.create({ source: "conf", target: "/conf" })] }) };
+    const spec = (content: string) =>
+      aStack("s", [aService("web", mounts), aService("db")], {
+        networks: [NetworkSpec.create({ name: "default" })],
+        configs: [BlobSpec.create({ name: "conf", content: Buffer.from(content) })],
+      });
+    await cluster.deploy(spec("one"));
+    await cluster.deploy(spec("two"));
+    expect([cluster.service("s", "web").version, cluster.service("s", "db").version]).toEqual([2, 1]);
+    const kept = cluster.index.stack("s")?.spec?.configs[0]?.content;
+    expect(Buffer.from(kept ?? "").toString()).not.toBe("two");
+    expect(cluster.index.view.blobs.size).toBe(2);
+  });
+
+  it("that lost a race conflicts, and so does one that would take the same address", async () => {
+    using cluster = new TestCluster();
+    await cluster.deploy(aStack("s", [aService("web")]));
+    const one = plan(cluster, aStack("s", [aService("web", { mode: replicas(1) })]));
+    const two = plan(cluster, aStack("s", [aService("web", { mode: replicas(2) })]));
+    const other = plan(cluster, aStack("other", [aService("web")]));
+    const third = plan(cluster, aStack("third", [aService("web")]));
+    await cluster.store.commit(one.writes, { expect: one.expect });
+    await expect(cluster.store.commit(two.writes, { expect: two.expect })).rejects.toMatchObject({ code: "conflict" });
+    await cluster.store.commit(other.writes, { expect: other.expect });
+    await expect(cluster.store.commit(third.writes, { expect: third.expect })).rejects.toMatchObject({
+      code: "conflict",
+    });
+  });
+
+  it("is refused a port that another stack has, whose it is, until that is removed", async () => {
+    using cluster = new TestCluster();
+    await cluster.deploy(aStack("one", [aService("web", { ports: [port(8080)] })]));
+    const two = aStack("two", [aService("api", { ports: [port(8080)] })]);
+    expect(() => plan(cluster, two)).toThrow(
+      expect.objectContaining({ code: "conflict", message: expect.stringContaining("8080/tcp is taken by one_web") }),
+    );
+    await cluster.removeStack("one");
+    expect(plan(cluster, two).created).toContain("service/api");
+  });
+
+  it("gives ports that ask for none, each once, and leaves them", async () => {
+    using cluster = new TestCluster();
+    const services = [
+      aService("a", { ports: [port(0), port(0, { target: 81 })] }),
+      aService("b", { ports: [port(0)] }),
+    ];
+    await cluster.deploy(aStack("s", services));
+    const given = () =>
+      [...cluster.index.view.serviceStatuses.values()].flatMap(({ ports }) => ports.map(({ published }) => published));
+    const before = given();
+    expect(new Set(before).size).toBe(3);
+    expect(before.every((one) => one >= 49_000 && one <= 49_900)).toBe(true);
+    await cluster.deploy(aStack("s", [...services, aService("c")]));
+    expect(given()).toEqual(before);
+  });
+
+  it("is refused a subnet that overlaps another network's, or the virtual addresses", async () => {
+    using cluster = new TestCluster();
+    const withSubnet = (name: string, subnet: string) =>
+      aStack(name, [aService("web")], { networks: [NetworkSpec.create({ name: "default", subnet })] });
+    await cluster.deploy(withSubnet("one", "10.50.0.0/16"));
+    expect(() => plan(cluster, withSubnet("two", "10.50.8.0/24"))).toThrow(/overlaps .*one_default/);
+    expect(() => plan(cluster, withSubnet("two", "10.112.4.0/24"))).toThrow(/overlaps/);
+    await cluster.deploy(withSubnet("two", "10.51.0.0/16"));
+  });
+
+  it("removes what is no longer in it", async () => {
+    using cluster = new TestCluster();
+    const back = [ServiceNetwork.create({ network: "back" })];
+    await cluster.deploy(aStack("s", [aService("web"), aService("db", { networks: back })]));
+    const next = aStack("s", [aService("web")]);
+    expect(plan(cluster, next)).toMatchObject({
+      removed: ["network/back", "service/db"],
+      unchanged: ["network/default", "service/web"],
+    });
+  });
+});
+
+describe("a stack is refused", () => {
+  const refused: readonly (readonly [string, () => StackSpec, string, RegExp])[] = [
+    ["without services", () => aStack("s", []), "services", /no service/],
+    ["with a name that is none", () => aStack("S!", [aService("web")]), "name", /S!/],
+    [
+      "with a service on a network that it does not declare",
+      () => aStack("s", [aService("web")], { networks: [] }),
+      "services.web.networks",
+      /default/,
+    ],
+    [
+      "with a link to a service that is not there",
+      () => aStack("s", [aService("web", { links: [Link.create({ service: "db" })] })]),
+      "services.web.links[0]",
+      /db/,
+    ],
+    [
+      "with a link between services that share no network",
+      () =>
+        aStack("s", [
+          aService("web", { links: [Link.create({ service: "db" })] }),
+          aService("db", { networks: [ServiceNetwork.create({ network: "back" })] }),
+        ]),
+      "services.web.links[0]",
+      /share no network/,
+    ],
+    [
+      "with an alias used twice",
+      () =>
+        aStack("s", [
+          aService("web", { links: [Link.create({ service: "db" }), Link.create({ service: "web", alias: "db" })] }),
+          aService("db"),
+        ]),
+      "services.web.links[1]",
+      /db is used twice/,
+    ],
+    [
+      "with a port published twice",
+      () => aStack("s", [aService("a", { ports: [port(80)] }), aService("b", { ports: [port(80)] })]),
+      "services.b.ports",
+      /80 is published twice/,
+    ],
+    [
+      "with a constraint that cannot be read",
+      () => aStack("s", [aService("web", { placement: Placement.create({ constraints: ["node.zone = a"] }) })]),
+      "services.web.deploy.placement.constraints[0]",
+      /node\.zone/,
+    ],
+    [
+      "with a preference that names nothing",
+      () => aStack("s", [aService("web", { placement: Placement.create({ spread: ["rack"] }) })]),
+      "services.web.deploy.placement.preferences[0]",
+      /rack/,
+    ],
+    [
+      "with services that wait for each other",
+      () => {
+        const on = (service: string) => [Dependency.create({ service, required: true })];
+        return aStack("s", [aService("a", { dependsOn: on("b") }), aService("b", { dependsOn: on("a") })]);
+      },
+      "services.a.depends_on",
+      /a -> b -> a/,
+    ],
+  ];
+  it.each(refused)("%s", (_, spec, subject, message) => {
+    expect(() => validateStack(spec())).toThrow(
+      expect.objectContaining({ code: "invalid", subject, message: expect.stringMatching(message) }),
+    );
+  });
+
+  it("and not otherwise", () => {
+    expect(() =>
+      validateStack(aStack("s", [aService("web", { links: [Link.create({ service: "db" })] }), aService("db")])),
+    ).not.toThrow();
+  });
+
+  it("keeps of a secret nothing by which a guess could be tried: neither in its name nor in the stack's record", () => {
+    const cluster = new TestCluster();
+    const content = Buffer.from("hunter2");
+    const { writes } = plan(cluster, {
+      ...aStack("shop", [aService("web")]),
+      secrets: [{ name: "pin", content, labels: {} }],
+    });
+    const plain = createHash("sha256").update(content).digest();
+    for (const write of writes) {
+      expect(write.id).not.toContain(plain.toString("hex"));
+      if (write.table !== "stacks") continue;
+      const kept = write.value?.spec?.secrets[0]?.content;
+      expect(kept?.equals(plain)).toBe(false);
+      expect(kept?.equals(content)).toBe(false);
+    }
+    expect(writes.filter(({ table }) => table === "blobs")).toHaveLength(1);
+  });
+});

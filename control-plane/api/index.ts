@@ -1,0 +1,293 @@
+import type { ServerDuplexStream, ServerUnaryCall, ServerWritableStream } from "@grpc/grpc-js";
+import type { Clock } from "../../lib/clock/clock.ts";
+import { ClusterError, hasCode } from "../../lib/errors/errors.ts";
+import { requirePeer, send, streaming, unary } from "../../lib/grpc/server.ts";
+import type { TlsIdentity } from "../../lib/grpc/tls.ts";
+import { newId } from "../../lib/ids/ids.ts";
+import type { Log } from "../../lib/log/log.ts";
+import {
+  type ClusterServer,
+  type ExecInput,
+  type ExecOutput,
+  type LogChunk,
+  type LogsRequest,
+  StackProgress,
+  type StackView,
+  type UpdateNodeRequest,
+  type WatchStackRequest,
+} from "../../proto/gen/embassy/v1/api.ts";
+import type { StackSpec } from "../../proto/gen/embassy/v1/stack.ts";
+import { NodeState } from "../../proto/gen/embassy/v1/state.ts";
+import type { ClusterIndex } from "../domain/index.ts";
+import { stackProgress } from "../domain/progress.ts";
+import { isNodeUp, serviceFullName } from "../domain/tasks.ts";
+import type { Leadership, Store, Write } from "../store/types.ts";
+import { Agents } from "./agents.ts";
+import { proxyExec } from "./exec.ts";
+import { streamLogs } from "./logs.ts";
+import { type AddressSettings, type DeployPlan, planDeploy } from "./plan-deploy.ts";
+import { listNetworks, listNodes, listServices, listStacks, listTasks, type NetworkProgress } from "./reads.ts";
+import { resolveNode, resolveService } from "./resolve.ts";
+import { validateStack } from "./validate.ts";
+
+export interface ApiDeps {
+  readonly store: Pick<Store, "view" | "commit">;
+  readonly index: ClusterIndex;
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly clusterId: string;
+  readonly version: string;
+  readonly settings: AddressSettings;
+  /** See DeployRequestFacts. */
+  readonly secretDigest: (content: Uint8Array) => string;
+  readonly leadership: Pick<Leadership, "leader">;
+  /** What this member shows to the nodes' agents: the present certificate. */
+  readonly identity: () => TlsIdentity;
+  readonly network: NetworkProgress & {
+    /** Resolves once every host served here has applied what it was sent so far. */
+    networkSettled(): Promise<void>;
+  };
+  /** Makes a join token; `ttlMs` 0: the default. */
+  readonly createToken: (ttlMs: number) => Promise<string>;
+}
+
+export interface Api extends Disposable {
+  readonly service: ClusterServer;
+}
+
+const mostAttempts = 10;
+
+/** What clusterctl calls. Every call needs a certificate with role admin; every change is one transaction and one line in the log. */
+export function createApi(deps: ApiDeps): Api {
+  const { index, store, log } = deps;
+  const agents = new Agents(index, deps.identity);
+
+  /** A unary handler for administrators. */
+  const admin = <Request, Response>(handler: (request: Request, user: string) => Promise<Response> | Response) =>
+    unary<Request, Response>(
+      async (request: Request, call: ServerUnaryCall<Request, Response>) =>
+        await handler(request, requirePeer(call, ["admin"]).name),
+    );
+
+  const service: ClusterServer = {
+    deploy: admin(async ({ spec }, user) => {
+      if (spec === undefined) throw new ClusterError("no stack to deploy", { code: "invalid" });
+      validateStack(spec);
+      const plan = await deploy(deps, spec, user);
+      const { revision, created, updated, removed, unchanged } = plan;
+      log.info("stack deployed", { stack: spec.name, revision, user, created, updated, removed });
+      return {
+        revision,
+        created: [...created],
+        updated: [...updated],
+        removed: [...removed],
+        unchanged: [...unchanged],
+      };
+    }),
+    removeStack: admin(async ({ stack }, user) => {
+      await again(() => store.commit(removal(index, stack)));
+      log.info("stack removed", { stack, user });
+      return {};
+    }),
+    scaleService: admin(async ({ service: word, replicas }, user) => {
+      const stack = await again(async () => await scale(deps, word, replicas));
+      log.info("service scaled", { service: word, replicas, user });
+      return { stack };
+    }),
+    watchStack: streaming<ServerWritableStream<WatchStackRequest, StackProgress>, WatchStackRequest, StackProgress>(
+      async (call, signal) => {
+        requirePeer(call, ["admin"]);
+        await watchStack(deps, call, signal);
+      },
+    ),
+    listStacks: admin(() => ({ stacks: listStacks(index).stacks as StackView[] })),
+    listServices: admin(({ stack }) => listServices(index, stack)),
+    listTasks: admin((request) => listTasks(index, request)),
+    listNodes: admin(() => listNodes(index, deps.network)),
+    listNetworks: admin(() => listNetworks(index)),
+    updateNode: admin(async (request, user) => {
+      const spec = await again(async () => await updateNode(deps, request));
+      log.info("node updated", { nodeId: spec.id, node: spec.name, availability: spec.availability, user });
+      return { spec };
+    }),
+    removeNode: admin(async ({ node: word }, user) => {
+      const node = resolveNode(index, word);
+      if (isNodeUp(index.view, node.id)) {
+        throw new ClusterError(`node ${node.name} is up`, {
+          code: "conflict",
+          subject: `node/${node.name}`,
+          hint: "Drain it, stop noded on it, and remove it once it is down.",
+        });
+      }
+      await store.commit([
+        { table: "nodes", id: node.id, value: undefined, ifRevision: index.view.nodes.revisionOf(node.id) },
+        { table: "nodeStatuses", id: node.id, value: undefined },
+      ]);
+      log.info("node removed", { nodeId: node.id, node: node.name, user });
+      return {};
+    }),
+    createJoinToken: admin(async ({ ttlMs }, user) => {
+      const token = await deps.createToken(ttlMs);
+      log.info("join token made", { user });
+      return { token };
+    }),
+    logs: streaming<ServerWritableStream<LogsRequest, LogChunk>, LogsRequest, LogChunk>(async (call, signal) => {
+      requirePeer(call, ["admin"]);
+      await streamLogs({ index, agents }, call, signal);
+    }),
+    exec: streaming<ServerDuplexStream<ExecInput, ExecOutput>, ExecInput, ExecOutput>(async (call, signal) => {
+      const user = requirePeer(call, ["admin"]).name;
+      log.info("exec", { user });
+      await proxyExec({ index, agents }, call, signal);
+    }),
+    info: admin(() => {
+      const nodes = [...index.view.nodes.values()];
+      return {
+        clusterId: deps.clusterId,
+        version: deps.version,
+        leader: deps.leadership.leader(),
+        members: [...index.view.members.values()].map(({ name }) => name).sort(),
+        nodesReady: nodes.filter(({ id }) => index.nodeStatus(id)?.state === NodeState.NODE_STATE_READY).length,
+        nodesTotal: nodes.length,
+        revision: index.view.revision,
+      };
+    }),
+  };
+  return { service, [Symbol.dispose]: () => agents[Symbol.dispose]() };
+}
+
+/** Tries again on a newer view when the store has changed under a small change of one thing; deploys are not among these. */
+async function again<T>(attempt: () => Promise<T>): Promise<T> {
+  for (let n = 1; ; n++) {
+    try {
+      return await attempt();
+    } catch (error) {
+      if (!hasCode(error, "conflict") || !error.subject?.includes("/") || n === mostAttempts) throw error;
+    }
+  }
+}
+
+async function deploy(deps: ApiDeps, spec: StackSpec, by: string): Promise<DeployPlan> {
+  const { index, store, clock, settings, secretDigest } = deps;
+  const revisionAtStart = index.stack(spec.name)?.revision ?? 0;
+  for (let attempt = 1; ; attempt++) {
+    const plan = planDeploy(index, spec, { by, nowMs: clock.nowMs(), mintId: newId, settings, secretDigest });
+    if (plan.writes.length === 0) return plan;
+    try {
+      await store.commit(plan.writes, { expect: plan.expect });
+      return plan;
+    } catch (error) {
+      // A controller's write, or another stack's deploy, is a reason to plan anew; another deploy of this stack is not.
+      const overtaken = (index.stack(spec.name)?.revision ?? 0) !== revisionAtStart;
+      if (!hasCode(error, "conflict") || attempt === mostAttempts) throw error;
+      if (overtaken) {
+        throw new ClusterError(`stack ${spec.name} was deployed by someone else at the same time`, {
+          code: "conflict",
+          subject: `stack/${spec.name}`,
+          hint: "See what they deployed (`clusterctl inspect stack/…`), then deploy again.",
+          cause: error,
+        });
+      }
+    }
+  }
+}
+
+/** Everything of the stack is marked as removed; records go when the last task has ended. */
+function removal(index: ClusterIndex, stack: string): Write[] {
+  const { view } = index;
+  const revisions = index.stackRevisions(stack);
+  const services = index.servicesOfStack(stack).filter(({ removed }) => !removed);
+  const networks = index.networksOfStack(stack).filter(({ removed }) => !removed);
+  if (revisions.length === 0 && services.length === 0 && networks.length === 0) {
+    const names = index.stackNames();
+    throw new ClusterError(`there is no stack ${stack}`, {
+      code: "not-found",
+      subject: `stack/${stack}`,
+      hint: names.length === 0 ? "Nothing is deployed." : `There is ${names.join(", ")}.`,
+    });
+  }
+  for (const network of networks) {
+    const users = index.servicesOfNetwork(network.id).filter((one) => one.stack !== stack && !one.removed);
+    if (users.length === 0) continue;
+    throw new ClusterError(
+      `network ${stack}_${network.spec?.name} is used by ${users.map(serviceFullName).sort().join(", ")}`,
+      {
+        code: "conflict",
+        subject: stack,
+        hint: "Remove those first.",
+      },
+    );
+  }
+  return [
+    ...services.map((service): Write => {
+      const ifRevision = view.services.revisionOf(service.id);
+      return { table: "services", id: service.id, value: { ...service, removed: true }, ifRevision };
+    }),
+    ...networks.map((network): Write => {
+      const ifRevision = view.networks.revisionOf(network.id);
+      return { table: "networks", id: network.id, value: { ...network, removed: true }, ifRevision };
+    }),
+    ...revisions.map((record): Write => ({ table: "stacks", id: `${stack}/${record.revision}`, value: undefined })),
+  ];
+}
+
+async function scale({ index, store }: ApiDeps, word: string, replicas: number): Promise<string> {
+  const found = resolveService(index, word);
+  if (found.spec?.mode?.$case === "global") {
+    throw new ClusterError(`service ${serviceFullName(found)} is global: it has one task a node`, {
+      code: "invalid",
+      subject: `service/${serviceFullName(found)}`,
+    });
+  }
+  const spec =
+    found.spec === undefined
+      ? undefined
+      : { ...found.spec, mode: { $case: "replicated" as const, value: { replicas } } };
+  const ifRevision = index.view.services.revisionOf(found.id);
+  await store.commit([{ table: "services", id: found.id, value: { ...found, spec }, ifRevision }]);
+  return found.stack;
+}
+
+async function updateNode({ index, store }: ApiDeps, request: UpdateNodeRequest) {
+  const node = resolveNode(index, request.node);
+  const labels = { ...node.labels, ...request.setLabels };
+  for (const name of request.removeLabels) delete labels[name];
+  const spec = { ...node, labels, availability: request.availability ?? node.availability };
+  await store.commit([{ table: "nodes", id: node.id, value: spec, ifRevision: index.view.nodes.revisionOf(node.id) }]);
+  return spec;
+}
+
+/** A stack has not converged before its hosts lead to it; a host that does not answer is not waited for longer. */
+const longestSettleMs = 2_000;
+
+/** Sends the stack's progress at once and whenever it differs, as fast as the caller reads; the newest when it is slow. */
+async function watchStack(
+  { index, network, clock }: Pick<ApiDeps, "index" | "network" | "clock">,
+  call: ServerWritableStream<WatchStackRequest, StackProgress>,
+  signal: AbortSignal,
+): Promise<void> {
+  const { stack } = call.request;
+  const encode = (progress: StackProgress) => Buffer.from(StackProgress.encode(progress).finish()).toString("latin1");
+  let last = "";
+  let wake = Promise.withResolvers<void>();
+  using _ = index.subscribe(() => wake.resolve());
+  signal.addEventListener("abort", () => wake.resolve(), { once: true });
+  while (!signal.aborted) {
+    wake = Promise.withResolvers<void>();
+    let progress = stackProgress(index, stack);
+    if (progress.converged && encode(progress) !== last) {
+      const enough = new AbortController();
+      const late = clock.sleep(longestSettleMs, AbortSignal.any([enough.signal, signal])).catch(() => undefined);
+      await Promise.race([network.networkSettled(), late]);
+      enough.abort();
+      progress = stackProgress(index, stack);
+    }
+    const encoded = encode(progress);
+    if (encoded !== last) {
+      last = encoded;
+      await send(call, progress, signal);
+    }
+    if (progress.removed) return;
+    if (!signal.aborted) await wake.promise;
+  }
+}

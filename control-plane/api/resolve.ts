@@ -1,0 +1,83 @@
+import { ClusterError } from "../../lib/errors/errors.ts";
+import type { NodeSpec, Service, Task } from "../../proto/gen/embassy/v1/state.ts";
+import type { ClusterIndex } from "../domain/index.ts";
+import { hasEnded, observedState, serviceFullName, taskName } from "../domain/tasks.ts";
+
+// Names that a user may give, and what they mean. Each throws `not-found` with what there is, `invalid` when a name could
+// mean several things.
+
+const mostListed = 8;
+
+function list(names: readonly string[], none: string): string {
+  if (names.length === 0) return none;
+  const more = names.length > mostListed ? `, and ${names.length - mostListed} more` : "";
+  return `There is ${names.slice(0, mostListed).join(", ")}${more}.`;
+}
+
+/** A node by its name or id. */
+export function resolveNode(index: ClusterIndex, word: string): NodeSpec {
+  const found = index.view.nodes.get(word) ?? index.nodeByName(word);
+  if (found !== undefined) return found;
+  const names = [...index.view.nodes.values()].map(({ name }) => name).sort();
+  throw new ClusterError(`there is no node ${word}`, {
+    code: "not-found",
+    subject: `node/${word}`,
+    hint: list(names, "No node has joined yet."),
+  });
+}
+
+/** A service by `<stack>_<service>`, its id, or its bare name where only one stack has it. Not one that is being removed. */
+export function resolveService(index: ClusterIndex, word: string): Service {
+  const all = [...index.view.services.values()].filter(({ removed }) => !removed);
+  const exact = all.find((service) => serviceFullName(service) === word || service.id === word);
+  if (exact !== undefined) return exact;
+  const named = all.filter(({ spec }) => spec?.name === word);
+  const [only] = named;
+  if (only !== undefined && named.length === 1) return only;
+  const names = (named.length > 1 ? named : all).map(serviceFullName).sort();
+  if (named.length > 1) {
+    throw new ClusterError(`${word} is a service of several stacks`, {
+      code: "invalid",
+      subject: `service/${word}`,
+      hint: `Say which: ${names.join(", ")}.`,
+    });
+  }
+  throw new ClusterError(`there is no service ${word}`, {
+    code: "not-found",
+    subject: `service/${word}`,
+    hint: list(names, "Nothing is deployed."),
+  });
+}
+
+/**
+ * Tasks by stack, service, task name or task id, by name. With `live`, only those that have not ended, unless the word is
+ * an id: that means one task, whatever became of it.
+ */
+export function resolveTasks(index: ClusterIndex, word: string, live: boolean): Task[] {
+  const byId = index.view.tasks.get(word);
+  if (byId !== undefined) return [byId];
+  const keep = (task: Task) => !live || !hasEnded(observedState(index.view, task));
+  const tasksOf = (services: readonly Service[]) => services.flatMap(({ id }) => index.tasksOfService(id)).filter(keep);
+  const stack = index.servicesOfStack(word);
+  if (stack.length > 0) return sorted(index, tasksOf(stack));
+  // `<stack>_<service>.<slot>` or `<service>.<slot>`; of a global service the node's name, which may have dots.
+  const dot = word.indexOf(".");
+  if (dot > 0) {
+    const service = resolveService(index, word.slice(0, dot));
+    const wanted = `${serviceFullName(service)}${word.slice(dot)}`;
+    const found = tasksOf([service]).filter((task) => taskName(index.view, task) === wanted);
+    if (found.length > 0) return sorted(index, found);
+    const names = [...new Set(tasksOf([service]).map((task) => taskName(index.view, task)))].sort();
+    throw new ClusterError(`there is no task ${word}`, {
+      code: "not-found",
+      subject: `task/${word}`,
+      hint: list(names, `Service ${serviceFullName(service)} has no task.`),
+    });
+  }
+  return sorted(index, tasksOf([resolveService(index, word)]));
+}
+
+function sorted(index: ClusterIndex, tasks: readonly Task[]): Task[] {
+  const key = (task: Task) => `${taskName(index.view, task)} ${String(task.epoch).padStart(12, "0")}`;
+  return [...tasks].sort((a, b) => (key(a) < key(b) ? -1 : 1));
+}

@@ -1,0 +1,176 @@
+import { contains, parseAddress, parseCidr } from "../../lib/cidr/cidr.ts";
+import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
+import { type PublishedPort, PublishMode, type ServiceSpec, type StackSpec } from "../../proto/gen/embassy/v1/stack.ts";
+import { parseConstraint } from "../scheduler/index.ts";
+
+const stackName = /^[a-z0-9][a-z0-9_-]{0,62}$/;
+const dnsLabel = /^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$/i;
+const mostReplicas = 100_000;
+const blobBytes = 1_000_000;
+
+/**
+ * Checks a stack as it arrived. clusterctl has said all of this with file and line; this is for whoever else calls, and for
+ * an older clusterctl. Throws `invalid` with the first thing that is wrong.
+ */
+export function validateStack(spec: StackSpec): void {
+  require(stackName.test(
+    spec.name,
+  ), "name", `${JSON.stringify(spec.name)} cannot be a stack's name`, "Use 1 to 63 of a-z, 0-9, _ and -, beginning with a letter or digit.");
+  require(spec.services.length > 0, "services", "the stack has no service");
+  unique(spec.services, "services");
+  unique(spec.networks, "networks");
+  unique(spec.configs, "configs");
+  unique(spec.secrets, "secrets");
+  for (const network of spec.networks) {
+    const subject = `networks.${network.name}`;
+    if (network.subnet !== "") checkSubnet(network.subnet, `${subject}.ipam.config[0].subnet`);
+    require(network.mtu === 0 ||
+      (network.mtu >= 576 && network.mtu <= 65_535), subject, `mtu ${network.mtu} is not 576-65535`);
+  }
+  for (const [kind, blobs] of [
+    ["configs", spec.configs],
+    ["secrets", spec.secrets],
+  ] as const) {
+    for (const { name, content } of blobs) {
+      require(content.length <=
+        blobBytes, `${kind}.${name}`, `it has ${content.length} bytes; at most ${blobBytes} fit`, "Put it into the image or a volume.");
+    }
+  }
+  for (const service of spec.services) checkService(spec, service);
+  checkPorts(spec);
+  checkCircles(spec);
+}
+
+function require(holds: boolean, subject: string, message: string, hint?: string): void {
+  if (!holds) throw new ClusterError(message, { code: "invalid", subject, hint });
+}
+
+function unique(entries: readonly { readonly name: string }[], subject: string): void {
+  const seen = new Set<string>();
+  for (const { name } of entries) {
+    require(name !== "" && !seen.has(name), subject, name === "" ? "an entry has no name" : `${name} is there twice`);
+    seen.add(name);
+  }
+}
+
+function checkSubnet(subnet: string, subject: string): void {
+  let prefix: number;
+  try {
+    ({ prefix } = parseCidr(subnet));
+  } catch (cause) {
+    throw new ClusterError(messageOf(cause), { code: "invalid", subject, cause });
+  }
+  require(prefix >= 8 &&
+    prefix <= 27, subject, `${subnet} is not between /8 and /27`, "A node gets a block of 32 addresses at a time.");
+  const loopback = contains(parseCidr("127.0.0.0/8"), parseAddress(subnet.split("/")[0] ?? ""));
+  require(!loopback, subject, `${subnet} is of the loopback range`);
+}
+
+function checkService(spec: StackSpec, service: ServiceSpec): void {
+  const subject = `services.${service.name}`;
+  require(dnsLabel.test(
+    service.name,
+  ), subject, `${JSON.stringify(service.name)} cannot be a service's name`, "It becomes a name in DNS: letters, digits, - and _.");
+  require((service.container?.image ?? "") !== "", `${subject}.image`, "the service has no image");
+  require(service.networks.length > 0, `${subject}.networks`, "the service is on no network");
+  const networks = new Set(spec.networks.map(({ name }) => name));
+  for (const { network } of service.networks) {
+    require(networks.has(
+      network,
+    ), `${subject}.networks`, `network ${network} is not declared`, `Declare it under the file's networks.`);
+  }
+  if (service.mode?.$case === "replicated") {
+    const { replicas } = service.mode.value;
+    require(replicas <= mostReplicas, `${subject}.deploy.replicas`, `${replicas} replicas; at most ${mostReplicas}`);
+  }
+  for (const [index, constraint] of (service.placement?.constraints ?? []).entries()) {
+    const parsed = parseConstraint(constraint);
+    if (!parsed.ok) require(false, `${subject}.deploy.placement.constraints[${index}]`, parsed.error.message);
+  }
+  for (const [index, over] of (service.placement?.spread ?? []).entries()) {
+    const parsed = parseConstraint(`${over} exists`);
+    if (!parsed.ok) require(false, `${subject}.deploy.placement.preferences[${index}]`, parsed.error.message);
+  }
+  const aliases = service.links.map((link) => (link.alias === "" ? link.service : link.alias));
+  for (const [index, alias] of aliases.entries()) {
+    const where = `${subject}.links[${index}]`;
+    require(dnsLabel.test(alias), where, `${JSON.stringify(alias)} cannot be an alias`, "It becomes a name in DNS.");
+    require(aliases.indexOf(alias) === index, where, `alias ${alias} is used twice`);
+  }
+  for (const [index, link] of service.links.entries())
+    checkLink(spec, service, link.service, `${subject}.links[${index}]`);
+  for (const { service: name } of service.dependsOn) {
+    require(spec.services.some((one) => one.name === name), `${subject}.depends_on`, `service ${name} is not declared`);
+  }
+  for (const { port } of service.exposed) require(isPort(port), `${subject}.expose`, `port ${port} is not 1-65535`);
+  for (const kind of ["configs", "secrets"] as const) {
+    for (const { source, target } of service.container?.[kind] ?? []) {
+      require(spec[kind].some(
+        ({ name }) => name === source,
+      ), `${subject}.${kind}`, `${source} is not declared under ${kind}`);
+      require(target.startsWith("/"), `${subject}.${kind}`, `target ${target} is not an absolute path`);
+    }
+  }
+}
+
+function checkLink(spec: StackSpec, consumer: ServiceSpec, name: string, subject: string): void {
+  const provider = spec.services.find((one) => one.name === name);
+  require(provider !== undefined, subject, `linked service ${name} is not declared`);
+  const shared =
+    provider?.networks.some(({ network }) => consumer.networks.some((own) => own.network === network)) ?? false;
+  require(shared, subject, `${consumer.name} and ${name} share no network`, `Put both on one network: a link leads over it.`);
+}
+
+function checkPorts(spec: StackSpec): void {
+  const taken = new Map<string, string>();
+  for (const service of spec.services) {
+    for (const port of service.ports) {
+      const subject = `services.${service.name}.ports`;
+      require(isPort(port.target), subject, `target port ${port.target} is not 1-65535`);
+      require(port.published === 0 ||
+        isPort(port.published), subject, `published port ${port.published} is not 1-65535`);
+      if (port.hostIp !== "") checkAddress(port, subject);
+      if (port.published === 0 || port.mode === PublishMode.PUBLISH_MODE_HOST) continue;
+      for (const address of [port.hostIp, ""]) {
+        const key = `${address} ${port.published} ${port.protocol}`;
+        const other = taken.get(key);
+        require(other ===
+          undefined, subject, `port ${port.published} is published twice, by ${other} and ${service.name}`);
+      }
+      taken.set(`${port.hostIp} ${port.published} ${port.protocol}`, service.name);
+    }
+  }
+}
+
+function checkAddress(port: PublishedPort, subject: string): void {
+  try {
+    parseAddress(port.hostIp);
+  } catch (cause) {
+    throw new ClusterError(`host_ip ${port.hostIp} is not an IPv4 address`, { code: "invalid", subject, cause });
+  }
+}
+
+function isPort(port: number): boolean {
+  return Number.isInteger(port) && port >= 1 && port <= 65_535;
+}
+
+/** Services that wait for each other would never start; links do not wait for ever. */
+function checkCircles(spec: StackSpec): void {
+  const needs = new Map(
+    spec.services.map(({ name, dependsOn }) => [
+      name,
+      dependsOn.filter(({ required }) => required).map(({ service }) => service),
+    ]),
+  );
+  const cleared = new Set<string>();
+  const visit = (name: string, path: readonly string[]): void => {
+    const circle = [...path.slice(path.indexOf(name)), name].join(" -> ");
+    require(!path.includes(
+      name,
+    ), `services.${name}.depends_on`, `services wait for each other: ${circle}`, "Drop one of these dependencies; a link does not need one.");
+    if (cleared.has(name)) return;
+    for (const next of needs.get(name) ?? []) visit(next, [...path, name]);
+    cleared.add(name);
+  };
+  for (const name of needs.keys()) visit(name, []);
+}

@@ -1,0 +1,83 @@
+import { describe, expect, it } from "vitest";
+import { Placement, Resources } from "../../../proto/gen/embassy/v1/stack.ts";
+import { TaskState } from "../../../proto/gen/embassy/v1/state.ts";
+import { aService, aStack, replicas } from "../../domain/testing.ts";
+import { writesOf } from "../services/loop.ts";
+import { planService } from "../services/plan.ts";
+import { SteppedCluster } from "../testing.ts";
+import { planCommit } from "./loop.ts";
+
+async function pending(count: number, over = {}): Promise<SteppedCluster> {
+  const cluster = new SteppedCluster();
+  await cluster.addNodes("a", "b", "c");
+  cluster.frozen = true;
+  await cluster.deploy(aStack("s", [aService("web", { mode: replicas(count), ...over })]));
+  return cluster;
+}
+
+describe("scheduling", () => {
+  it("says why a task fits nowhere, and places it once it does", async () => {
+    const resources = Resources.create({
+      reservations: { milliCpus: 0, memoryBytes: 12 * 2 ** 30, pids: 0, generic: {} },
+    });
+    using cluster = await pending(1, { resources });
+    await cluster.settle();
+    expect(cluster.tasks("s", "web")[0]?.unplaced).toMatch(/3 nodes: .*memory/);
+    const status = cluster.index.nodeStatus("b");
+    const description = status?.description;
+    if (status === undefined || description === undefined) throw new Error("a node describes itself");
+    const grown = { ...status, description: { ...description, memoryBytes: 16 * 2 ** 30 } };
+    await cluster.store.commit([{ table: "nodeStatuses", id: "b", value: grown }]);
+    await cluster.settle();
+    expect(cluster.tasks("s", "web")[0]).toMatchObject({ nodeId: "b", unplaced: "" });
+  });
+
+  it("takes a placement back whose commit failed", async () => {
+    using cluster = await pending(3);
+    const service = cluster.service("s", "web");
+    let n = 0;
+    const { actions } = planService(cluster.index, service, cluster.nowMs);
+    await cluster.store.commit(writesOf(cluster.index, service, actions, cluster.nowMs, () => `t${n++}`));
+    const { placements } = cluster.feed.scheduler.schedule();
+    expect(placements).toHaveLength(3);
+    const { writes, expect: expected } = planCommit(cluster.index, placements, 27);
+    cluster.store.leading = false;
+    cluster.feed.hold(placements);
+    await expect(cluster.store.commit(writes, { expect: expected, fenced: true })).rejects.toMatchObject({
+      subject: "leader",
+    });
+    // Placed in a commit under way, whatever else becomes of the task meanwhile.
+    const [held] = cluster.tasks("s", "web");
+    if (held !== undefined)
+      await cluster.store.commit([{ table: "tasks", id: held.id, value: { ...held, waitsFor: "db" } }]);
+    expect(cluster.feed.scheduler.schedule().placements).toEqual([]);
+    cluster.feed.release(placements);
+    expect(cluster.feed.scheduler.schedule().placements).toHaveLength(3);
+  });
+
+  it("gives a node its block with its first task, and expects the ones it has", async () => {
+    using cluster = await pending(2, { placement: Placement.create({ constraints: ["node.hostname == a"] }) });
+    await cluster.plan();
+    expect([...cluster.index.view.blocks.values()].map(({ nodeId }) => nodeId)).toEqual(["a"]);
+    expect(cluster.tasks("s", "web").map(({ nodeId }) => nodeId)).toEqual(["a", "a"]);
+    const [task] = cluster.tasks("s", "web");
+    const again = { task: task?.id ?? "", node: "a", ports: [], preempts: [] };
+    const [blockId] = cluster.index.view.blocks.entries();
+    expect(planCommit(cluster.index, [again], 27).expect).toEqual([
+      { table: "blocks", id: blockId?.[0], revision: cluster.index.view.blocks.revisionOf(blockId?.[0] ?? "") },
+    ]);
+  });
+
+  it("tries another node after a failure", async () => {
+    using cluster = await pending(1);
+    const seen = new Set<string>();
+    for (let n = 0; n < 3; n++) {
+      await cluster.settle();
+      const task = cluster.tasks("s", "web").at(-1);
+      seen.add(task?.nodeId ?? "");
+      if (task !== undefined) await cluster.report(task, TaskState.TASK_STATE_REJECTED);
+      cluster.nowMs += 60_000;
+    }
+    expect([...seen].sort()).toEqual(["a", "b", "c"]);
+  });
+});

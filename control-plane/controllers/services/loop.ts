@@ -1,0 +1,182 @@
+import { newId } from "../../../lib/ids/ids.ts";
+import { ReconcileLoop } from "../../../lib/reconcile/loop.ts";
+import { DesiredState, type Service, type Task } from "../../../proto/gen/embassy/v1/state.ts";
+import type { ClusterIndex } from "../../domain/index.ts";
+import { isGlobal } from "../../domain/scheduler-facts.ts";
+import type { Change, Write } from "../../store/types.ts";
+import { aborted, type ControllerDeps, commitFenced, isStaleView, staleViewDelayMs } from "../deps.ts";
+import { planService, type TaskAction } from "./plan.ts";
+
+const resyncIntervalMs = 30_000;
+
+/** Keeps every service's tasks as planService wants them, until the signal is aborted. */
+export async function runServices(deps: ControllerDeps, signal: AbortSignal): Promise<void> {
+  const { index, clock, log } = deps;
+  await using loop: ReconcileLoop = new ReconcileLoop({
+    name: "services",
+    log,
+    concurrency: 8,
+    keys: () => [...index.view.services.entries()].map(([id]) => id),
+    resyncIntervalMs,
+    reconcile: async (serviceId, stopped) => {
+      const service = index.view.services.get(serviceId);
+      if (service === undefined) return;
+      const nowMs = clock.nowMs();
+      const { actions, wakeAtMs, updateMessage } = planService(index, service, nowMs);
+      if (wakeAtMs !== undefined) loop.markAfter(serviceId, Math.max(1, wakeAtMs - nowMs));
+      const writes = writesOf(index, service, actions, nowMs, newId);
+      const status = index.view.serviceStatuses.get(serviceId);
+      if (status !== undefined && !service.removed && status.updateMessage !== updateMessage) {
+        writes.push({
+          table: "serviceStatuses",
+          id: serviceId,
+          value: { ...status, updateMessage },
+          ifRevision: index.view.serviceStatuses.revisionOf(serviceId),
+        });
+      }
+      if (writes.length === 0) return;
+      for (const action of actions) log.debug("service action", { serviceId, service: service.spec?.name, ...action });
+      // The last transaction of a removal deletes the service itself, so that it cannot be expected to be unchanged.
+      const expect = service.removed
+        ? []
+        : [{ table: "services" as const, id: serviceId, revision: index.view.services.revisionOf(serviceId) }];
+      try {
+        await commitFenced(deps, writes, expect, stopped);
+      } catch (error) {
+        if (!isStaleView(error)) throw error;
+        loop.markAfter(serviceId, staleViewDelayMs);
+      }
+    },
+  });
+  using _ = index.subscribe((changes) => {
+    for (const change of changes) for (const serviceId of servicesTouched(index, change)) loop.mark(serviceId);
+  });
+  loop.markAll();
+  await aborted(signal);
+}
+
+/** Services whose plan may differ after the change. */
+function* servicesTouched(index: ClusterIndex, change: Change): Iterable<string> {
+  switch (change.table) {
+    case "services":
+      yield change.id;
+      if (change.after !== undefined) yield* dependents(index, change.after);
+      return;
+    case "tasks": {
+      const serviceId = (change.after ?? change.before)?.serviceId;
+      if (serviceId !== undefined) yield serviceId;
+      return;
+    }
+    case "taskStatuses": {
+      const service = index.view.services.get(index.view.tasks.get(change.id)?.serviceId ?? "");
+      if (service === undefined) return;
+      yield service.id;
+      if (change.before?.state !== change.after?.state || change.before?.health !== change.after?.health) {
+        yield* dependents(index, service);
+      }
+      return;
+    }
+    case "nodes":
+    case "nodeStatuses": {
+      for (const task of index.tasksOfNode(change.id)) yield task.serviceId;
+      for (const service of index.view.services.values()) if (isGlobal(service)) yield service.id;
+      return;
+    }
+    default:
+      return;
+  }
+}
+
+/** Services whose start may wait for this one. */
+function* dependents(index: ClusterIndex, provider: Service): Iterable<string> {
+  const name = provider.spec?.name;
+  for (const { id, spec } of index.servicesOfStack(provider.stack)) {
+    if (
+      spec?.dependsOn.some(({ service }) => service === name) ||
+      spec?.links.some(({ service }) => service === name)
+    ) {
+      yield id;
+    }
+  }
+}
+
+/** The writes that carry out a plan; each compares what the plan read of its task. */
+export function writesOf(
+  index: ClusterIndex,
+  service: Service,
+  actions: readonly TaskAction[],
+  nowMs: number,
+  mintId: () => string,
+): Write[] {
+  const { view } = index;
+  // Of several actions on one task the last counts: it is abandoned first and forgotten later.
+  const writes = new Map<string, Write>();
+  const put = (write: Write) => writes.set(`${write.table}/${write.id}`, write);
+  const change = (taskId: string, value: Partial<Task> | undefined) => {
+    const task = view.tasks.get(taskId);
+    if (task === undefined) return;
+    const ifRevision = view.tasks.revisionOf(taskId);
+    put({ table: "tasks", id: taskId, value: value === undefined ? undefined : { ...task, ...value }, ifRevision });
+    if (value === undefined && view.taskStatuses.get(taskId) !== undefined) {
+      put({ table: "taskStatuses", id: taskId, value: undefined });
+    }
+  };
+  for (const action of actions) {
+    switch (action.kind) {
+      case "create": {
+        const task = newTask(service, action, nowMs, mintId());
+        put({ table: "tasks", id: task.id, value: task, ifRevision: 0 });
+        break;
+      }
+      case "start":
+        change(action.taskId, { desired: DesiredState.DESIRED_STATE_RUNNING, waitsFor: "" });
+        break;
+      case "stop":
+        // Nobody holds a task that was never given to a node.
+        if (view.tasks.get(action.taskId)?.nodeId === "") change(action.taskId, undefined);
+        else change(action.taskId, { desired: DesiredState.DESIRED_STATE_SHUTDOWN });
+        break;
+      case "forget":
+        change(action.taskId, undefined);
+        break;
+      case "forget-service":
+        for (const { id } of index.tasksOfService(service.id)) change(id, undefined);
+        put({ table: "serviceStatuses", id: service.id, value: undefined });
+        put({
+          table: "services",
+          id: service.id,
+          value: undefined,
+          ifRevision: view.services.revisionOf(service.id),
+        });
+        break;
+      default:
+        action satisfies never;
+    }
+  }
+  return [...writes.values()];
+}
+
+function newTask(service: Service, action: Extract<TaskAction, { kind: "create" }>, nowMs: number, id: string): Task {
+  return {
+    id,
+    serviceId: service.id,
+    stack: service.stack,
+    serviceName: service.spec?.name ?? "",
+    slot: action.seat.slot,
+    serviceVersion: service.version,
+    spec: service.spec,
+    nodeId: "",
+    desired: action.desired,
+    epoch: action.epoch,
+    createdAtMs: nowMs,
+    unplaced: "",
+    replaces: action.replaces,
+    networkIds: service.networkIds,
+    restarts: action.restarts,
+    failures: action.failures,
+    waitsFor: action.waitsFor,
+    blobDigests: service.blobDigests,
+    hostPorts: [],
+    onlyNode: action.seat.onlyNode,
+  };
+}

@@ -1,0 +1,425 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import {
+  ContainerSpec,
+  Dependency,
+  DependencyCondition,
+  Link,
+  Placement,
+  Resources,
+  RestartCondition,
+  RestartPolicy,
+  type ServiceSpec,
+  UpdateOrder,
+  UpdatePolicy,
+} from "../../../proto/gen/embassy/v1/stack.ts";
+import { Availability, DesiredState, NodeState, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
+import { stackProgress } from "../../domain/progress.ts";
+import { isUp } from "../../domain/tasks.ts";
+import { aService, aStack, replicas } from "../../domain/testing.ts";
+import { SteppedCluster } from "../testing.ts";
+import { planService } from "./plan.ts";
+
+const image = (name: string) => ContainerSpec.create({ image: `registry/${name}` });
+
+async function threeNodes(...services: ServiceSpec[]): Promise<SteppedCluster> {
+  const cluster = new SteppedCluster();
+  await cluster.addNodes("a", "b", "c");
+  await cluster.deploy(aStack("s", services));
+  await cluster.settle();
+  return cluster;
+}
+
+describe("a replicated service", () => {
+  it("gets one task a slot, spread over the nodes, and then nothing more", async () => {
+    using cluster = await threeNodes(aService("web"));
+    expect(cluster.running("s", "web").map((one) => one.split("@")[0])).toEqual(["1", "2", "3"]);
+    expect(new Set(cluster.running("s", "web").map((one) => one.split("@")[1])).size).toBe(3);
+    expect(planService(cluster.index, cluster.service("s", "web"), cluster.nowMs).actions).toEqual([]);
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+  });
+
+  it("is scaled without touching the tasks that stay", async () => {
+    using cluster = await threeNodes(aService("web"));
+    const before = cluster.tasks("s", "web").map(({ id }) => id);
+    await cluster.deploy(aStack("s", [aService("web", { mode: replicas(5) })]));
+    await cluster.settle();
+    expect(cluster.service("s", "web").version).toBe(1);
+    expect(cluster.running("s", "web")).toHaveLength(5);
+    expect(
+      cluster
+        .tasks("s", "web")
+        .slice(0, 3)
+        .map(({ id }) => id),
+    ).toEqual(before);
+    await cluster.deploy(aStack("s", [aService("web", { mode: replicas(1) })]));
+    await cluster.settle();
+    expect(cluster.running("s", "web")).toEqual([expect.stringMatching(/^1@/)]);
+    expect(stackProgress(cluster.index, "s")).toMatchObject({ converged: true, services: [{ desired: 1, old: 0 }] });
+  });
+
+  it("gets other tasks at once for those of a node that is down, and the node that returns must stop its own", async () => {
+    using cluster = await threeNodes(aService("web"));
+    const lost = cluster.tasks("s", "web").find(({ nodeId }) => nodeId === "b");
+    await cluster.setNode("b", NodeState.NODE_STATE_DOWN);
+    await cluster.settle();
+    expect(cluster.running("s", "web").every((one) => !one.endsWith("@b"))).toBe(true);
+    expect(cluster.running("s", "web")).toHaveLength(3);
+    expect(cluster.index.view.tasks.get(lost?.id ?? "")?.desired).toBe(DesiredState.DESIRED_STATE_SHUTDOWN);
+    await cluster.setNode("b", NodeState.NODE_STATE_READY);
+    await cluster.settle();
+    expect(cluster.running("s", "web")).toHaveLength(3);
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+  });
+
+  it("leaves a drained node, each task only once its successor is prepared", async () => {
+    using cluster = await threeNodes(aService("redis", { mode: replicas(1) }));
+    const [old] = cluster.tasks("s", "redis");
+    await cluster.drain(old?.nodeId ?? "");
+    await cluster.plan();
+    const [, next] = cluster.tasks("s", "redis");
+    expect(next).toMatchObject({ desired: DesiredState.DESIRED_STATE_READY, replaces: old?.id });
+    await cluster.plan();
+    // Not prepared yet: the old one goes on.
+    expect(cluster.index.view.tasks.get(old?.id ?? "")?.desired).toBe(DesiredState.DESIRED_STATE_RUNNING);
+    await cluster.stepNodes();
+    await cluster.plan();
+    expect(cluster.index.view.tasks.get(old?.id ?? "")?.desired).toBe(DesiredState.DESIRED_STATE_SHUTDOWN);
+    expect(cluster.tasks("s", "redis")[1]?.desired).toBe(DesiredState.DESIRED_STATE_READY);
+    await cluster.settle();
+    expect(cluster.running("s", "redis")).toHaveLength(1);
+    expect(cluster.running("s", "redis")[0]).not.toBe(`1@${old?.nodeId}`);
+  });
+
+  it("leaves a drained node even when nothing else has room", async () => {
+    const reserved = Resources.create({ reservations: { milliCpus: 4_000, memoryBytes: 0, pids: 0, generic: {} } });
+    using cluster = await threeNodes(aService("big", { resources: reserved }));
+    await cluster.drain("a");
+    await cluster.settle();
+    expect(cluster.running("s", "big")).toHaveLength(2);
+    expect(stackProgress(cluster.index, "s").services[0]?.problems[0]?.task?.unplaced).toContain("CPU");
+    await cluster.setAvailability("a", Availability.AVAILABILITY_ACTIVE);
+    await cluster.settle();
+    expect(cluster.running("s", "big")).toHaveLength(3);
+  });
+
+  it("takes over at once when the old task dies while its successor is being prepared", async () => {
+    using cluster = await threeNodes(aService("redis", { mode: replicas(1) }));
+    const [old] = cluster.tasks("s", "redis");
+    await cluster.drain(old?.nodeId ?? "");
+    await cluster.plan();
+    if (old !== undefined) await cluster.report(old, TaskState.TASK_STATE_FAILED);
+    await cluster.plan();
+    expect(cluster.tasks("s", "redis").at(-1)).toMatchObject({ desired: DesiredState.DESIRED_STATE_RUNNING });
+    await cluster.settle();
+    expect(cluster.running("s", "redis")).toHaveLength(1);
+  });
+});
+
+describe("restarts", () => {
+  it("wait longer after each quick failure, and not at all after the first", async () => {
+    using cluster = await threeNodes(aService("bad", { mode: replicas(1) }));
+    cluster.crashing.add("bad");
+    await cluster.settle();
+    const waits: number[] = [];
+    for (let n = 0; n < 8; n++) {
+      const { wakeAtMs } = planService(cluster.index, cluster.service("s", "bad"), cluster.nowMs);
+      waits.push((wakeAtMs ?? 0) - cluster.nowMs);
+      cluster.nowMs = wakeAtMs ?? 0;
+      await cluster.settle();
+    }
+    expect(waits).toEqual([500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000]);
+    expect(cluster.tasks("s", "bad")).toHaveLength(5);
+  });
+
+  it.each([
+    [RestartCondition.RESTART_CONDITION_ANY, TaskState.TASK_STATE_COMPLETE, true],
+    [RestartCondition.RESTART_CONDITION_ANY, TaskState.TASK_STATE_FAILED, true],
+    [RestartCondition.RESTART_CONDITION_ON_FAILURE, TaskState.TASK_STATE_COMPLETE, false],
+    [RestartCondition.RESTART_CONDITION_ON_FAILURE, TaskState.TASK_STATE_REJECTED, true],
+    [RestartCondition.RESTART_CONDITION_NONE, TaskState.TASK_STATE_FAILED, false],
+  ])("with condition %i after state %i: %s", async (condition, state, restarts) => {
+    const restart = RestartPolicy.create({ condition });
+    using cluster = await threeNodes(aService("job", { mode: replicas(1), restart }));
+    const [task] = cluster.tasks("s", "job");
+    if (task !== undefined) await cluster.report(task, state);
+    await cluster.settle();
+    expect(cluster.running("s", "job")).toHaveLength(restarts ? 1 : 0);
+    const done = restarts || state === TaskState.TASK_STATE_COMPLETE;
+    expect(stackProgress(cluster.index, "s").converged).toBe(done);
+  });
+
+  it("end when max_attempts is reached", async () => {
+    const restart = RestartPolicy.create({ maxAttempts: 2, delayMs: 10 });
+    using cluster = await threeNodes(aService("bad", { mode: replicas(1), restart }));
+    cluster.crashing.add("bad");
+    for (let n = 0; n < 10; n++) {
+      await cluster.settle();
+      cluster.nowMs += 60_000;
+    }
+    expect(cluster.tasks("s", "bad")).toHaveLength(3);
+    expect(stackProgress(cluster.index, "s")).toMatchObject({ converged: false, services: [{ running: 0 }] });
+  });
+});
+
+describe("an update", () => {
+  const next = (update?: UpdatePolicy, count = 4) =>
+    aService("web", { mode: replicas(count), container: image("web:2"), update });
+  const upNow = (cluster: SteppedCluster) =>
+    cluster.tasks("s", "web").filter(({ id }) => isUp(cluster.index.view.taskStatuses.get(id))).length;
+
+  it.each([
+    ["one at a time when nothing is said", undefined, 3],
+    ["as many at a time as it says", UpdatePolicy.create({ parallelism: 3 }), 1],
+    [
+      "without a gap when it starts first",
+      UpdatePolicy.create({ parallelism: 1, order: UpdateOrder.UPDATE_ORDER_START_FIRST }),
+      4,
+    ],
+    ["all at once for 0", UpdatePolicy.create({ parallelism: 0 }), 0],
+  ])("replaces tasks %s", async (_, update, least) => {
+    using cluster = await threeNodes(aService("web", { mode: replicas(4) }));
+    await cluster.deploy(aStack("s", [next(update)]));
+    expect(cluster.service("s", "web").version).toBe(2);
+    let fewest = 4;
+    await cluster.settle(() => {
+      fewest = Math.min(fewest, upNow(cluster));
+    });
+    expect(fewest).toBe(least);
+    expect(cluster.running("s", "web")).toHaveLength(4);
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+  });
+
+  it("waits its delay between batches", async () => {
+    using cluster = await threeNodes(aService("web", { mode: replicas(4) }));
+    await cluster.deploy(aStack("s", [next(UpdatePolicy.create({ parallelism: 2, delayMs: 10_000 }))]));
+    await cluster.settle();
+    const count = () => cluster.tasks("s", "web").filter((task) => task.serviceVersion === 2).length;
+    expect(count()).toBe(2);
+    expect(planService(cluster.index, cluster.service("s", "web"), cluster.nowMs).wakeAtMs).toBe(
+      cluster.nowMs + 10_000,
+    );
+    cluster.nowMs += 10_000;
+    await cluster.settle();
+    expect(count()).toBe(4);
+  });
+
+  it("leaves the old tasks running when the new ones cannot be prepared", async () => {
+    using cluster = await threeNodes(aService("web", { mode: replicas(4) }));
+    cluster.rejected.add(2);
+    await cluster.deploy(aStack("s", [next()]));
+    for (let n = 0; n < 5; n++) {
+      await cluster.settle();
+      cluster.nowMs += 60_000;
+    }
+    expect(upNow(cluster)).toBe(4);
+    const progress = stackProgress(cluster.index, "s");
+    expect(progress).toMatchObject({ converged: false, services: [{ running: 0, old: 4 }] });
+    expect(progress.services[0]?.problems[0]?.status?.state).toBe(TaskState.TASK_STATE_REJECTED);
+  });
+
+  it("stops the old task first where both do not fit", async () => {
+    const one = Placement.create({ maxReplicasPerNode: 1 });
+    using cluster = await threeNodes(aService("web", { placement: one }));
+    await cluster.deploy(aStack("s", [aService("web", { placement: one, container: image("web:2") })]));
+    await cluster.settle();
+    expect(cluster.running("s", "web")).toHaveLength(3);
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+  });
+});
+
+describe("a global service", () => {
+  const everywhere: ServiceSpec["mode"] = { $case: "global", value: {} };
+
+  it("has a task on each node that is up, not drained, and meets its constraints", async () => {
+    const placement = Placement.create({ constraints: ["node.hostname != c"] });
+    using cluster = await threeNodes(aService("agent", { mode: everywhere, placement }));
+    expect(cluster.running("s", "agent").sort()).toEqual(["a@a", "b@b"]);
+    await cluster.addNodes("d");
+    await cluster.drain("a");
+    await cluster.settle();
+    expect(cluster.running("s", "agent").sort()).toEqual(["b@b", "d@d"]);
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    await cluster.setNode("b", NodeState.NODE_STATE_DOWN);
+    await cluster.settle();
+    expect(cluster.running("s", "agent")).toEqual(["d@d"]);
+    await cluster.setNode("b", NodeState.NODE_STATE_READY);
+    await cluster.settle();
+    expect(cluster.running("s", "agent").sort()).toEqual(["b@b", "d@d"]);
+  });
+
+  it("gives no task to a node that is paused, and leaves one that is there", async () => {
+    using cluster = await threeNodes(aService("agent", { mode: everywhere }));
+    await cluster.setAvailability("a", Availability.AVAILABILITY_PAUSE);
+    await cluster.addNodes("d");
+    await cluster.setAvailability("d", Availability.AVAILABILITY_PAUSE);
+    await cluster.settle();
+    expect(cluster.running("s", "agent").sort()).toEqual(["a@a", "b@b", "c@c"]);
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+  });
+});
+
+describe("dependencies", () => {
+  it.each([
+    ["started", DependencyCondition.DEPENDENCY_CONDITION_STARTED, TaskState.TASK_STATE_RUNNING],
+    ["completed", DependencyCondition.DEPENDENCY_CONDITION_COMPLETED, TaskState.TASK_STATE_COMPLETE],
+  ])("are prepared for and waited for until %s", async (_, condition, state) => {
+    using cluster = new SteppedCluster();
+    await cluster.addNodes("a");
+    const dependsOn = [Dependency.create({ service: "db", condition, required: true })];
+    const restart = RestartPolicy.create({ condition: RestartCondition.RESTART_CONDITION_ON_FAILURE });
+    await cluster.deploy(
+      aStack("s", [aService("db", { mode: replicas(1), restart }), aService("web", { mode: replicas(1), dependsOn })]),
+    );
+    await cluster.plan();
+    const [web] = cluster.tasks("s", "web");
+    const [db] = cluster.tasks("s", "db");
+    expect(web).toMatchObject({ desired: DesiredState.DESIRED_STATE_READY, nodeId: "a" });
+    expect(web?.waitsFor).toContain("db");
+    expect(stackProgress(cluster.index, "s").services[1]?.problems).toMatchObject([{ task: { id: web?.id } }]);
+    cluster.nowMs += 3_600_000;
+    expect(await cluster.plan()).toEqual([]);
+    if (db !== undefined) await cluster.report(db, state);
+    await cluster.plan();
+    expect(cluster.tasks("s", "web")[0]).toMatchObject({ desired: DesiredState.DESIRED_STATE_RUNNING, waitsFor: "" });
+  });
+
+  it("by a link hold a start back for five seconds and no longer", async () => {
+    using cluster = new SteppedCluster();
+    await cluster.addNodes("a");
+    cluster.frozen = true;
+    const link = (service: string) => [Link.create({ service })];
+    await cluster.deploy(
+      aStack("s", [
+        aService("one", { mode: replicas(1), links: link("two") }),
+        aService("two", { mode: replicas(1), links: link("one") }),
+      ]),
+    );
+    await cluster.settle();
+    const { wakeAtMs } = planService(cluster.index, cluster.service("s", "one"), cluster.nowMs);
+    expect(wakeAtMs).toBe(cluster.nowMs + 5_000);
+    cluster.nowMs += 5_000;
+    await cluster.settle();
+    expect(cluster.tasks("s", "one")[0]?.desired).toBe(DesiredState.DESIRED_STATE_RUNNING);
+    expect(cluster.tasks("s", "two")[0]?.desired).toBe(DesiredState.DESIRED_STATE_RUNNING);
+  });
+
+  it("do not count once the version has started", async () => {
+    const links = [Link.create({ service: "db" })];
+    using cluster = await threeNodes(
+      aService("db", { mode: replicas(1) }),
+      aService("web", { mode: replicas(1), links }),
+    );
+    for (const name of ["db", "web"]) {
+      const [task] = cluster.tasks("s", name);
+      if (task !== undefined) await cluster.report(task, TaskState.TASK_STATE_FAILED);
+    }
+    const { actions } = planService(cluster.index, cluster.service("s", "web"), cluster.nowMs);
+    expect(actions).toMatchObject([{ kind: "create", desired: DesiredState.DESIRED_STATE_RUNNING, waitsFor: "" }]);
+  });
+});
+
+describe("removal", () => {
+  it("stops everything, and then leaves nothing", async () => {
+    using cluster = await threeNodes(aService("web"), aService("db", { mode: replicas(1) }));
+    await cluster.removeStack("s");
+    await cluster.plan();
+    expect(stackProgress(cluster.index, "s")).toMatchObject({ revision: 0, removed: false });
+    await cluster.settle();
+    expect(stackProgress(cluster.index, "s")).toMatchObject({ revision: 0, removed: true, services: [] });
+    const { view } = cluster.index;
+    for (const table of ["tasks", "taskStatuses", "services", "serviceStatuses", "networks", "blocks"] as const) {
+      expect([table, view[table].size]).toEqual([table, 0]);
+    }
+  });
+
+  it("does not wait for a node that is down", async () => {
+    using cluster = await threeNodes(aService("web"));
+    await cluster.setNode("a", NodeState.NODE_STATE_DOWN);
+    await cluster.removeStack("s");
+    await cluster.settle();
+    expect(stackProgress(cluster.index, "s").removed).toBe(true);
+  });
+});
+
+type Step =
+  | { readonly kind: "scale"; readonly to: number }
+  | { readonly kind: "update"; readonly startFirst: boolean; readonly parallelism: number }
+  | { readonly kind: "node"; readonly id: string; readonly to: "up" | "down" | "active" | "drain" | "pause" }
+  | { readonly kind: "crash"; readonly pick: number }
+  | { readonly kind: "work"; readonly rounds: number };
+
+const steps: fc.Arbitrary<Step> = fc.oneof(
+  fc.record({ kind: fc.constant("scale" as const), to: fc.integer({ min: 0, max: 6 }) }),
+  fc.record({
+    kind: fc.constant("update" as const),
+    startFirst: fc.boolean(),
+    parallelism: fc.integer({ min: 0, max: 3 }),
+  }),
+  fc.record({
+    kind: fc.constant("node" as const),
+    id: fc.constantFrom("a", "b", "c"),
+    to: fc.constantFrom("up" as const, "down" as const, "active" as const, "drain" as const, "pause" as const),
+  }),
+  fc.record({ kind: fc.constant("crash" as const), pick: fc.nat(20) }),
+  fc.record({ kind: fc.constant("work" as const), rounds: fc.integer({ min: 0, max: 3 }) }),
+);
+
+describe("whatever happens", () => {
+  it("it comes to rest, and once the nodes are back every slot has one task of the newest version", async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.array(steps, { maxLength: 25 }), async (history) => {
+        using cluster = await threeNodes(aService("web"));
+        let count = 3;
+        let version = 1;
+        let update = UpdatePolicy.create({ parallelism: 1 });
+        const deploy = async () =>
+          await cluster.deploy(
+            aStack("s", [aService("web", { mode: replicas(count), container: image(`web:${version}`), update })]),
+          );
+        for (const step of history) {
+          if (step.kind === "scale") {
+            count = step.to;
+            await deploy();
+          } else if (step.kind === "update") {
+            version++;
+            update = UpdatePolicy.create({ parallelism: step.parallelism, order: step.startFirst ? 1 : 0 });
+            await deploy();
+          } else if (step.kind === "node") {
+            if (step.to === "up") await cluster.setNode(step.id, NodeState.NODE_STATE_READY);
+            else if (step.to === "down") await cluster.setNode(step.id, NodeState.NODE_STATE_DOWN);
+            else await cluster.setAvailability(step.id, { active: 0, pause: 1, drain: 2 }[step.to] as Availability);
+          } else if (step.kind === "crash") {
+            const running = cluster.tasks("s", "web").filter(({ id }) => isUp(cluster.index.view.taskStatuses.get(id)));
+            const task = running[step.pick % Math.max(1, running.length)];
+            if (task !== undefined) await cluster.report(task, TaskState.TASK_STATE_FAILED);
+          } else {
+            for (let n = 0; n < step.rounds; n++) {
+              await cluster.plan();
+              await cluster.stepNodes();
+            }
+          }
+        }
+        for (const id of ["a", "b", "c"]) {
+          await cluster.setNode(id, NodeState.NODE_STATE_READY);
+          await cluster.setAvailability(id, Availability.AVAILABILITY_ACTIVE);
+        }
+        // Far enough for every restart delay.
+        for (let n = 0; n < 3; n++) {
+          await cluster.settle();
+          cluster.nowMs += 120_000;
+        }
+        await cluster.settle();
+        expect(stackProgress(cluster.index, "s")).toMatchObject({
+          converged: true,
+          services: [{ desired: count, running: count, old: 0 }],
+        });
+        expect(cluster.running("s", "web").map((one) => one.split("@")[0])).toEqual(
+          Array.from({ length: count }, (_, n) => String(n + 1)),
+        );
+        expect(await cluster.plan()).toEqual([]);
+      }),
+      { seed: 7, numRuns: 60 },
+    );
+  });
+});

@@ -1,0 +1,202 @@
+import { UpdateOrder } from "../../../proto/gen/embassy/v1/stack.ts";
+import { DesiredState, type Service, type Task, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
+import type { ClusterIndex } from "../../domain/index.ts";
+import { decideRestart } from "../../domain/restart.ts";
+import type { Seat } from "../../domain/seats.ts";
+import { isDrained, lastEnded, type SeatTasks, seatsOf } from "../../domain/service-tasks.ts";
+import { isUp, observedState, observedStatus } from "../../domain/tasks.ts";
+import { type Gate, optionalWaitMs, planGate } from "../gate/plan.ts";
+import { planUpdate } from "../update/plan.ts";
+
+export type TaskAction =
+  | {
+      readonly kind: "create";
+      readonly seat: Seat;
+      readonly epoch: number;
+      readonly desired: DesiredState;
+      readonly replaces: string;
+      readonly restarts: number;
+      readonly failures: number;
+      readonly waitsFor: string;
+      readonly why: string;
+    }
+  | { readonly kind: "start"; readonly taskId: string; readonly why: string }
+  | { readonly kind: "stop"; readonly taskId: string; readonly why: string }
+  | { readonly kind: "forget"; readonly taskId: string; readonly why: string }
+  /** The service is to be removed, and nothing of it runs any more. Always the last action. */
+  | { readonly kind: "forget-service"; readonly why: string };
+
+export interface ServicePlan {
+  readonly actions: readonly TaskAction[];
+  /** When to plan again although nothing has changed; undefined: no need. */
+  readonly wakeAtMs: number | undefined;
+  /** For ServiceStatus.update_message. */
+  readonly updateMessage: string;
+}
+
+/** Ended tasks kept of a slot, and of a slot that is no longer wanted. */
+const keptEnded = 5;
+const keptUnwanted = 1;
+
+/**
+ * Decides what tasks of a service to create, start, stop and forget: replicated and global services alike, which differ
+ * only in the seats they want. Pure: same arguments, same actions, in the order of the seats. Empty means converged, or
+ * waiting for something that will be a change of the view or for `wakeAtMs`.
+ */
+export function planService(index: ClusterIndex, service: Service, nowMs: number): ServicePlan {
+  const seats = seatsOf(index, service);
+  const tasks = index.tasksOfService(service.id);
+  const update = planUpdate(index, service.spec?.update, service.version, seats, nowMs);
+  const gate = planGate(index, service, tasks);
+  const planner = new SeatPlanner(index, service, gate, update.seats, nowMs);
+  planner.wakeAt(update.wakeAtMs);
+  for (const seat of seats) planner.plan(seat);
+  const running = seats.some(({ good, stale, going }) => good.length + stale.length + going.length > 0);
+  if (service.removed && !running) {
+    planner.actions.push({ kind: "forget-service", why: "it was removed and its last task has ended" });
+  }
+  return { actions: planner.actions, wakeAtMs: planner.wakeAtMs, updateMessage: update.message };
+}
+
+class SeatPlanner {
+  readonly actions: TaskAction[] = [];
+  wakeAtMs: number | undefined;
+  readonly #index: ClusterIndex;
+  readonly #service: Service;
+  readonly #gate: Gate;
+  readonly #mayUpdate: ReadonlySet<string>;
+  readonly #nowMs: number;
+
+  constructor(index: ClusterIndex, service: Service, gate: Gate, mayUpdate: ReadonlySet<string>, nowMs: number) {
+    this.#index = index;
+    this.#service = service;
+    this.#gate = gate;
+    this.#mayUpdate = mayUpdate;
+    this.#nowMs = nowMs;
+  }
+
+  wakeAt(atMs: number | undefined): void {
+    if (atMs !== undefined) this.wakeAtMs = Math.min(atMs, this.wakeAtMs ?? atMs);
+  }
+
+  plan(seat: SeatTasks): void {
+    this.#abandonLost(seat);
+    if (!seat.wanted) {
+      const why = this.#service.removed ? "its service is removed" : "its slot is no longer wanted";
+      for (const task of [...seat.good, ...seat.stale]) this.#stop(task, why);
+    } else if (seat.good.length > 0) {
+      this.#advance(seat);
+    } else {
+      this.#fill(seat);
+    }
+    this.#forgetOld(seat);
+  }
+
+  /** A node that returns must not go on with what was given to others. */
+  #abandonLost(seat: SeatTasks): void {
+    for (const task of seat.ended) {
+      const lost = observedState(this.#index.view, task) === TaskState.TASK_STATE_ORPHANED;
+      if (lost && task.desired !== DesiredState.DESIRED_STATE_SHUTDOWN) this.#stop(task, "its node is gone");
+    }
+  }
+
+  /** The seat has a task that should stay: takes it, and what it replaces, one step on. */
+  #advance(seat: SeatTasks): void {
+    const { view } = this.#index;
+    const isTaskUp = (task: Task) => isUp(view.taskStatuses.get(task.id));
+    const keep = seat.good.find(isTaskUp) ?? seat.good[0];
+    if (keep === undefined) return;
+    for (const task of seat.good) if (task !== keep) this.#stop(task, `${keep.id} fills its slot`);
+    const state = observedState(view, keep);
+    if (keep.desired === DesiredState.DESIRED_STATE_RUNNING) {
+      for (const task of seat.stale) {
+        if (isTaskUp(keep)) this.#stop(task, `${keep.id} has taken over`);
+        else if (keep.unplaced !== "" && isDrained(this.#index, task)) {
+          this.#stop(task, "its node is drained, and its successor fits nowhere");
+        }
+      }
+      return;
+    }
+    // Stop-first: prepared beside its predecessor, so that the slot is empty for as long as a stop and a start take.
+    for (const task of seat.stale) {
+      if (state >= TaskState.TASK_STATE_READY) this.#stop(task, `${keep.id} is ready to take over`);
+      else if (keep.unplaced !== "") this.#stop(task, `${keep.id} may fit once it is gone`);
+    }
+    if (seat.stale.length > 0 || seat.going.length > 0) return;
+    const waiting = this.#gateHolds(keep);
+    if (waiting) return;
+    this.actions.push({
+      kind: "start",
+      taskId: keep.id,
+      why: keep.waitsFor === "" ? "its predecessor has ended" : "what it waited for is there",
+    });
+  }
+
+  #gateHolds(task: Task): boolean {
+    if (this.#gate.waitsFor === "" || task.waitsFor === "") return false;
+    if (!this.#gate.bounded) return true;
+    const untilMs = task.createdAtMs + optionalWaitMs;
+    if (this.#nowMs >= untilMs) return false;
+    this.wakeAt(untilMs);
+    return true;
+  }
+
+  /** The seat has no task that should stay. */
+  #fill(seat: SeatTasks): void {
+    const last = lastEnded(seat);
+    const counters = { restarts: 0, failures: 0 };
+    let why = "its slot is empty";
+    const stale = seat.stale[0];
+    if (stale !== undefined) {
+      const drained = isDrained(this.#index, stale);
+      if (!drained && !this.#mayUpdate.has(seat.seat.key)) return;
+      why = drained
+        ? "its node is drained"
+        : `version ${this.#service.version} replaces version ${stale.serviceVersion}`;
+    }
+    if (last !== undefined && last.serviceVersion === this.#service.version) {
+      const status = observedStatus(this.#index.view, last);
+      counters.restarts = last.restarts;
+      counters.failures = last.failures;
+      const lost = status.state === TaskState.TASK_STATE_ORPHANED;
+      if (lost) why = "the node of its predecessor is gone";
+      if (!lost && last.desired !== DesiredState.DESIRED_STATE_SHUTDOWN) {
+        const decision = decideRestart(this.#service.spec?.restart, last, status);
+        if (decision.kind === "never") return;
+        if (this.#nowMs < decision.atMs) {
+          this.wakeAt(decision.atMs);
+          return;
+        }
+        counters.restarts = decision.restarts;
+        counters.failures = decision.failures;
+        why = decision.why;
+      }
+    }
+    const predecessor = stale ?? seat.going.at(-1);
+    const startFirst = this.#service.spec?.update?.order === UpdateOrder.UPDATE_ORDER_START_FIRST;
+    const waits = predecessor !== undefined && !(startFirst && stale !== undefined);
+    const gated = this.#gate.waitsFor !== "";
+    const everyEpoch = [...seat.stale, ...seat.going, ...seat.ended].map(({ epoch }) => epoch);
+    this.actions.push({
+      kind: "create",
+      seat: seat.seat,
+      epoch: Math.max(0, ...everyEpoch) + 1,
+      desired: waits || gated ? DesiredState.DESIRED_STATE_READY : DesiredState.DESIRED_STATE_RUNNING,
+      replaces: predecessor?.id ?? "",
+      ...counters,
+      waitsFor: this.#gate.waitsFor,
+      why,
+    });
+  }
+
+  #forgetOld(seat: SeatTasks): void {
+    const kept = this.#service.removed ? Number.POSITIVE_INFINITY : seat.wanted ? keptEnded : keptUnwanted;
+    for (const task of seat.ended.slice(0, Math.max(0, seat.ended.length - kept))) {
+      this.actions.push({ kind: "forget", taskId: task.id, why: `only the last ${kept} of a slot are kept` });
+    }
+  }
+
+  #stop(task: Task, why: string): void {
+    this.actions.push({ kind: "stop", taskId: task.id, why });
+  }
+}

@@ -1,0 +1,115 @@
+import { newId } from "../../lib/ids/ids.ts";
+import { silentLog } from "../../lib/log/log.ts";
+import { DesiredState, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import { hasEnded, isNodeUp, observedState } from "../domain/tasks.ts";
+import { TestCluster } from "../domain/testing.ts";
+import type { Write } from "../store/types.ts";
+import { blockId, planBlocks } from "./ipam/plan.ts";
+import { planCommit, SchedulerFeed } from "./scheduling/loop.ts";
+import { writesOf } from "./services/loop.ts";
+import { planService } from "./services/plan.ts";
+import { planSweep } from "./sweep/plan.ts";
+
+const blockPrefix = 27;
+
+/** A cluster whose controllers and nodes are stepped by hand, in a fixed order and with no clock but `nowMs`. */
+export class SteppedCluster extends TestCluster {
+  readonly feed = new SchedulerFeed(this.index, silentLog);
+  /** Tasks whose containers fail as soon as they start, by service name. */
+  readonly crashing = new Set<string>();
+  /** Tasks whose image does not exist, by service version. */
+  readonly rejected = new Set<number>();
+  /** The nodes do nothing. */
+  frozen = false;
+  readonly #subscription = this.index.subscribe((changes) => void this.feed.apply(changes));
+
+  override [Symbol.dispose](): void {
+    this.#subscription[Symbol.dispose]();
+    super[Symbol.dispose]();
+  }
+
+  /** One pass of each controller over everything. Returns what they wrote. */
+  async plan(): Promise<Write[]> {
+    const made: Write[] = [];
+    const commit = async (writes: readonly Write[]) => {
+      if (writes.length > 0) await this.store.commit(writes);
+      made.push(...writes);
+    };
+    for (const service of this.index.view.services.values()) {
+      const { actions } = planService(this.index, service, this.nowMs);
+      await commit(writesOf(this.index, service, actions, this.nowMs, newId));
+    }
+    const { placements, unplaced } = this.feed.scheduler.schedule();
+    const plan = planCommit(this.index, placements, blockPrefix);
+    for (const { tasks, explanation } of unplaced) for (const id of tasks) plan.unplaced.set(id, explanation.summary);
+    this.feed.hold(placements);
+    await commit([...plan.writes, ...this.#unplaced(plan.unplaced)]);
+    this.feed.release(placements);
+    for (const network of this.index.view.networks.values()) {
+      const rest = { nowMs: this.nowMs, restMs: 60_000 };
+      const { actions } = planBlocks(this.index, network, blockPrefix, () => undefined, rest);
+      await commit(
+        actions.map((action) =>
+          action.kind === "give"
+            ? { table: "blocks", id: blockId(action.block), value: action.block, ifRevision: 0 }
+            : { table: "blocks", id: action.blockId, value: undefined },
+        ),
+      );
+    }
+    await commit(planSweep(this.index));
+    return made;
+  }
+
+  #unplaced(reasons: ReadonlyMap<string, string>): Write[] {
+    return [...reasons].flatMap(([id, why]) => {
+      const value = this.index.view.tasks.get(id);
+      if (value === undefined || value.nodeId !== "" || value.unplaced === why) return [];
+      return [{ table: "tasks" as const, id, value: { ...value, unplaced: why } }];
+    });
+  }
+
+  /** Each node that is up takes each of its tasks one step on. Returns how many steps that were. */
+  async stepNodes(): Promise<number> {
+    let steps = 0;
+    if (this.frozen) return steps;
+    for (const task of this.index.view.tasks.values()) {
+      if (task.nodeId === "" || !isNodeUp(this.index.view, task.nodeId)) continue;
+      const next = this.#nextState(task);
+      if (next === undefined) continue;
+      steps++;
+      await this.report(task, next);
+    }
+    return steps;
+  }
+
+  #nextState(task: Task): TaskState | undefined {
+    const state = observedState(this.index.view, task);
+    if (hasEnded(state)) return undefined;
+    if (task.desired === DesiredState.DESIRED_STATE_SHUTDOWN) return TaskState.TASK_STATE_SHUTDOWN;
+    if (state < TaskState.TASK_STATE_READY) {
+      return this.rejected.has(task.serviceVersion) ? TaskState.TASK_STATE_REJECTED : TaskState.TASK_STATE_READY;
+    }
+    if (task.desired === DesiredState.DESIRED_STATE_READY) return undefined;
+    if (state < TaskState.TASK_STATE_RUNNING) return TaskState.TASK_STATE_RUNNING;
+    return this.crashing.has(task.serviceName) ? TaskState.TASK_STATE_FAILED : undefined;
+  }
+
+  /** Steps controllers and nodes until neither does anything; throws when they go on for ever. */
+  async settle(onStep: () => void = () => undefined): Promise<void> {
+    for (let round = 0; round < 200; round++) {
+      const writes = await this.plan();
+      onStep();
+      const steps = await this.stepNodes();
+      onStep();
+      if (writes.length === 0 && steps === 0) return;
+    }
+    throw new Error("controllers and nodes do not come to rest");
+  }
+
+  /** Tasks of the service that run, and where: "1@a". */
+  running(stack: string, name: string): string[] {
+    return this.tasks(stack, name)
+      .filter((task) => observedState(this.index.view, task) === TaskState.TASK_STATE_RUNNING)
+      .map(({ slot, nodeId, onlyNode }) => `${slot > 0 ? slot : onlyNode}@${nodeId}`);
+  }
+}

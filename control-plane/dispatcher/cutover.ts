@@ -1,0 +1,76 @@
+import type { Clock } from "../../lib/clock/clock.ts";
+import type { Log } from "../../lib/log/log.ts";
+import { DesiredState } from "../../proto/gen/embassy/v1/state.ts";
+import type { ClusterIndex } from "../domain/index.ts";
+import { isNodeLost } from "../domain/tasks.ts";
+import type { Change } from "../store/types.ts";
+import type { NetworkHub } from "./network.ts";
+
+/** Longest time that a task is kept running for hosts that do not answer. */
+const longestHoldMs = 3_000;
+/** Hosts served by other members apply a change in milliseconds, but their acks are not seen here. */
+const otherMembersHoldMs = 500;
+
+export interface CutOverDeps {
+  readonly index: ClusterIndex;
+  readonly network: Pick<NetworkHub, "knowsEndpoint" | "released">;
+  readonly clock: Clock;
+  readonly log: Log;
+  /** Called when a task's node may be told to stop it. */
+  readonly onRelease: (nodeId: string, taskId: string) => void;
+}
+
+/**
+ * Ordered cut-over: a task that is to stop leaves every host's DNS and ambassadors first, and only then is its node told.
+ * Hosts that are lost do not count, and nobody is waited for longer than `longestHoldMs`.
+ */
+export class CutOver {
+  readonly #deps: CutOverDeps;
+  readonly #held = new Map<string, AbortController>();
+
+  constructor(deps: CutOverDeps) {
+    this.#deps = deps;
+  }
+
+  /** Is the task's node to be told that it goes on running? */
+  isHeld(taskId: string): boolean {
+    return this.#held.has(taskId);
+  }
+
+  /** To be called with each batch of changes before the hosts are told of it. */
+  observe(changes: readonly Change[], revision: number): void {
+    const { view } = this.#deps.index;
+    for (const change of changes) {
+      if (change.table !== "tasks") continue;
+      const { before, after, id } = change;
+      if (after === undefined) {
+        this.#held.get(id)?.abort();
+        continue;
+      }
+      const stops =
+        before?.desired === DesiredState.DESIRED_STATE_RUNNING && after.desired === DesiredState.DESIRED_STATE_SHUTDOWN;
+      if (!stops || isNodeLost(view, after.nodeId)) continue;
+      const elsewhere = view.memberSessions.size > 1;
+      if (elsewhere || this.#deps.network.knowsEndpoint(id)) void this.#hold(id, after.nodeId, revision, elsewhere);
+    }
+  }
+
+  async #hold(taskId: string, nodeId: string, revision: number, elsewhere: boolean): Promise<void> {
+    const { clock, index, log, network, onRelease } = this.#deps;
+    const enough = new AbortController();
+    this.#held.set(taskId, enough);
+    const acked = network.released(taskId, revision, (id) => isNodeLost(index.view, id));
+    const sleep = async (ms: number) => await clock.sleep(ms, enough.signal).catch(() => undefined);
+    try {
+      const all = Promise.all([acked, elsewhere ? sleep(otherMembersHoldMs) : undefined]);
+      const outcome = await Promise.race([all.then(() => "acked"), sleep(longestHoldMs).then(() => "late")]);
+      if (outcome === "late" && !enough.signal.aborted) {
+        log.warn("stopping a task that some hosts may still lead to", { taskId, revision });
+      }
+    } finally {
+      enough.abort();
+      this.#held.delete(taskId);
+    }
+    onRelease(nodeId, taskId);
+  }
+}

@@ -1,0 +1,275 @@
+import { describe, expect, it } from "vitest";
+import { systemClock } from "../../lib/clock/clock.ts";
+import { silentLog } from "../../lib/log/log.ts";
+import { DesiredState, NodeState, type Task, TaskState, TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
+import { createControllers } from "../controllers/index.ts";
+import { stackProgress } from "../domain/progress.ts";
+import { aService, aStack, replicas, TestCluster } from "../domain/testing.ts";
+import { DispatcherServer } from "./testing.ts";
+
+/** Resolves once the view holds what is looked for. */
+async function until(cluster: TestCluster, holds: () => boolean): Promise<void> {
+  if (holds()) return;
+  await new Promise<void>((resolve) => {
+    const subscription = cluster.index.subscribe(() => {
+      if (!holds()) return;
+      subscription[Symbol.dispose]();
+      resolve();
+    });
+  });
+}
+
+/** A cluster with nodes, a dispatcher, and one task of "s_web" on node "a" that is said to run. */
+async function oneTask() {
+  const cluster = new TestCluster();
+  await cluster.addNodes("a", "b");
+  const server = await DispatcherServer.start(cluster);
+  await cluster.deploy(aStack("s", [aService("web", { mode: replicas(1) })]));
+  const service = cluster.service("s", "web");
+  const networkId = Object.values(service.networkIds)[0] ?? "";
+  await cluster.store.commit([
+    { table: "blocks", id: `${networkId}/10.96.0.0-27`, value: { networkId, cidr: "10.96.0.0/27", nodeId: "a" } },
+    { table: "blocks", id: `${networkId}/10.96.0.32-27`, value: { networkId, cidr: "10.96.0.32/27", nodeId: "b" } },
+  ]);
+  const change = async (over: Partial<Task>) => {
+    const known = cluster.index.view.tasks.get("t");
+    const base = known ?? {
+      id: "t",
+      serviceId: service.id,
+      stack: "s",
+      serviceName: "web",
+      slot: 1,
+      serviceVersion: 1,
+      spec: service.spec,
+      nodeId: "a",
+      desired: DesiredState.DESIRED_STATE_RUNNING,
+      epoch: 1,
+      createdAtMs: 1,
+      unplaced: "",
+      replaces: "",
+      networkIds: service.networkIds,
+      restarts: 0,
+      failures: 0,
+      waitsFor: "",
+      blobDigests: {},
+      hostPorts: [],
+      onlyNode: "",
+    };
+    await cluster.store.commit([{ table: "tasks", id: "t", value: { ...base, ...over } }]);
+  };
+  await change({});
+  return {
+    cluster,
+    server,
+    change,
+    status: () => cluster.index.view.taskStatuses.get("t"),
+    async [Symbol.asyncDispose]() {
+      await server[Symbol.asyncDispose]();
+      cluster[Symbol.dispose]();
+    },
+  };
+}
+
+const running = (over: Partial<TaskStatus> = {}) =>
+  TaskStatus.create({ taskId: "t", state: TaskState.TASK_STATE_RUNNING, startedAtMs: 1, ...over });
+
+describe("a session", () => {
+  it("is refused to a node that the cluster does not know, and to other certificates", async () => {
+    await using one = await oneTask();
+    const stranger = (await one.server.node("stranger")).hello();
+    await expect(stranger.open()).rejects.toMatchObject({ code: "denied" });
+    const admin = await one.server.client("admin", "admin");
+    const stream = admin.session();
+    const failure = new Promise<unknown>((resolve) => stream.on("error", resolve));
+    stream.on("data", () => undefined);
+    expect(await failure).toMatchObject({ details: expect.stringContaining("role node") });
+  });
+
+  it("begins with a welcome and everything the node should hold, and goes on with what changes", async () => {
+    await using one = await oneTask();
+    const node = await one.server.node("a");
+    node.idle = true;
+    await node.hello().open();
+    expect(node.received.map(({ message }) => message?.$case)).toEqual(["welcome", "assignments"]);
+    expect(node.received[0]?.message?.value).toMatchObject({ nodeName: "a", leaseTtlMs: 5_000, clusterId: "cluster" });
+    expect(node.assignments.get("t")).toMatchObject({
+      taskName: "s_web.1",
+      desired: DesiredState.DESIRED_STATE_RUNNING,
+    });
+    expect(one.cluster.index.view.sessions.get("a")).toMatchObject({ clusterd: "m" });
+    await one.change({ desired: DesiredState.DESIRED_STATE_SHUTDOWN });
+    await node.until(() =>
+      node.assignments.get("t")?.desired === DesiredState.DESIRED_STATE_SHUTDOWN ? true : undefined,
+    );
+    await one.cluster.store.commit([{ table: "tasks", id: "t", value: undefined }]);
+    await node.until(() => (node.assignments.has("t") ? undefined : true));
+  });
+
+  it("takes states only forward, only of the node's own tasks, and none with an old sequence", async () => {
+    await using one = await oneTask();
+    const node = await one.server.node("a");
+    node.idle = true;
+    await node.hello().open();
+    const other = await one.server.node("b");
+    await other.hello().open();
+    other.report(running({ state: TaskState.TASK_STATE_FAILED }));
+    node.report(running({ sequence: 5, message: "five" }));
+    node.report(running({ sequence: 4, message: "four" }));
+    node.report(running({ sequence: 6, state: TaskState.TASK_STATE_PREPARING }));
+    node.report(running({ sequence: 7, message: "seven" }));
+    await until(one.cluster, () => one.status()?.message === "seven");
+    expect(one.status()).toMatchObject({ state: TaskState.TASK_STATE_RUNNING, sequence: 7 });
+    node.report(running({ sequence: 8, state: TaskState.TASK_STATE_FAILED, exitCode: 3 }));
+    node.report(running({ sequence: 9, state: TaskState.TASK_STATE_SHUTDOWN }));
+    node.report(running({ sequence: 10, state: TaskState.TASK_STATE_FAILED, exitCode: 4 }));
+    await until(one.cluster, () => one.status()?.state === TaskState.TASK_STATE_FAILED);
+    // A round trip: whatever came before has been looked at.
+    await one.change({ desired: DesiredState.DESIRED_STATE_SHUTDOWN });
+    await node.until(() =>
+      node.assignments.get("t")?.desired === DesiredState.DESIRED_STATE_SHUTDOWN ? true : undefined,
+    );
+    expect(one.status()).toMatchObject({ state: TaskState.TASK_STATE_FAILED, exitCode: 3 });
+  });
+
+  it("believes a node that counts anew after its restart", async () => {
+    await using one = await oneTask();
+    const first = await one.server.node("a");
+    first.idle = true;
+    await first.hello().open();
+    first.report(running({ sequence: 90 }));
+    await until(one.cluster, () => one.status()?.sequence === 90);
+    const second = await one.server.node("a");
+    second.idle = true;
+    await second.hello([running({ sequence: 1, state: TaskState.TASK_STATE_FAILED })]).open();
+    await until(one.cluster, () => one.status()?.state === TaskState.TASK_STATE_FAILED);
+    await expect(first.until(() => undefined)).rejects.toMatchObject({ code: "unavailable" });
+  });
+
+  it("ends when the node is removed from the cluster", async () => {
+    await using one = await oneTask();
+    const node = await (await one.server.node("a")).hello().open();
+    await one.cluster.store.commit([{ table: "nodes", id: "a", value: undefined }]);
+    await expect(node.until(() => undefined)).rejects.toMatchObject({ code: "denied" });
+  });
+
+  it("is registered again when its lease ended although the node was heard", async () => {
+    await using one = await oneTask();
+    const node = await (await one.server.node("a")).hello().open();
+    const before = one.cluster.index.view.sessions.get("a");
+    // Leases of the memory store count from 1: the member's, then the node's.
+    one.cluster.store.expireLease(2n);
+    await until(one.cluster, () => one.cluster.index.view.sessions.get("a") !== undefined);
+    expect(one.cluster.index.view.sessions.get("a")?.sessionId).toBe(before?.sessionId);
+    node.heartbeat();
+  });
+});
+
+describe("ordered cut-over", () => {
+  const setUp = async () => {
+    const one = await oneTask();
+    const node = await one.server.node("a");
+    node.idle = true;
+    await node.hello().open();
+    const here = await one.server.netd("a");
+    const there = await one.server.netd("b");
+    const { networkIds } = one.cluster.service("s", "web");
+    const addresses = Object.values(networkIds).map((networkId) => ({ networkId, address: "10.96.0.9" }));
+    node.report(running({ addresses }));
+    for (const netd of [here, there]) {
+      await netd.waiting.until(() => netd.states.find(({ endpoints }) => endpoints.length > 0));
+    }
+    there.silent = true;
+    await one.change({ desired: DesiredState.DESIRED_STATE_SHUTDOWN });
+    const removal = await there.waiting.until(() =>
+      there.states.find(({ removed }) => removed?.endpoints.includes("t")),
+    );
+    const told = () => (node.assignments.get("t")?.desired === DesiredState.DESIRED_STATE_SHUTDOWN ? true : undefined);
+    return { one, node, here, there, removal, told };
+  };
+
+  it("tells the node to stop only when every host has let go", async () => {
+    const { one, node, there, removal, told } = await setUp();
+    await using _ = one;
+    // A node that asks anew meanwhile is told to go on as well.
+    node.close();
+    const again = await one.server.node("a");
+    again.idle = true;
+    await again.hello([running()]).open();
+    expect(again.assignments.get("t")?.desired).toBe(DesiredState.DESIRED_STATE_RUNNING);
+    expect(told()).toBeUndefined();
+    there.ack(removal.revision);
+    await again.until(() =>
+      again.assignments.get("t")?.desired === DesiredState.DESIRED_STATE_SHUTDOWN ? true : undefined,
+    );
+  });
+
+  it("does not wait for a host whose stream is gone", async () => {
+    const { one, node, there, told } = await setUp();
+    await using _ = one;
+    expect(told()).toBeUndefined();
+    there.close();
+    await node.until(told);
+  });
+
+  it("waits three seconds and no longer", async () => {
+    const { one, node, told } = await setUp();
+    await using _ = one;
+    expect(told()).toBeUndefined();
+    await node.until(told);
+  });
+});
+
+describe("the whole path", () => {
+  it("takes 60 replicas on three hosts from deploy to converged, in few transactions", async () => {
+    using cluster = new TestCluster();
+    await cluster.addNodes("a", "b", "c");
+    await using server = await DispatcherServer.start(cluster);
+    for (const name of ["a", "b", "c"]) {
+      await (await server.node(name)).hello().open();
+      await server.netd(name);
+    }
+    const stop = new AbortController();
+    const leading = createControllers({
+      index: cluster.index,
+      store: cluster.store,
+      log: silentLog,
+      clock: systemClock,
+    }).run(stop.signal);
+    const before = cluster.index.view.revision;
+    await cluster.deploy(aStack("s", [aService("web", { mode: replicas(60) })]));
+    await until(cluster, () => stackProgress(cluster.index, "s").converged);
+    expect(cluster.index.view.revision - before).toBeLessThan(30);
+    await cluster.drain("a");
+    await until(cluster, () => stackProgress(cluster.index, "s").converged);
+    expect(cluster.index.tasksOfNode("a").every(({ desired }) => desired === DesiredState.DESIRED_STATE_SHUTDOWN)).toBe(
+      true,
+    );
+    await cluster.removeStack("s");
+    await until(cluster, () => stackProgress(cluster.index, "s").removed);
+    stop.abort();
+    await leading;
+  });
+});
+
+describe("a node whose lease ends", () => {
+  it("is down at once while its member lives", async () => {
+    await using one = await oneTask();
+    const { index, store } = one.cluster;
+    await until(one.cluster, () => index.view.memberSessions.get("m") !== undefined);
+    const incarnation = index.view.memberSessions.get("m")?.incarnation ?? "";
+    const status = index.nodeStatus("a");
+    if (status === undefined) throw new Error("a node has a status");
+    const lease = await store.grantLease(5_000);
+    const session = { nodeId: "a", sessionId: "s", clusterd: "m", openedAtMs: 1 };
+    await store.commit([
+      { table: "sessions", id: "a", value: session, lease },
+      { table: "nodeStatuses", id: "a", value: { ...status, clusterd: "m", incarnation } },
+    ]);
+    const stop = new AbortController();
+    const leading = createControllers({ index, store, log: silentLog, clock: systemClock }).run(stop.signal);
+    store.expireLease(lease);
+    await until(one.cluster, () => index.nodeStatus("a")?.state === NodeState.NODE_STATE_DOWN);
+    stop.abort();
+    await leading;
+  });
+});

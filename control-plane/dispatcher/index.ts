@@ -1,0 +1,164 @@
+import type { ServerDuplexStream } from "@grpc/grpc-js";
+import type { Clock } from "../../lib/clock/clock.ts";
+import { asClusterError, ClusterError } from "../../lib/errors/errors.ts";
+import { requirePeer, streaming, unary } from "../../lib/grpc/server.ts";
+import type { Log } from "../../lib/log/log.ts";
+import type {
+  DispatcherServer,
+  NetworkDown,
+  NetworkUp,
+  RenewRequest,
+  RenewResponse,
+  SessionDown,
+  SessionUp,
+} from "../../proto/gen/embassy/v1/dispatcher.ts";
+import type { ClusterIndex } from "../domain/index.ts";
+import type { NetworkSettings } from "../domain/network-state/tracker.ts";
+import type { Change, Store } from "../store/types.ts";
+import { CutOver } from "./cutover.ts";
+import { NetworkHub, type NetworkProgress } from "./network.ts";
+import { Presence } from "./presence.ts";
+import { removedNode, Session, type SessionDeps, type SessionSettings } from "./session.ts";
+import { StatusBatcher } from "./statuses.ts";
+
+export interface DispatcherDeps {
+  readonly store: Pick<Store, "view" | "commit" | "grantLease" | "keepAlive" | "revokeLease">;
+  readonly index: ClusterIndex;
+  readonly log: Log;
+  readonly clock: Clock;
+  /** This member's name. */
+  readonly member: string;
+  readonly settings: SessionSettings & NetworkSettings;
+  /** Signs a new certificate for a node that showed its present one. */
+  readonly renew: (nodeId: string, csrDer: Buffer) => Promise<RenewResponse>;
+}
+
+export interface Dispatcher {
+  readonly service: DispatcherServer;
+  /** Keeps this member's registration until the signal is aborted; then ends the streams. */
+  run(signal: AbortSignal): Promise<void>;
+  /** How far a node's netd is; undefined when this member does not serve it. */
+  networkProgress(nodeId: string): NetworkProgress | undefined;
+  /** Resolves once every netd served here has applied what it was sent so far, or is gone. */
+  networkSettled(): Promise<void>;
+}
+
+/** The nodes' side of a control-plane member: their sessions and network streams. */
+export function createDispatcher(deps: DispatcherDeps): Dispatcher {
+  const { store, index, log, clock, member, settings } = deps;
+  const sessions = new Map<string, Session>();
+  const presence = new Presence({ store, clock, log, member, nodeLeaseTtlMs: settings.leaseTtlMs });
+  const statuses = new StatusBatcher({ store, clock, log });
+  const network = new NetworkHub({ index, log, settings });
+  const cutOver = new CutOver({
+    index,
+    network,
+    clock,
+    log,
+    onRelease: (nodeId, taskId) => sessions.get(nodeId)?.touch(taskId),
+  });
+  const sessionDeps: SessionDeps = {
+    store,
+    index,
+    clock,
+    log,
+    member,
+    clusterId: settings.clusterId,
+    settings,
+    presence,
+    statuses,
+    cutOver,
+  };
+
+  presence.onChange(() => {
+    for (const session of sessions.values()) session.holderChanged();
+  });
+  // In this order: a task that is to stop is held back before its node would be told, and hosts are told first.
+  index.subscribe((changes, revision) => {
+    cutOver.observe(changes, revision);
+    network.apply(changes);
+    for (const change of changes) tellSessions(sessions, change);
+  });
+
+  const service = {
+    session: streaming<ServerDuplexStream<SessionUp, SessionDown>, SessionUp, SessionDown>(async (call, signal) => {
+      const nodeId = requirePeer(call, ["node"]).name;
+      if (index.view.nodes.get(nodeId) === undefined) throw removedNode(nodeId);
+      await serveSession(sessionDeps, sessions, call, nodeId, signal);
+    }),
+    network: streaming<ServerDuplexStream<NetworkUp, NetworkDown>, NetworkUp, NetworkDown>(async (call, signal) => {
+      const nodeId = requirePeer(call, ["node"]).name;
+      if (index.view.nodes.get(nodeId) === undefined) throw removedNode(nodeId);
+      await network.serve(call, nodeId, signal);
+    }),
+    renew: unary<RenewRequest, RenewResponse>(
+      async ({ csrDer }, call) => await deps.renew(requirePeer(call, ["node"]).name, csrDer),
+    ),
+  };
+
+  return {
+    service,
+    networkProgress: (nodeId) => network.progress(nodeId),
+    networkSettled: async () => await network.settled(),
+    async run(signal) {
+      await presence.run(signal);
+      const stopping = new ClusterError("this control-plane member is stopping", { code: "unavailable" });
+      for (const session of sessions.values()) session.close(stopping);
+      await statuses.stop();
+    },
+  };
+}
+
+async function serveSession(
+  deps: SessionDeps,
+  sessions: Map<string, Session>,
+  call: ServerDuplexStream<SessionUp, SessionDown>,
+  nodeId: string,
+  signal: AbortSignal,
+): Promise<void> {
+  const session = new Session(deps, nodeId, call, signal);
+  call.on("data", ({ message }: SessionUp) => {
+    switch (message?.$case) {
+      case "hello":
+        sessions.get(nodeId)?.close(new ClusterError("the node opened another session", { code: "unavailable" }));
+        sessions.set(nodeId, session);
+        session.open(message.value).catch((error: unknown) => session.close(asClusterError(error)));
+        return;
+      case "heartbeat":
+        session.heartbeat();
+        return;
+      case "statuses":
+        session.report(message.value.statuses);
+        return;
+      case undefined:
+        return;
+      default:
+        message satisfies never;
+    }
+  });
+  call.on("end", () => session.close());
+  try {
+    await session.ended();
+  } finally {
+    if (sessions.get(nodeId) === session) sessions.delete(nodeId);
+    deps.log.info("session closed", { nodeId, sessionId: session.id });
+  }
+}
+
+function tellSessions(sessions: ReadonlyMap<string, Session>, change: Change): void {
+  switch (change.table) {
+    case "tasks":
+      for (const nodeId of new Set([change.before?.nodeId ?? "", change.after?.nodeId ?? ""])) {
+        sessions.get(nodeId)?.touch(change.id);
+      }
+      return;
+    case "sessions":
+      sessions.get(change.id)?.recordChanged(change.after?.sessionId);
+      return;
+    case "nodes":
+      if (change.after === undefined) sessions.get(change.id)?.close(removedNode(change.id));
+      return;
+    default:
+      return;
+  }
+}

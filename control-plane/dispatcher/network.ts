@@ -1,0 +1,211 @@
+import type { ServerDuplexStream } from "@grpc/grpc-js";
+import { ClusterError } from "../../lib/errors/errors.ts";
+import { send } from "../../lib/grpc/server.ts";
+import type { Log } from "../../lib/log/log.ts";
+import type { NetworkDown, NetworkState, NetworkUp } from "../../proto/gen/embassy/v1/dispatcher.ts";
+import type { ClusterIndex } from "../domain/index.ts";
+import { emptyTouched, type ItemKind, itemKinds, type Touched, touch } from "../domain/network-state/touched.ts";
+import { type NetworkSettings, NetworkStateTracker } from "../domain/network-state/tracker.ts";
+import type { Change } from "../store/types.ts";
+
+/** How far a node's netd is. */
+export interface NetworkProgress {
+  /** Newest revision that it has applied. */
+  readonly acked: number;
+  /** Newest that was sent to it. */
+  readonly target: number;
+}
+
+export interface NetworkDeps {
+  readonly index: ClusterIndex;
+  readonly log: Log;
+  readonly settings: NetworkSettings;
+}
+
+/** The network streams that this member serves: what each host has been told, and what it has applied. */
+export class NetworkHub {
+  readonly #deps: NetworkDeps;
+  readonly #streams = new Map<string, NetworkStream>();
+
+  constructor(deps: NetworkDeps) {
+    this.#deps = deps;
+  }
+
+  /** Serves one netd until its stream ends or it opens another. */
+  async serve(call: ServerDuplexStream<NetworkUp, NetworkDown>, nodeId: string, signal: AbortSignal): Promise<void> {
+    const replaced = new AbortController();
+    const stream = new NetworkStream(this.#deps, nodeId, call, AbortSignal.any([signal, replaced.signal]), () =>
+      replaced.abort(new ClusterError("the node opened another network stream", { code: "unavailable" })),
+    );
+    call.on("data", (message: NetworkUp) => {
+      if (message.message?.$case === "hello") {
+        this.#streams.get(nodeId)?.replace();
+        this.#streams.set(nodeId, stream);
+        stream.start();
+      } else if (message.message?.$case === "ack") {
+        stream.ack(message.message.value.revision, message.message.value.error);
+      }
+    });
+    call.on("end", () => stream.end());
+    try {
+      await stream.ended();
+    } finally {
+      if (this.#streams.get(nodeId) === stream) this.#streams.delete(nodeId);
+    }
+  }
+
+  /** Tells every host what the changes mean for it. */
+  apply(changes: readonly Change[]): void {
+    if (this.#streams.size === 0) return;
+    const touched = emptyTouched();
+    touch(this.#deps.index, changes, touched);
+    if (touched.members.size === 0 && itemKinds.every((kind) => touched.items[kind].size === 0)) return;
+    for (const stream of this.#streams.values()) stream.touched(touched);
+  }
+
+  /** undefined: this member does not serve its netd. */
+  progress(nodeId: string): NetworkProgress | undefined {
+    return this.#streams.get(nodeId)?.progress;
+  }
+
+  /** Resolves once every netd served here that leads to the task has applied this revision, or is gone or lost. */
+  async released(taskId: string, revision: number, isLost: (nodeId: string) => boolean): Promise<void> {
+    const knowing = [...this.#streams.values()].filter(
+      (stream) => stream.knowsEndpoint(taskId) && !isLost(stream.nodeId),
+    );
+    await Promise.all(knowing.map(async (stream) => await stream.reached(revision)));
+  }
+
+  /** Does any netd served here lead to the task? */
+  knowsEndpoint(taskId: string): boolean {
+    for (const stream of this.#streams.values()) if (stream.knowsEndpoint(taskId)) return true;
+    return false;
+  }
+
+  /** Resolves once every netd served here has applied what it was sent so far, or is gone. */
+  async settled(): Promise<void> {
+    await Promise.all([...this.#streams.values()].map(async (stream) => await stream.settled()));
+  }
+}
+
+class NetworkStream {
+  readonly nodeId: string;
+  readonly replace: () => void;
+  readonly #log: Log;
+  readonly #call: ServerDuplexStream<NetworkUp, NetworkDown>;
+  readonly #signal: AbortSignal;
+  readonly #tracker: NetworkStateTracker;
+  readonly #over = Promise.withResolvers<void>();
+  readonly #waiters = new Set<{ readonly revision: number; readonly wake: () => void }>();
+  #isOver = false;
+  #started = false;
+  #sending = false;
+  #pending: Touched | undefined;
+  #target = 0;
+  #acked = 0;
+
+  constructor(
+    { index, log, settings }: NetworkDeps,
+    nodeId: string,
+    call: ServerDuplexStream<NetworkUp, NetworkDown>,
+    signal: AbortSignal,
+    replace: () => void,
+  ) {
+    this.nodeId = nodeId;
+    this.replace = replace;
+    this.#log = log.with({ nodeId });
+    this.#call = call;
+    this.#signal = signal;
+    this.#tracker = new NetworkStateTracker(index, nodeId, settings);
+    signal.addEventListener("abort", () => this.end(), { once: true });
+  }
+
+  get progress(): NetworkProgress {
+    return { acked: this.#acked, target: this.#target };
+  }
+
+  knowsEndpoint(taskId: string): boolean {
+    return this.#tracker.knowsEndpoint(taskId);
+  }
+
+  start(): void {
+    if (this.#started) return;
+    this.#started = true;
+    this.#log.info("network stream open");
+    void this.#pump(this.#tracker.complete());
+  }
+
+  end(): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    for (const { wake } of this.#waiters) wake();
+    this.#waiters.clear();
+    this.#over.resolve();
+  }
+
+  async ended(): Promise<void> {
+    await this.#over.promise;
+  }
+
+  ack(revision: number, error: string): void {
+    // The host logs why, and `networkProgress` shows that it lags.
+    if (error !== "") this.#log.debug("network state not applied yet", { revision, cause: error });
+    this.#acked = Math.max(this.#acked, revision);
+    for (const waiter of this.#waiters) {
+      if (waiter.revision > this.#acked) continue;
+      this.#waiters.delete(waiter);
+      waiter.wake();
+    }
+  }
+
+  async settled(): Promise<void> {
+    await this.reached(this.#target);
+  }
+
+  async reached(revision: number): Promise<void> {
+    if (this.#isOver || this.#acked >= revision) return;
+    await new Promise<void>((wake) => this.#waiters.add({ revision, wake }));
+  }
+
+  touched(touched: Touched): void {
+    if (!this.#started || this.#isOver) return;
+    this.#pending = this.#pending === undefined ? touched : merge(this.#pending, touched);
+    if (!this.#sending) void this.#pump(undefined);
+  }
+
+  /** Sends until nothing is left; while the host reads slowly, changes gather into one. */
+  async #pump(first: NetworkState | undefined): Promise<void> {
+    this.#sending = true;
+    try {
+      let state = first;
+      for (;;) {
+        if (state !== undefined) {
+          this.#target = state.revision;
+          await send(this.#call, { state }, this.#signal);
+        }
+        const pending = this.#pending;
+        if (pending === undefined || this.#isOver) return;
+        this.#pending = undefined;
+        state = this.#tracker.delta(pending);
+      }
+    } catch (error) {
+      this.#log.debug("network stream broke", { error });
+      this.end();
+    } finally {
+      this.#sending = false;
+    }
+  }
+}
+
+function merge(a: Touched, b: Touched): Touched {
+  const both = (kind: ItemKind) => new Set([...a.items[kind], ...b.items[kind]]);
+  return {
+    items: {
+      hosts: both("hosts"),
+      networks: both("networks"),
+      services: both("services"),
+      endpoints: both("endpoints"),
+    },
+    members: new Set([...a.members, ...b.members]),
+  };
+}

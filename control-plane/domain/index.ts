@@ -1,0 +1,183 @@
+import type { Network, NodeSpec, NodeStatus, Service, StackRecord, Task } from "../../proto/gen/embassy/v1/state.ts";
+import type { Change, Store, Table, View } from "../store/types.ts";
+
+/** Which ids of a table belong to a key; a value may belong to several. Order of insertion. */
+class Grouping<T> {
+  readonly #groups = new Map<string, Set<string>>();
+  readonly #keysOf: (value: T, id: string) => readonly string[];
+
+  constructor(keysOf: (value: T, id: string) => readonly string[]) {
+    this.#keysOf = keysOf;
+  }
+
+  change(id: string, before: T | undefined, after: T | undefined): void {
+    if (before !== undefined) {
+      for (const key of this.#keysOf(before, id)) {
+        const group = this.#groups.get(key);
+        group?.delete(id);
+        if (group?.size === 0) this.#groups.delete(key);
+      }
+    }
+    if (after === undefined) return;
+    for (const key of this.#keysOf(after, id)) {
+      const group = this.#groups.get(key);
+      if (group === undefined) this.#groups.set(key, new Set([id]));
+      else group.add(id);
+    }
+  }
+
+  keys(): Iterable<string> {
+    return this.#groups.keys();
+  }
+
+  ids(key: string): ReadonlySet<string> {
+    return this.#groups.get(key) ?? none;
+  }
+}
+const none: ReadonlySet<string> = new Set();
+
+function pick<T>(table: Table<T>, ids: Iterable<string>): T[] {
+  const found: T[] = [];
+  for (const id of ids) {
+    const value = table.get(id);
+    if (value !== undefined) found.push(value);
+  }
+  return found;
+}
+
+export type ChangeListener = (changes: readonly Change[], revision: number) => void;
+
+/**
+ * The view with what is needed to find one's way in it: tasks by service and node, services by stack and network, nodes by
+ * name. Kept current by the store's changes; its own subscribers are called after the indexes are.
+ */
+export class ClusterIndex implements Disposable {
+  readonly view: View;
+  readonly #tasksByService = new Grouping<Task>((task) => [task.serviceId]);
+  readonly #tasksByNode = new Grouping<Task>((task) => (task.nodeId === "" ? [] : [task.nodeId]));
+  readonly #servicesByStack = new Grouping<Service>((service) => [service.stack]);
+  readonly #servicesByNetwork = new Grouping<Service>((service) => Object.values(service.networkIds));
+  readonly #networksByStack = new Grouping<Network>((network) => [network.stack]);
+  readonly #blocksByNetwork = new Grouping<{ networkId: string }>((block) => [block.networkId]);
+  readonly #blocksByNode = new Grouping<{ nodeId: string }>((block) => [block.nodeId]);
+  readonly #nodesByName = new Grouping<NodeSpec>((node) => [node.name]);
+  readonly #stacksByName = new Grouping<StackRecord>((stack) => [stack.spec?.name ?? ""]);
+  readonly #listeners = new Set<ChangeListener>();
+  readonly #subscription: Disposable;
+
+  constructor(store: Pick<Store, "view" | "subscribe">) {
+    this.view = store.view;
+    for (const [id, after] of store.view.tasks.entries()) this.#index({ table: "tasks", id, before: undefined, after });
+    for (const [id, after] of store.view.services.entries()) {
+      this.#index({ table: "services", id, before: undefined, after });
+    }
+    for (const [id, after] of store.view.networks.entries()) {
+      this.#index({ table: "networks", id, before: undefined, after });
+    }
+    for (const [id, after] of store.view.blocks.entries()) {
+      this.#index({ table: "blocks", id, before: undefined, after });
+    }
+    for (const [id, after] of store.view.nodes.entries()) this.#index({ table: "nodes", id, before: undefined, after });
+    for (const [id, after] of store.view.stacks.entries()) {
+      this.#index({ table: "stacks", id, before: undefined, after });
+    }
+    this.#subscription = store.subscribe((changes, revision) => {
+      for (const change of changes) this.#index(change);
+      for (const listener of this.#listeners) listener(changes, revision);
+    });
+  }
+
+  [Symbol.dispose](): void {
+    this.#subscription[Symbol.dispose]();
+    this.#listeners.clear();
+  }
+
+  /** Calls back after each revision, when view and indexes hold it. Callbacks must not throw. */
+  subscribe(listener: ChangeListener): Disposable {
+    this.#listeners.add(listener);
+    return { [Symbol.dispose]: () => void this.#listeners.delete(listener) };
+  }
+
+  tasksOfService(serviceId: string): Task[] {
+    return pick(this.view.tasks, this.#tasksByService.ids(serviceId));
+  }
+
+  tasksOfNode(nodeId: string): Task[] {
+    return pick(this.view.tasks, this.#tasksByNode.ids(nodeId));
+  }
+
+  /** With those that are being removed. */
+  servicesOfStack(stack: string): Service[] {
+    return pick(this.view.services, this.#servicesByStack.ids(stack));
+  }
+
+  /** With those that are being removed. */
+  servicesOfNetwork(networkId: string): Service[] {
+    return pick(this.view.services, this.#servicesByNetwork.ids(networkId));
+  }
+
+  /** With those that are being removed. */
+  networksOfStack(stack: string): Network[] {
+    return pick(this.view.networks, this.#networksByStack.ids(stack));
+  }
+
+  /** Keys of the table `blocks`. */
+  blockIdsOfNetwork(networkId: string): ReadonlySet<string> {
+    return this.#blocksByNetwork.ids(networkId);
+  }
+
+  /** Keys of the table `blocks`. */
+  blockIdsOfNode(nodeId: string): ReadonlySet<string> {
+    return this.#blocksByNode.ids(nodeId);
+  }
+
+  nodeByName(name: string): NodeSpec | undefined {
+    return pick(this.view.nodes, this.#nodesByName.ids(name))[0];
+  }
+
+  nodeStatus(nodeId: string): NodeStatus | undefined {
+    return this.view.nodeStatuses.get(nodeId);
+  }
+
+  stackNames(): string[] {
+    return [...this.#stacksByName.keys()].sort();
+  }
+
+  /** Every revision that is kept, oldest first. */
+  stackRevisions(name: string): StackRecord[] {
+    return pick(this.view.stacks, this.#stacksByName.ids(name)).sort((a, b) => a.revision - b.revision);
+  }
+
+  /** The newest revision. */
+  stack(name: string): StackRecord | undefined {
+    return this.stackRevisions(name).at(-1);
+  }
+
+  #index(change: Change): void {
+    switch (change.table) {
+      case "tasks":
+        this.#tasksByService.change(change.id, change.before, change.after);
+        this.#tasksByNode.change(change.id, change.before, change.after);
+        return;
+      case "services":
+        this.#servicesByStack.change(change.id, change.before, change.after);
+        this.#servicesByNetwork.change(change.id, change.before, change.after);
+        return;
+      case "networks":
+        this.#networksByStack.change(change.id, change.before, change.after);
+        return;
+      case "blocks":
+        this.#blocksByNetwork.change(change.id, change.before, change.after);
+        this.#blocksByNode.change(change.id, change.before, change.after);
+        return;
+      case "nodes":
+        this.#nodesByName.change(change.id, change.before, change.after);
+        return;
+      case "stacks":
+        this.#stacksByName.change(change.id, change.before, change.after);
+        return;
+      default:
+        return;
+    }
+  }
+}

@@ -1,0 +1,78 @@
+import type { ServiceProgress, StackProgress, TaskView } from "../../proto/gen/embassy/v1/api.ts";
+import { type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import type { ClusterIndex } from "./index.ts";
+import { hasFailed, isSatisfied, lastEnded, type SeatTasks, seatsOf } from "./service-tasks.ts";
+import { isUp, observedStatus } from "./tasks.ts";
+
+const mostProblems = 10;
+
+/** A task with all that is known of it. */
+export function taskView(index: ClusterIndex, task: Task): TaskView {
+  return {
+    task,
+    status: observedStatus(index.view, task),
+    nodeName: index.view.nodes.get(task.nodeId)?.name ?? "",
+  };
+}
+
+/** Does it wait for another service, or run without having passed its health check? */
+function isHeldBack(index: ClusterIndex, task: Task): boolean {
+  const status = observedStatus(index.view, task);
+  return task.waitsFor !== "" || (status.state === TaskState.TASK_STATE_RUNNING && !isUp(status));
+}
+
+/**
+ * How far a service is from what it wants. Its problems are the tasks that failed or have no node, then those that wait or
+ * are not healthy.
+ */
+export function serviceProgress(index: ClusterIndex, service: Service): ServiceProgress {
+  const seats = seatsOf(index, service);
+  const wanted = seats.filter((seat) => seat.wanted);
+  const unsatisfied = wanted.filter((seat) => !isSatisfied(index, service, seat));
+  const count = (tasks: (seat: SeatTasks) => readonly Task[]) =>
+    seats.reduce((sum, seat) => sum + tasks(seat).length, 0);
+  const old =
+    count(({ stale }) => stale) +
+    count(({ going }) => going) +
+    count((seat) => (seat.wanted ? seat.good.slice(1) : seat.good));
+  const problems: Task[] = [];
+  // No failures yet: they come after those that are, so that they never push one out.
+  const waiting: Task[] = [];
+  for (const seat of unsatisfied) {
+    const last = lastEnded(seat) ?? (seat.good.length > 0 ? seat.ended.at(-1) : undefined);
+    if (last?.serviceVersion === service.version && hasFailed(index, last)) problems.push(last);
+    problems.push(...seat.good.filter(({ unplaced }) => unplaced !== ""));
+    waiting.push(...seat.good.filter((task) => task.unplaced === "" && isHeldBack(index, task)));
+  }
+  const newestFirst = (a: Task, b: Task) => b.createdAtMs - a.createdAtMs || a.slot - b.slot;
+  problems.sort(newestFirst);
+  problems.push(...waiting.sort(newestFirst));
+  return {
+    name: service.spec?.name ?? "",
+    desired: wanted.length,
+    running: wanted.length - unsatisfied.length,
+    old,
+    problems: problems.slice(0, mostProblems).map((task) => taskView(index, task)),
+  };
+}
+
+/**
+ * How far a stack is from what was deployed. Services that are being removed count as old tasks, and are listed as long as
+ * they have any; `removed` only once no service and no network of the stack is left.
+ */
+export function stackProgress(index: ClusterIndex, stack: string): StackProgress {
+  const revision = index.stack(stack)?.revision ?? 0;
+  const services = index.servicesOfStack(stack);
+  const progress = services
+    .map((service) => ({ service, progress: serviceProgress(index, service) }))
+    .sort((a, b) => (a.progress.name < b.progress.name ? -1 : 1));
+  const present = progress.every(
+    ({ service, progress: { desired, running, old } }) => !service.removed && running === desired && old === 0,
+  );
+  return {
+    revision,
+    services: progress.map((one) => one.progress),
+    converged: revision > 0 && present,
+    removed: revision === 0 && services.length === 0 && index.networksOfStack(stack).length === 0,
+  };
+}

@@ -1,0 +1,87 @@
+import { Protocol, PublishMode, type ResourceAmount, type ServiceSpec } from "../../proto/gen/embassy/v1/stack.ts";
+import {
+  Availability,
+  type NodeSpec,
+  NodeState,
+  type NodeStatus,
+  type Service,
+  type Task,
+} from "../../proto/gen/embassy/v1/state.ts";
+import type { Platform, Availability as SchedulerAvailability, SchedulerNode, TaskGroup } from "../scheduler/index.ts";
+
+const availabilities: Record<Availability, SchedulerAvailability> = {
+  [Availability.AVAILABILITY_ACTIVE]: "active",
+  [Availability.AVAILABILITY_PAUSE]: "pause",
+  [Availability.AVAILABILITY_DRAIN]: "drain",
+};
+
+/** A node as the scheduler and constraints see it. What it has not said of itself counts as nothing. */
+export function schedulerNode(spec: NodeSpec, status: NodeStatus | undefined): SchedulerNode {
+  const description = status?.description;
+  return {
+    id: spec.id,
+    hostname: spec.name,
+    role: "worker",
+    os: description?.os ?? "",
+    arch: description?.arch ?? "",
+    labels: spec.labels,
+    availability: availabilities[spec.availability],
+    ready: status?.state === NodeState.NODE_STATE_READY,
+    capacity: {
+      milliCpus: description?.milliCpus ?? 0,
+      memoryBytes: description?.memoryBytes ?? 0,
+      pids: (description?.pids ?? 0) > 0 ? description?.pids : undefined,
+      generic: description?.generic,
+    },
+  };
+}
+
+/** os/arch, or one of the two. */
+export function parsePlatform(text: string): Platform {
+  const [os = "", arch = ""] = text.split("/");
+  return { os, arch };
+}
+
+function amount(reserved: ResourceAmount | undefined): TaskGroup["reservations"] {
+  return {
+    milliCpus: reserved?.milliCpus ?? 0,
+    memoryBytes: reserved?.memoryBytes ?? 0,
+    pids: (reserved?.pids ?? 0) > 0 ? reserved?.pids : undefined,
+    generic: reserved?.generic,
+  };
+}
+
+/** Id of the scheduler's group for tasks of one version of a service. */
+export function groupId(task: Pick<Task, "serviceId" | "serviceVersion">): string {
+  return `${task.serviceId}@${task.serviceVersion}`;
+}
+
+/** What the tasks of one version of a service have in common for the scheduler. */
+export function taskGroup(task: Pick<Task, "serviceId" | "serviceVersion" | "stack" | "spec">): TaskGroup {
+  const spec: ServiceSpec | undefined = task.spec;
+  const placement = spec?.placement;
+  const platforms = [...(placement?.platforms ?? [])];
+  if ((spec?.container?.platform ?? "") !== "") platforms.push(spec?.container?.platform ?? "");
+  return {
+    id: groupId(task),
+    service: task.serviceId,
+    name: `${task.stack}_${spec?.name ?? ""}`,
+    reservations: amount(spec?.resources?.reservations),
+    platforms: platforms.map(parsePlatform),
+    constraints: placement?.constraints ?? [],
+    maxPerNode: placement?.maxReplicasPerNode ?? 0,
+    spread: (placement?.spread ?? []).map((over) => ({ over })),
+    ports: (spec?.ports ?? [])
+      .filter(({ mode }) => mode === PublishMode.PUBLISH_MODE_HOST)
+      .map(({ published, protocol }) => ({
+        port: published,
+        protocol: protocol === Protocol.PROTOCOL_UDP ? "udp" : "tcp",
+      })),
+    image: spec?.container?.image,
+  };
+}
+
+/** Is it a global service? */
+export function isGlobal(service: Service): boolean {
+  return service.spec?.mode?.$case === "global";
+}

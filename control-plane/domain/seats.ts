@@ -1,0 +1,63 @@
+import { Availability, type NodeSpec, type Service, type Task } from "../../proto/gen/embassy/v1/state.ts";
+import { type Constraint, parseConstraint } from "../scheduler/index.ts";
+import type { ClusterIndex } from "./index.ts";
+import { isGlobal, parsePlatform, schedulerNode } from "./scheduler-facts.ts";
+import { isNodeUp, isWanted } from "./tasks.ts";
+
+/** One place in a service that wants one task: a slot of a replicated service, a node of a global one. */
+export interface Seat {
+  /** What tasks of this seat have in common: see `seatOf`. */
+  readonly key: string;
+  readonly slot: number;
+  /** Of a global service: the node that the task may run on; else "". */
+  readonly onlyNode: string;
+}
+
+/** The seat that a task fills or filled. */
+export function seatOf(task: Pick<Task, "slot" | "onlyNode">): string {
+  return task.slot > 0 ? String(task.slot) : `node:${task.onlyNode}`;
+}
+
+/** The seats that a service wants filled now, in order: lowest slot, or smallest node id, first. None when it is being removed. */
+export function wantedSeats(index: ClusterIndex, service: Service): Seat[] {
+  if (service.removed || service.spec === undefined) return [];
+  const mode = service.spec.mode;
+  if (isGlobal(service)) {
+    return globalNodes(index, service).map(({ id }) => ({ key: `node:${id}`, slot: 0, onlyNode: id }));
+  }
+  const replicas = mode?.$case === "replicated" ? mode.value.replicas : 1;
+  return Array.from({ length: replicas }, (_, n) => ({ key: String(n + 1), slot: n + 1, onlyNode: "" }));
+}
+
+/**
+ * Nodes that a global service runs on: up, not drained, of its platforms, and meeting its constraints; a paused one only
+ * if it has a task already. Resources do not count here: a node that is short of them has a task that says so.
+ */
+function globalNodes(index: ClusterIndex, service: Service): NodeSpec[] {
+  const { view } = index;
+  const present = new Set(
+    index
+      .tasksOfService(service.id)
+      .filter(isWanted)
+      .map(({ onlyNode }) => onlyNode),
+  );
+  const placement = service.spec?.placement;
+  const constraints: Constraint[] = [];
+  for (const text of placement?.constraints ?? []) {
+    const parsed = parseConstraint(text);
+    if (parsed.ok) constraints.push(parsed.constraint);
+  }
+  const platforms = (placement?.platforms ?? []).map(parsePlatform);
+  const nodes: NodeSpec[] = [];
+  for (const spec of view.nodes.values()) {
+    if (spec.availability === Availability.AVAILABILITY_DRAIN || !isNodeUp(view, spec.id)) continue;
+    if (spec.availability === Availability.AVAILABILITY_PAUSE && !present.has(spec.id)) continue;
+    const node = schedulerNode(spec, view.nodeStatuses.get(spec.id));
+    const suits = platforms.some(
+      ({ os, arch }) => (os === "" || os === node.os) && (arch === "" || arch === node.arch),
+    );
+    if (platforms.length > 0 && !suits) continue;
+    if (constraints.every((constraint) => constraint.matches(node))) nodes.push(spec);
+  }
+  return nodes.sort((a, b) => (a.id < b.id ? -1 : 1));
+}

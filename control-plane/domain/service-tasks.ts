@@ -1,0 +1,90 @@
+import { Availability, DesiredState, type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import type { ClusterIndex } from "./index.ts";
+import { decideRestart, endedByItself } from "./restart.ts";
+import { type Seat, seatOf, wantedSeats } from "./seats.ts";
+import { hasEnded, isUp, isWanted, observedState, observedStatus } from "./tasks.ts";
+
+/** A seat and the tasks that fill it or did, each list oldest first. */
+export interface SeatTasks {
+  readonly seat: Seat;
+  readonly wanted: boolean;
+  /** Wanted by their record and not ended, of the newest version and on a node that keeps its tasks. */
+  readonly good: readonly Task[];
+  /** Wanted by their record and not ended, but of an older version or on a drained node. */
+  readonly stale: readonly Task[];
+  /** Asked to stop and not ended. */
+  readonly going: readonly Task[];
+  /** Ended, or lost with their node. */
+  readonly ended: readonly Task[];
+}
+
+/** Sorts a service's tasks into seats: the wanted ones in order, then those that are no longer wanted. */
+export function seatsOf(index: ClusterIndex, service: Service): SeatTasks[] {
+  const bySeat = new Map<string, Task[]>();
+  for (const task of index.tasksOfService(service.id)) {
+    const key = seatOf(task);
+    const tasks = bySeat.get(key);
+    if (tasks === undefined) bySeat.set(key, [task]);
+    else tasks.push(task);
+  }
+  const seats: SeatTasks[] = [];
+  for (const seat of wantedSeats(index, service)) {
+    seats.push(sort(index, service, seat, true, bySeat.get(seat.key) ?? []));
+    bySeat.delete(seat.key);
+  }
+  const rest = [...bySeat].sort(([, [a]], [, [b]]) => (a?.slot ?? 0) - (b?.slot ?? 0));
+  for (const [key, tasks] of rest) {
+    const seat = { key, slot: tasks[0]?.slot ?? 0, onlyNode: tasks[0]?.onlyNode ?? "" };
+    seats.push(sort(index, service, seat, false, tasks));
+  }
+  return seats;
+}
+
+function sort(index: ClusterIndex, service: Service, seat: Seat, wanted: boolean, tasks: Task[]): SeatTasks {
+  const sorted = { good: [] as Task[], stale: [] as Task[], going: [] as Task[], ended: [] as Task[] };
+  for (const task of tasks.sort((a, b) => a.epoch - b.epoch)) {
+    if (hasEnded(observedState(index.view, task))) sorted.ended.push(task);
+    else if (!isWanted(task)) sorted.going.push(task);
+    else if (task.serviceVersion === service.version && !isDrained(index, task)) sorted.good.push(task);
+    else sorted.stale.push(task);
+  }
+  return { seat, wanted, ...sorted };
+}
+
+/** Is the task on a node that gives its tasks away? */
+export function isDrained(index: ClusterIndex, task: Task): boolean {
+  return index.view.nodes.get(task.nodeId)?.availability === Availability.AVAILABILITY_DRAIN;
+}
+
+/** The newest of the seat's ended tasks, if it came after every task that has not ended. */
+export function lastEnded({ good, stale, going, ended }: SeatTasks): Task | undefined {
+  const last = ended.at(-1);
+  const newestLive = Math.max(...[...good, ...stale, ...going].map(({ epoch }) => epoch), -1);
+  return last !== undefined && last.epoch > newestLive ? last : undefined;
+}
+
+/** Did the seat's work end as it should, so that nothing is to be started any more? */
+export function isComplete(index: ClusterIndex, service: Service, seat: SeatTasks): boolean {
+  const last = lastEnded(seat);
+  if (last === undefined || last.serviceVersion !== service.version) return false;
+  const status = observedStatus(index.view, last);
+  return (
+    status.state === TaskState.TASK_STATE_COMPLETE &&
+    decideRestart(service.spec?.restart, last, status).kind === "never"
+  );
+}
+
+/** Does the seat have what it wants: a task of the newest version that is up, or one that has done its work? */
+export function isSatisfied(index: ClusterIndex, service: Service, seat: SeatTasks): boolean {
+  return (
+    seat.good.some(
+      (task) => task.desired === DesiredState.DESIRED_STATE_RUNNING && isUp(index.view.taskStatuses.get(task.id)),
+    ) || isComplete(index, service, seat)
+  );
+}
+
+/** Did the task end by itself without having done its work, as far as its seat goes? */
+export function hasFailed(index: ClusterIndex, task: Task): boolean {
+  const state = observedState(index.view, task);
+  return endedByItself(state) && state !== TaskState.TASK_STATE_COMPLETE;
+}

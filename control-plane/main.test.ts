@@ -1,0 +1,272 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { build } from "esbuild";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { findEtcd } from "./etcd/process.ts";
+import { stateFiles } from "./pki/state-dir.ts";
+import { freePort, testEtcd } from "./store/etcd.testing.ts";
+
+// clusterd as users run it: its own process, real etcd.
+let built: string;
+let main: string;
+beforeAll(async () => {
+  // A bundle starts in a fifth of the time that the sources take.
+  built = await mkdtemp(join(tmpdir(), "embassy-bundle-"));
+  main = join(built, "clusterd.mjs");
+  const require = 'import { createRequire } from "node:module"; const require = createRequire(import.meta.url);';
+  await build({
+    entryPoints: [join(import.meta.dirname, "main.ts")],
+    outfile: main,
+    bundle: true,
+    platform: "node",
+    format: "esm",
+    target: "node24",
+    logLevel: "warning",
+    banner: { js: require },
+  });
+});
+afterAll(async () => {
+  await rm(built, { recursive: true });
+});
+let directory: string;
+let running: ChildProcess[];
+let logs: (() => string)[];
+beforeEach(async () => {
+  directory = await mkdtemp(join(tmpdir(), "embassy-clusterd-"));
+  running = [];
+  logs = [];
+});
+afterEach(async () => {
+  for (const child of running) if (child.exitCode === null && child.signalCode === null) child.kill("SIGKILL");
+  const etcd = await findEtcd(stateFiles(state()).etcdData, []);
+  if (etcd !== undefined) process.kill(etcd.pid, "SIGKILL");
+  await rm(directory, { recursive: true, maxRetries: 10 });
+});
+
+const state = () => join(directory, "m1");
+
+interface Ended {
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+function clusterd(...args: string[]): {
+  readonly child: ChildProcess;
+  readonly ended: Promise<Ended>;
+  stderr(): string;
+} {
+  const child = spawn(process.execPath, [main, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+  running.push(child);
+  const out = { stdout: "", stderr: "" };
+  logs.push(() => out.stderr);
+  child.stdout?.on("data", (data) => {
+    out.stdout += data;
+  });
+  child.stderr?.on("data", (data) => {
+    out.stderr += data;
+  });
+  const ended = new Promise<Ended>((resolve, reject) => {
+    child.on("error", reject);
+    child.on("close", (code) => resolve({ code, ...out }));
+  });
+  return { child, ended, stderr: () => out.stderr };
+}
+const init = async () =>
+  await clusterd("init", "--advertise", "127.0.0.1", "--name", "m1", "--state-dir", state()).ended;
+
+interface Ports {
+  readonly http: number;
+  readonly flags: readonly string[];
+}
+async function ports(stateDir = state()): Promise<Ports> {
+  const [main, join, http, etcd, peer] = await Promise.all(Array.from({ length: 5 }, freePort));
+  const local = (port: number | undefined) => `127.0.0.1:${port}`;
+  const flags = [
+    "--state-dir",
+    stateDir,
+    "--listen",
+    local(main),
+    "--join-listen",
+    local(join),
+    "--http-listen",
+    local(http),
+  ];
+  if (stateDir === state()) flags.push("--etcd-listen", local(etcd), "--etcd-peer-listen", local(peer));
+  return { http: http ?? 0, flags };
+}
+
+interface Health {
+  readonly healthy: boolean;
+  readonly leader: string;
+  readonly revision: number;
+}
+/** Resolves once /healthz answers and is as wanted. */
+async function healthy({ http }: Ports, met: (health: Health) => boolean = ({ healthy }) => healthy): Promise<Health> {
+  const untilMs = performance.now() + 60_000;
+  for (let last = "no answer"; ; ) {
+    try {
+      const health = (await (await fetch(`http://127.0.0.1:${http}/healthz`)).json()) as Health;
+      if (met(health)) return health;
+      last = JSON.stringify(health);
+    } catch {
+      // Not listening yet.
+    }
+    if (performance.now() > untilMs)
+      throw new Error(`never as wanted: ${last}\n${logs.map((log) => log()).join("\n")}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+describe("clusterd", { timeout: 90_000 }, () => {
+  it("adopts its etcd when it was killed, starts a killed etcd again, and stops both on SIGTERM", async () => {
+    expect(await init()).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(/^EMB-1-[0-9a-f]{64}-[a-z2-7]{32}\n$/),
+    });
+    const at = await ports();
+    let server = clusterd("run", ...at.flags);
+    let { revision } = await healthy(at);
+    const { etcdData } = stateFiles(state());
+    const etcd = await findEtcd(etcdData, []);
+    for (let round = 0; round < 2; round++) {
+      server.child.kill("SIGKILL");
+      await server.ended;
+      server = clusterd("run", ...at.flags);
+      const health = await healthy(at);
+      expect(health.revision).toBeGreaterThanOrEqual(revision);
+      revision = health.revision;
+      expect((await findEtcd(etcdData, []))?.pid).toBe(etcd?.pid);
+      expect(server.stderr()).toContain("etcd adopted");
+    }
+    let pid = etcd?.pid ?? 0;
+    for (let round = 0; round < 2; round++) {
+      process.kill(pid, "SIGKILL");
+      const before = pid;
+      await healthy(at, () => true);
+      let found = await findEtcd(etcdData, []);
+      while (found === undefined || found.pid === before) found = await findEtcd(etcdData, []);
+      pid = found.pid;
+      // The leader's lease was renewed with the new etcd, or won again.
+      await healthy(at);
+    }
+    const other = await clusterd("run", ...(await ports()).flags).ended;
+    expect(other).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("another clusterd uses the state directory"),
+    });
+    server.child.kill("SIGKILL");
+    await server.ended;
+    server = clusterd("run", ...at.flags, "--etcd-quota", "1g");
+    await healthy(at);
+    // One with other flags is not adopted.
+    expect((await findEtcd(etcdData, []))?.pid).not.toBe(pid);
+    server.child.kill("SIGTERM");
+    expect((await server.ended).code).toBe(0);
+    expect(await findEtcd(etcdData, [])).toBeUndefined();
+  });
+
+  it("fails over between members that share an etcd of others", async () => {
+    await init();
+    const second = join(directory, "m2");
+    const member = ["--name", "m2", "--advertise", "127.0.0.1", "--state-dir", state(), "--out", second];
+    expect(await clusterd("member", "create", ...member).ended).toMatchObject({ code: 0 });
+    await using external = await testEtcd();
+    const { settings } = external.directory;
+    const flags = [
+      "--etcd-endpoints",
+      `https://${settings.clientListen}`,
+      "--lease-ttl",
+      "2s",
+      "--heartbeat-interval",
+      "500ms",
+    ];
+    flags.push(
+      "--etcd-ca",
+      settings.files.ca,
+      "--etcd-cert",
+      settings.files.certificate,
+      "--etcd-key",
+      settings.files.key,
+    );
+    const [at1, at2] = await Promise.all([ports(), ports(second)]);
+    const one = clusterd("run", ...at1.flags, ...flags);
+    await healthy(at1, ({ leader }) => leader === "m1");
+    const two = clusterd("run", ...at2.flags, ...flags);
+    await healthy(at2, ({ leader }) => leader === "m1");
+    one.child.kill("SIGKILL");
+    await healthy(at2, ({ leader }) => leader === "m2");
+    const again = clusterd("run", ...at1.flags, ...flags);
+    await healthy(at1, ({ leader }) => leader === "m2");
+    two.child.kill("SIGTERM");
+    await healthy(at1, ({ leader }) => leader === "m1");
+    expect((await two.ended).code).toBe(0);
+    again.child.kill("SIGTERM");
+    expect((await again.ended).code).toBe(0);
+    const stranger = ["--advertise", "127.0.0.1", "--name", "m3", "--state-dir", join(directory, "m3")];
+    await clusterd("init", ...stranger).ended;
+    const refused = await clusterd("run", ...(await ports(join(directory, "m3"))).flags, ...flags).ended;
+    expect(refused).toMatchObject({ code: 1, stderr: expect.stringContaining("etcd holds cluster") });
+  });
+
+  it("prints a new join token while it runs, and says when it does not", async () => {
+    await clusterd("init", "--advertise", "127.0.0.1:1", "--name", "m1", "--state-dir", state()).ended;
+    const none = await clusterd("token", "create", "--state-dir", state()).ended;
+    expect(none).toMatchObject({
+      code: 1,
+      stdout: "",
+      stderr: expect.stringContaining("no clusterd answers on 127.0.0.1:1"),
+    });
+    await rm(state(), { recursive: true });
+    const at = await ports();
+    const address = at.flags[at.flags.indexOf("--listen") + 1] ?? "";
+    await clusterd("init", "--advertise", address, "--name", "m1", "--state-dir", state()).ended;
+    const server = clusterd("run", ...at.flags);
+    await healthy(at);
+    const made = await clusterd("token", "create", "--state-dir", state(), "--ttl", "1h").ended;
+    expect(made).toMatchObject({ code: 0, stdout: expect.stringMatching(/^EMB-1-/) });
+    server.child.kill("SIGTERM");
+    expect((await server.ended).code).toBe(0);
+  });
+
+  it("refuses a second init, and keeps the first", async () => {
+    await init();
+    const before = await readFile(stateFiles(state()).manager.ca, "utf8");
+    expect(await init()).toMatchObject({
+      code: 1,
+      stdout: "",
+      stderr: expect.stringContaining("holds a cluster already"),
+    });
+    expect(await readFile(stateFiles(state()).manager.ca, "utf8")).toBe(before);
+  });
+
+  it("says what is wrong with a flag, in one sentence, and exits with 2", async () => {
+    const [wrong, nonsense, incomplete, empty] = await Promise.all([
+      clusterd("run", "--lease-ttl", "soon").ended,
+      clusterd("run", "--nonsense").ended,
+      clusterd("init").ended,
+      clusterd("run", "--state-dir", join(directory, "none")).ended,
+    ]);
+    expect(wrong).toMatchObject({ code: 2, stderr: '--lease-ttl "soon" is not a time like 1500ms, 5s, 10m or 24h\n' });
+    expect(nonsense).toMatchObject({ code: 2, stderr: expect.stringContaining("--nonsense") });
+    expect(incomplete).toMatchObject({ code: 2, stderr: expect.stringContaining("--advertise") });
+    expect(empty).toMatchObject({ code: 2, stderr: expect.stringContaining("clusterd init") });
+    await writeFile(join(directory, "file"), "");
+    const unusable = await clusterd("init", "--advertise", "m1", "--state-dir", join(directory, "file/below")).ended;
+    expect(unusable).toMatchObject({ code: 2, stderr: expect.stringContaining("cannot be made") });
+  });
+
+  it("names the package when there is no etcd, and the flag when a port is taken", async () => {
+    await init();
+    const at = await ports();
+    const missing = await clusterd("run", ...at.flags, "--etcd-binary", "/nonexistent/etcd").ended;
+    expect(missing).toMatchObject({ code: 2, stderr: expect.stringContaining("etcd-server") });
+    const taken = createServer();
+    await new Promise<void>((resolve) => taken.listen(at.http, "127.0.0.1", resolve));
+    const busy = await clusterd("run", ...at.flags).ended;
+    expect(busy).toMatchObject({ code: 1, stderr: expect.stringMatching(/cannot listen on .*--http-listen/s) });
+    await new Promise<void>((resolve) => taken.close(() => resolve()));
+  });
+});

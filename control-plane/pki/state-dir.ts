@@ -1,0 +1,112 @@
+import { readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { z } from "zod";
+import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
+import { type IdentityFiles, writeWhole } from "../../lib/pki/identity.ts";
+
+/** What lies in a member's state directory. */
+export interface StateFiles {
+  readonly directory: string;
+  /** Which cluster and member this is. */
+  readonly cluster: string;
+  readonly caKey: string;
+  /** 32 random bytes, hex: encrypts secrets in etcd. */
+  readonly storeKey: string;
+  readonly manager: IdentityFiles;
+  readonly etcd: IdentityFiles;
+  readonly etcdData: string;
+  readonly etcdLog: string;
+  /** A CLI context of user admin. */
+  readonly admin: string;
+}
+
+/** The files of a state directory. */
+export function stateFiles(directory: string): StateFiles {
+  const file = (name: string) => join(directory, name);
+  const ca = file("ca.pem");
+  return {
+    directory,
+    cluster: file("cluster.json"),
+    caKey: file("ca.key"),
+    storeKey: file("store.key"),
+    manager: { ca, certificate: file("manager.pem"), key: file("manager.key") },
+    etcd: { ca, certificate: file("etcd/etcd.pem"), key: file("etcd/etcd.key") },
+    etcdData: file("etcd/data"),
+    etcdLog: file("etcd/etcd.log"),
+    admin: file("admin.json"),
+  };
+}
+
+const clusterSchema = z.object({
+  version: z.literal(1),
+  clusterId: z.string(),
+  member: z.string(),
+  /** Random: tells this state directory from another one that carries the same member name. */
+  instance: z.string(),
+  /** host:port of the main listener, as nodes and users reach it. */
+  advertise: z.string(),
+  /** A join token that `init` printed before there was an etcd to keep it. */
+  firstToken: z
+    .object({ id: z.string(), secretSha256: z.string(), createdAtMs: z.number(), expiresAtMs: z.number() })
+    .optional(),
+});
+export type ClusterFile = z.infer<typeof clusterSchema>;
+
+/**
+ * Reads which cluster and member a state directory belongs to. Throws `not-found` before `clusterd init`, `denied` when it
+ * cannot be read, `invalid` when it is not such a file.
+ */
+export async function readClusterFile(files: StateFiles): Promise<ClusterFile> {
+  let text: string;
+  try {
+    text = await readFile(files.cluster, "utf8");
+  } catch (cause) {
+    if (isErrno(cause, "ENOENT")) {
+      throw new ClusterError(`${files.directory} holds no cluster`, {
+        code: "not-found",
+        subject: files.directory,
+        hint: "Make one with `clusterd init --advertise HOST`, or give the right --state-dir.",
+        cause,
+      });
+    }
+    throw new ClusterError(`the state directory ${files.directory} cannot be read: ${messageOf(cause)}`, {
+      code: "denied",
+      subject: files.directory,
+      hint: "Run clusterd as the user who owns it (root), or give another --state-dir.",
+      cause,
+    });
+  }
+  try {
+    return clusterSchema.parse(JSON.parse(text));
+  } catch (cause) {
+    throw new ClusterError(`${files.cluster} is damaged`, {
+      code: "invalid",
+      subject: files.cluster,
+      hint: "Restore the state directory from a backup.",
+      cause,
+    });
+  }
+}
+
+export async function writeClusterFile(files: StateFiles, cluster: ClusterFile): Promise<void> {
+  await writeWhole(files.cluster, `${JSON.stringify(cluster, undefined, 2)}\n`, 0o600);
+}
+
+/** The 32 bytes of a store key file. Throws `invalid`. */
+export function parseStoreKey(text: string): Buffer {
+  if (!/^[0-9a-f]{64}\n?$/.test(text)) {
+    throw new ClusterError("the store key is not 64 hex digits", { code: "invalid", subject: "store.key" });
+  }
+  return Buffer.from(text.trim(), "hex");
+}
+
+/** Is there such a file? Throws `denied` when that cannot be told. */
+export async function exists(path: string): Promise<boolean> {
+  try {
+    await stat(path);
+    return true;
+  } catch (cause) {
+    if (isErrno(cause, "ENOENT")) return false;
+    throw new ClusterError(`${path} cannot be read: ${messageOf(cause)}`, { code: "denied", subject: path, cause });
+  }
+}

@@ -1,0 +1,152 @@
+import { describe, expect, it } from "vitest";
+import { aGroup, aNode, mebibyte } from "../builders.ts";
+import { Scheduler } from "../scheduler.ts";
+import type { SchedulerNode, SchedulerVolume, TaskGroup } from "../types.ts";
+
+interface Case {
+  readonly node?: Partial<SchedulerNode>;
+  readonly group?: Partial<TaskGroup>;
+  readonly volume?: SchedulerVolume;
+  /** Tasks of another group already on the node. */
+  readonly others?: Partial<TaskGroup>;
+}
+
+/** What `whyNot` says of a node "a" for a group "web". */
+function refusals({ node, group, volume, others }: Case): readonly (readonly [string, string, string])[] {
+  const scheduler = new Scheduler();
+  scheduler.upsertNode(aNode("a", node));
+  scheduler.upsertNode(aNode("b"));
+  if (volume !== undefined) scheduler.upsertVolume(volume);
+  const web = aGroup("web", group);
+  scheduler.upsertGroup(web);
+  if (others !== undefined) {
+    const other = aGroup("db", others);
+    scheduler.upsertGroup(other);
+    scheduler.addTask({ id: "db.1", group: other.id, node: "a" });
+  }
+  return scheduler.whyNot(web.id, "a").reasons.map(({ kind, text, fix }) => [kind, text, fix]);
+}
+
+const volume = (overrides: Partial<SchedulerVolume>): SchedulerVolume => ({
+  id: "v",
+  name: "data",
+  access: "shared",
+  ...overrides,
+});
+
+describe("each filter refuses for its reason, and says what would help", () => {
+  it.each<readonly [string, Case, readonly [string, string, string]]>([
+    ["a node that is down", { node: { ready: false } }, ["not-ready", "node is down", "Bring node a back."]],
+    ["a drained node", { node: { availability: "drain" } }, ["availability", "node is drained", "Activate node a."]],
+    ["a paused node", { node: { availability: "pause" } }, ["availability", "node is paused", "Activate node a."]],
+    [
+      "a full disk",
+      { node: { diskPressure: true } },
+      ["disk-pressure", "disk is nearly full", "Free disk space on node a."],
+    ],
+    [
+      "another platform",
+      { group: { platforms: [{ os: "linux", arch: "arm64" }] } },
+      [
+        "platform",
+        "platform linux/arm64 needed, node is linux/amd64",
+        "Use an image for linux/amd64, or add a node of linux/arm64.",
+      ],
+    ],
+    [
+      "a constraint",
+      { group: { constraints: ["node.role == manager"] } },
+      [
+        "constraint",
+        "constraint node.role == manager not met",
+        'Node a has node.role "worker": change it, or relax node.role == manager.',
+      ],
+    ],
+    [
+      "a taint",
+      { node: { taints: [{ key: "gpu", value: "yes", effect: "no-schedule" }] } },
+      ["taint", "taint gpu=yes:no-schedule not tolerated", "Tolerate gpu=yes:no-schedule, or remove it from node a."],
+    ],
+    [
+      "a volume elsewhere",
+      { group: { volumes: [{ volume: "v" }] }, volume: volume({ homeNode: "b" }) },
+      ["volume", "volume data lives on node b", "Make room on node b, or move the volume."],
+    ],
+    [
+      "a volume with a writer",
+      {
+        group: { volumes: [{ volume: "v" }] },
+        volume: volume({ access: "single-writer" }),
+        others: { volumes: [{ volume: "v" }] },
+      },
+      ["volume", "volume data is written by db.1", "Stop db.1, or mount the volume read-only."],
+    ],
+    [
+      "a taken port",
+      { group: { ports: [{ port: 53, protocol: "udp" }] }, others: { ports: [{ port: 53, protocol: "udp" }] } },
+      ["host-port", "port 53/udp held by db.1", "Publish another port, or stop db.1."],
+    ],
+    [
+      "memory",
+      { group: { reservations: { milliCpus: 0, memoryBytes: 8_000 * mebibyte } }, others: {} },
+      ["resources", "7.8 GiB memory needed, 7.7 GiB free", "Free 64 MiB memory on node a, or lower the reservation."],
+    ],
+    [
+      "a generic resource",
+      {
+        group: { reservations: { milliCpus: 0, memoryBytes: 0, generic: { gpu: 2 } } },
+        node: { capacity: { milliCpus: 1, memoryBytes: 1, generic: { gpu: 1 } } },
+      },
+      ["resources", "2 gpu needed, 1 free", "Free 1 gpu on node a, or lower the reservation."],
+    ],
+    [
+      "the most tasks of the service",
+      { group: { service: "db", maxPerNode: 1 }, others: {} },
+      ["max-per-node", "already 1 of web on the node, the most allowed", "Raise max_replicas_per_node, or add a node."],
+    ],
+    [
+      "a missing label under maxSkew",
+      { group: { spread: [{ over: "node.labels.zone", maxSkew: 1 }] } },
+      ["max-skew", "node.labels.zone is missing", "Label node a, or drop maxSkew."],
+    ],
+  ])("%s", (_name, given, expected) => {
+    expect(refusals(given)).toEqual([expected]);
+  });
+
+  it.each<readonly [string, Case]>([
+    [
+      "a tolerated taint",
+      { node: { taints: [{ key: "gpu", effect: "no-schedule" }] }, group: { tolerations: [{ key: "gpu" }] } },
+    ],
+    ["a taint that only advises", { node: { taints: [{ key: "gpu", effect: "prefer-no-schedule" }] } }],
+    [
+      "any of several platforms",
+      {
+        group: {
+          platforms: [
+            { os: "linux", arch: "arm64" },
+            { os: "linux", arch: "" },
+          ],
+        },
+      },
+    ],
+    [
+      "a read-only use of a written volume",
+      {
+        group: { volumes: [{ volume: "v", readOnly: true }] },
+        volume: volume({ access: "single-writer" }),
+        others: { volumes: [{ volume: "v" }] },
+      },
+    ],
+    [
+      "the same port of another protocol",
+      { group: { ports: [{ port: 53, protocol: "tcp" }] }, others: { ports: [{ port: 53, protocol: "udp" }] } },
+    ],
+    [
+      "exactly what is free",
+      { group: { reservations: { milliCpus: 3_750, memoryBytes: 7_936 * mebibyte } }, others: {} },
+    ],
+  ])("lets pass: %s", (_name, given) => {
+    expect(refusals(given)).toEqual([]);
+  });
+});

@@ -1,0 +1,70 @@
+import { type NodeRecord, portKey, type TaskRecord } from "../state/records.ts";
+import type { HostPort } from "../types.ts";
+import type { Filter } from "./filter.ts";
+
+/** Where `port: 0` without a range looks for a port. */
+export const defaultPortRange: readonly [number, number] = [49_000, 49_900];
+
+/** Every host port that the group asks for is free on the node. */
+export const hostPort: Filter = {
+  kind: "host-port",
+  looksAt: "node",
+  applies: (group) => (group.spec.ports ?? []).length > 0,
+  passes(_state, group, node) {
+    const { ports } = group;
+    if (ports === undefined || ports.length === 0 || node.ports === undefined || node.ports.size === 0) return true;
+    return givePorts(ports, node) !== undefined;
+  },
+  reason(_state, group, node) {
+    const refused = (group.spec.ports ?? []).find((port) => givePorts([port], node) === undefined);
+    if (refused === undefined || refused.port === 0) {
+      const [first, last] = refused?.range ?? defaultPortRange;
+      return {
+        kind: "host-port",
+        text: `no free port in ${first}-${last}`,
+        fix: "Widen the port range, or add a node.",
+      };
+    }
+    const holder = node.ports?.get(portKey(refused.port, refused.protocol))?.name;
+    return {
+      kind: "host-port",
+      text: `port ${refused.port}${refused.protocol === "udp" ? "/udp" : ""} held by ${holder}`,
+      fix: `Publish another port, or stop ${holder}.`,
+    };
+  },
+};
+
+/**
+ * The number for each port asked for, lowest free first within a range; undefined when one of them cannot be had. What
+ * tasks of `leaving` hold counts as free.
+ */
+export function givePorts(
+  ports: readonly HostPort[],
+  node: NodeRecord,
+  leaving?: ReadonlySet<TaskRecord>,
+): readonly number[] | undefined {
+  const given: number[] = [];
+  const free = (key: number): boolean => {
+    const holder = node.ports?.get(key);
+    return holder === undefined || leaving?.has(holder) === true;
+  };
+  for (const { port, protocol, range } of ports) {
+    if (port !== 0) {
+      if (!free(portKey(port, protocol))) return undefined;
+      given.push(port);
+      continue;
+    }
+    const [first, last] = range ?? defaultPortRange;
+    let number = first;
+    while (
+      number <= last &&
+      (!free(portKey(number, protocol)) ||
+        ports.some((other, i) => other.protocol === protocol && (other.port === number || given[i] === number)))
+    ) {
+      number++;
+    }
+    if (number > last) return undefined;
+    given.push(number);
+  }
+  return given;
+}

@@ -1,0 +1,263 @@
+/** Asked for each node that a search reaches. */
+export interface Judge {
+  accepts(node: number): boolean;
+}
+
+/** Children of an inner place: their keys fill one cache line, so that a level costs one miss. */
+const fanoutBits = 3;
+const fanout = 1 << fanoutBits;
+const out = Number.POSITIVE_INFINITY;
+
+/**
+ * A tournament over the nodes of a cell: each inner place holds the least key below it and, once bits are in use, the union
+ * of the bits below it. A leaf out of the race has key Infinity and no bits.
+ *
+ * All levels lie in one array, leaves first; the parent of place i of a level is place i >> 3 of the next.
+ */
+export class Tree {
+  #keys: Float64Array = new Float64Array(0);
+  #bits: Int32Array = new Int32Array(0);
+  /** Start of each level; the last level is one place, the root. */
+  #levels: number[] = [0];
+  #capacity = 0;
+  /** Node index by leaf, -1 for none. */
+  nodes: Int32Array = new Int32Array(0);
+  /** Leaves in use or once used. */
+  used = 0;
+  readonly #vacant: number[] = [];
+  /** Bits are kept only when someone asks for them: until then they would cost a miss per level for nothing. */
+  #withBits = false;
+
+  constructor() {
+    this.#allocate(fanout);
+  }
+
+  /** Takes a leaf for the node. */
+  add(node: number): number {
+    const leaf = this.#vacant.pop() ?? this.used++;
+    if (leaf >= this.#capacity) this.#grow();
+    this.nodes[leaf] = node;
+    return leaf;
+  }
+
+  remove(leaf: number): void {
+    this.set(leaf, out, 0);
+    this.nodes[leaf] = -1;
+    this.#vacant.push(leaf);
+  }
+
+  /** Least key of all leaves, Infinity when there is none. */
+  get least(): number {
+    return this.#keys[this.#keys.length - 1] as number;
+  }
+
+  /** Union of the bits of all leaves. */
+  get union(): number {
+    return this.#bits[this.#bits.length - 1] as number;
+  }
+
+  set(leaf: number, key: number, bits: number): void {
+    if (this.#withBits) this.#setWithBits(leaf, key, bits);
+    else this.#setKey(leaf, key);
+  }
+
+  #setKey(leaf: number, key: number): void {
+    const keys = this.#keys;
+    const levels = this.#levels;
+    let index = leaf;
+    let before = keys[leaf] as number;
+    let now = key;
+    keys[leaf] = key;
+    for (let level = 1; level < levels.length; level++) {
+      const place = (levels[level] as number) + (index >> fanoutBits);
+      const old = keys[place] as number;
+      // Only where the place's least key left or was beaten does anything change above.
+      if (now >= old) {
+        if (before > old) return;
+        now = leastOf(keys, (levels[level - 1] as number) + (index & -fanout));
+        if (now === old) return;
+      }
+      keys[place] = now;
+      before = old;
+      index >>= fanoutBits;
+    }
+  }
+
+  #setWithBits(leaf: number, key: number, own: number): void {
+    const keys = this.#keys;
+    const bits = this.#bits;
+    const levels = this.#levels;
+    keys[leaf] = key;
+    bits[leaf] = own;
+    let index = leaf;
+    for (let level = 1; level < levels.length; level++) {
+      const children = (levels[level - 1] as number) + (index & -fanout);
+      index >>= fanoutBits;
+      const place = (levels[level] as number) + index;
+      const least = leastOf(keys, children);
+      const union = unionOf(bits, children);
+      if (keys[place] === least && bits[place] === union) return;
+      keys[place] = least;
+      bits[place] = union;
+    }
+  }
+
+  /** Sets a leaf and leaves the places above to `rebuild`. */
+  setLater(leaf: number, key: number, bits: number): void {
+    this.#keys[leaf] = key;
+    this.#bits[leaf] = bits;
+  }
+
+  /** From now on bits are kept; the caller then sets every leaf. */
+  useBits(): void {
+    this.#withBits = true;
+  }
+
+  rebuild(): void {
+    const levels = this.#levels;
+    for (let level = 1; level < levels.length; level++) {
+      const start = levels[level] as number;
+      const end = levels[level + 1] ?? this.#keys.length;
+      const below = levels[level - 1] as number;
+      for (let place = start; place < end; place++) {
+        const children = below + ((place - start) << fanoutBits);
+        // The padding of a level has no children of its own.
+        if (children >= start) break;
+        this.#keys[place] = leastOf(this.#keys, children);
+        if (this.#withBits) this.#bits[place] = unionOf(this.#bits, children);
+      }
+    }
+  }
+
+  /** The key of the leaf that `search` found. */
+  foundKey = 0;
+  /** Leaves that the last `search` asked about in vain. */
+  vain = 0;
+
+  /**
+   * The node of least key, below `limit` and with all bits of `required`, that the judge accepts; -1 for none. Depth first,
+   * least key first; what cannot win or lacks a bit is left out. Once it has found one, it stops after `patience` more
+   * nodes in vain.
+   */
+  search(judge: Judge, required: number, limit: number, patience: number): number {
+    const keys = this.#keys;
+    const bits = this.#bits;
+    const levels = this.#levels;
+    const top = levels.length - 1;
+    // Mostly the leaf of least key will do, and it lies where the root's key comes from.
+    if (required === 0) {
+      const least = keys[keys.length - 1] as number;
+      if (least >= limit) {
+        this.vain = 0;
+        return -1;
+      }
+      let place = 0;
+      for (let level = top - 1; level >= 0; level--) {
+        place <<= fanoutBits;
+        const start = levels[level] as number;
+        while (keys[start + place] !== least) place++;
+      }
+      const node = this.nodes[place] as number;
+      if (judge.accepts(node)) {
+        this.foundKey = least;
+        this.vain = 0;
+        return node;
+      }
+    }
+    let bound = limit;
+    let found = -1;
+    let vain = 0;
+    let level = top;
+    let index = 0;
+    // Of each level on the way down: the child gone into last, -1 for none yet.
+    path[top] = -1;
+    for (;;) {
+      // The next child in order of key, then of position, after the last.
+      const children = (levels[level - 1] as number) + (index << fanoutBits);
+      const last = path[level] as number;
+      const lastKey = last < 0 ? Number.NEGATIVE_INFINITY : (keys[children + last] as number);
+      let next = -1;
+      let nextKey = bound;
+      for (let child = 0; child < fanout; child++) {
+        const key = keys[children + child] as number;
+        if (key >= nextKey || key < lastKey || (key === lastKey && child <= last)) continue;
+        if (required !== 0 && ((bits[children + child] as number) & required) !== required) continue;
+        next = child;
+        nextKey = key;
+      }
+      if (next < 0) {
+        if (level === top) break;
+        level++;
+        index >>= fanoutBits;
+        continue;
+      }
+      path[level] = next;
+      if (level > 1) {
+        level--;
+        index = (index << fanoutBits) + next;
+        path[level] = -1;
+        continue;
+      }
+      const node = this.nodes[(index << fanoutBits) + next] as number;
+      if (judge.accepts(node)) {
+        found = node;
+        bound = nextKey;
+        // Its siblings have higher keys.
+        if (level === top) break;
+        level++;
+        index >>= fanoutBits;
+      } else {
+        vain++;
+        if (found >= 0 && vain > patience) break;
+      }
+    }
+    this.foundKey = bound;
+    this.vain = vain;
+    return found;
+  }
+
+  #grow(): void {
+    const { nodes } = this;
+    const keys = this.#keys;
+    const bits = this.#bits;
+    const capacity = this.#capacity;
+    this.#allocate(capacity * 2);
+    this.nodes.set(nodes);
+    this.#keys.set(keys.subarray(0, capacity));
+    this.#bits.set(bits.subarray(0, capacity));
+    this.rebuild();
+  }
+
+  #allocate(capacity: number): void {
+    this.#capacity = capacity;
+    this.#levels = [0];
+    let end = capacity;
+    for (let places = capacity; places > 1; ) {
+      places = Math.ceil(places / fanout);
+      this.#levels.push(end);
+      // Padded to whole groups of children, but for the root.
+      end += places === 1 ? 1 : Math.ceil(places / fanout) * fanout;
+    }
+    this.#keys = new Float64Array(end).fill(out);
+    this.#bits = new Int32Array(end);
+    this.nodes = new Int32Array(capacity).fill(-1);
+  }
+}
+
+/** One search at a time, so one way down suffices. */
+const path = new Int32Array(16);
+
+function leastOf(keys: Float64Array, from: number): number {
+  let least = keys[from] as number;
+  for (let i = from + 1; i < from + fanout; i++) {
+    const key = keys[i] as number;
+    if (key < least) least = key;
+  }
+  return least;
+}
+
+function unionOf(bits: Int32Array, from: number): number {
+  let union = 0;
+  for (let i = from; i < from + fanout; i++) union |= bits[i] as number;
+  return union;
+}

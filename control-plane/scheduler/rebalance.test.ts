@@ -1,0 +1,167 @@
+import * as fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { effort, groupArbitrary, nodeArbitrary, volumes } from "./arbitraries.ts";
+import { BruteForce } from "./brute-force.ts";
+import { aGroup, aNode } from "./builders.ts";
+import { filters } from "./filters/index.ts";
+import type { RebalanceOptions, RebalancePlan } from "./rebalance.ts";
+import { Scheduler } from "./scheduler.ts";
+import type { NodeRecord, TaskRecord } from "./state/records.ts";
+import type { SchedulerTask, TaskGroup } from "./types.ts";
+
+function place(
+  scheduler: Scheduler,
+  group: TaskGroup,
+  where: Readonly<Record<string, number>>,
+  overrides: Partial<SchedulerTask> = {},
+): void {
+  let n = 0;
+  for (const [node, count] of Object.entries(where)) {
+    for (let i = 0; i < count; i++)
+      scheduler.addTask({ id: `${group.id}.${n++}`, group: group.id, node, ...overrides });
+  }
+}
+
+function aCluster(group: TaskGroup, ids: readonly string[]): Scheduler {
+  const scheduler = new Scheduler();
+  for (const id of ids) scheduler.upsertNode(aNode(id));
+  scheduler.upsertGroup(group);
+  return scheduler;
+}
+
+/** Makes the moves for real. */
+function execute(scheduler: Scheduler, { moves }: RebalancePlan): void {
+  for (const { task, to } of moves) {
+    const told = scheduler.snapshot().tasks.find(({ id }) => id === task) as SchedulerTask;
+    scheduler.removeTask(task);
+    scheduler.addTask({ ...told, node: to });
+  }
+}
+
+const skew: RebalanceOptions = { goal: { kind: "skew", bound: 1 } };
+
+describe("rebalance", () => {
+  it("moves the fewest tasks to the node that has joined", () => {
+    const group = aGroup("web");
+    const scheduler = aCluster(group, ["a", "b", "c"]);
+    place(scheduler, group, { a: 5, b: 4 });
+    const plan = scheduler.planRebalance(skew);
+    expect([plan.before, plan.after, plan.limitedBy]).toEqual([5, 0, undefined]);
+    expect(plan.moves.map(({ from, to }) => `${from}>${to}`).sort()).toEqual(["a>c", "a>c", "b>c"]);
+    expect(plan.moves[0]?.why).toBe("web has 5 tasks in a and 0 in c");
+  });
+
+  it("keeps within the disruption budget, and leaves tasks in cooldown alone", () => {
+    const group = aGroup("web", { minAvailable: 5 });
+    const scheduler = aCluster(group, ["a", "b"]);
+    place(scheduler, group, { a: 6 });
+    const plan = scheduler.planRebalance(skew);
+    expect([plan.moves.length, plan.limitedBy]).toEqual([1, "budget"]);
+    const cooling = aCluster(aGroup("web"), ["a", "b"]);
+    place(cooling, aGroup("web"), { a: 6 }, { pinned: true });
+    expect(cooling.planRebalance(skew)).toEqual({ moves: [], before: 6, after: 6, limitedBy: "room" });
+  });
+
+  it("empties the nodes that are not needed", () => {
+    const group = aGroup("job", { reservations: { milliCpus: 1_000, memoryBytes: 0 }, strategy: "binpack" });
+    const scheduler = aCluster(group, ["a", "b", "c"]);
+    place(scheduler, group, { a: 3, b: 1, c: 1 });
+    const plan = scheduler.planRebalance({ goal: { kind: "fragmentation", bound: 0 } });
+    expect(plan.moves).toHaveLength(1);
+    expect(plan.limitedBy).toBeUndefined();
+    expect(plan.after).toBe(0);
+  });
+
+  it("of any cluster: each move is allowed, the goal gets no further away, and a second plan is empty", () => {
+    fc.assert(
+      fc.property(
+        fc.tuple(...[0, 1, 2, 3, 4, 5].map((i) => nodeArbitrary(`n${i}`))),
+        fc.tuple(...[0, 1, 2].map((i) => groupArbitrary(i))),
+        fc.array(fc.tuple(fc.nat(2), fc.nat(5), fc.boolean()), { maxLength: 25 }),
+        fc.constantFrom<RebalanceOptions["goal"]>(
+          { kind: "skew", bound: 1 },
+          { kind: "skew", bound: 2 },
+          { kind: "fragmentation", bound: 0.2 },
+        ),
+        (nodes, groups, where, goal) => {
+          const scheduler = new Scheduler();
+          for (const node of nodes) scheduler.upsertNode(node);
+          for (const volume of volumes) scheduler.upsertVolume(volume);
+          for (const group of groups) scheduler.upsertGroup(group);
+          // Places at random, where the rules allow it.
+          for (const [i, [g, n, pinned]] of where.entries()) {
+            const group = groups[g] as TaskGroup;
+            if (scheduler.whyNot(group.id, `n${n}`).fits)
+              scheduler.addTask({
+                id: `t${i}`,
+                group: group.id,
+                node: `n${n}`,
+                pinned,
+                ports: group.ports?.map(({ port }) => port || 82),
+              });
+          }
+          const before = scheduler.snapshot();
+          const plan = scheduler.planRebalance({ goal });
+          expect(scheduler.snapshot()).toEqual(before);
+          expect(plan.after).toBeLessThanOrEqual(plan.before);
+          checkMoves(before, plan);
+          if (plan.limitedBy === "budget") return;
+          execute(scheduler, plan);
+          const second = scheduler.planRebalance({ goal });
+          if (second.limitedBy !== "budget") expect(second.moves).toEqual([]);
+        },
+      ),
+      effort(400),
+    );
+  });
+
+  it("needs no more moves than the counts demand, where nothing stands in the way", () => {
+    fc.assert(
+      fc.property(fc.array(fc.nat(8), { minLength: 2, maxLength: 6 }), fc.constantFrom(1, 2, 3), (counts, bound) => {
+        const group = aGroup("web", { reservations: { milliCpus: 1, memoryBytes: 0 } });
+        const scheduler = aCluster(
+          group,
+          counts.map((_, i) => `n${i}`),
+        );
+        place(scheduler, group, Object.fromEntries(counts.map((count, i) => [`n${i}`, count])));
+        const plan = scheduler.planRebalance({ goal: { kind: "skew", bound } });
+        expect(plan.limitedBy).toBeUndefined();
+        expect(plan.moves.length).toBe(fewest(counts, bound));
+      }),
+      effort(200),
+    );
+  });
+});
+
+/** Fewest moves after which no two counts differ by more than the bound: for each floor, what is above or below it. */
+function fewest(counts: readonly number[], bound: number): number {
+  const total = counts.reduce((a, b) => a + b, 0);
+  let best = Number.POSITIVE_INFINITY;
+  for (let floor = 0; floor * counts.length <= total; floor++) {
+    const above = counts.reduce((sum, count) => sum + Math.max(0, count - floor - bound), 0);
+    const below = counts.reduce((sum, count) => sum + Math.max(0, floor - count), 0);
+    best = Math.min(best, Math.max(above, below));
+  }
+  return best;
+}
+
+/** Each move, in order: the task is movable and its new node passes every filter; budgets hold. */
+function checkMoves(before: ReturnType<Scheduler["snapshot"]>, { moves }: RebalancePlan): void {
+  const brute = new BruteForce(before);
+  const perService = new Map<string, number>();
+  for (const { task: id, from, to } of moves) {
+    const task = brute.tasks.get(id) as TaskRecord;
+    const target = brute.state.nodes.get(to) as NodeRecord;
+    expect(before.tasks.find((told) => told.id === id)?.pinned).not.toBe(true);
+    expect(task.node?.spec.id).toBe(from);
+    brute.state.detach(task);
+    expect(filters.filter((filter) => !filter.passes(brute.state, task.group, target)).map(({ kind }) => kind)).toEqual(
+      [],
+    );
+    brute.state.attach(task, target);
+    perService.set(task.group.service.id, (perService.get(task.group.service.id) ?? 0) + 1);
+    expect(perService.get(task.group.service.id)).toBeLessThanOrEqual(
+      task.group.service.placed - task.group.service.minAvailable,
+    );
+  }
+}

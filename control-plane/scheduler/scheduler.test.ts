@@ -1,0 +1,257 @@
+import { describe, expect, it } from "vitest";
+import { aGroup, aNode, mebibyte, someTasks } from "./builders.ts";
+import { Scheduler } from "./index.ts";
+import type { SchedulerNode, TaskGroup } from "./types.ts";
+
+function aScheduler(nodes: readonly SchedulerNode[], groups: readonly TaskGroup[]): Scheduler {
+  const scheduler = new Scheduler();
+  for (const node of nodes) scheduler.upsertNode(node);
+  for (const group of groups) scheduler.upsertGroup(group);
+  return scheduler;
+}
+
+/** Tasks per node after placing `count` tasks of the group. */
+function placed(nodes: readonly SchedulerNode[], group: TaskGroup, count: number): Record<string, number> {
+  const perNode: Record<string, number> = {};
+  const { placements } = aScheduler(nodes, [group]).schedule(someTasks(group, count));
+  for (const { node } of placements) perNode[node] = (perNode[node] ?? 0) + 1;
+  return perNode;
+}
+
+describe("scheduler", () => {
+  it("spreads a service over the nodes", () => {
+    expect(placed([aNode("a"), aNode("b"), aNode("c")], aGroup("web"), 6)).toEqual({ a: 2, b: 2, c: 2 });
+  });
+
+  it("never over-commits and says what is short", () => {
+    const group = aGroup("db", { reservations: { milliCpus: 3_000, memoryBytes: 512 * mebibyte } });
+    const scheduler = aScheduler([aNode("a"), aNode("b")], [group]);
+    const { placements, unplaced } = scheduler.schedule(someTasks(group, 3));
+    expect(placements.map(({ node }) => node).sort()).toEqual(["a", "b"]);
+    expect(unplaced).toHaveLength(1);
+    expect(unplaced[0]?.tasks).toEqual(["db@1.3"]);
+    expect(unplaced[0]?.explanation.summary).toBe("2 nodes: 3 CPU needed, 1 free");
+    expect(unplaced[0]?.explanation.nearest?.reasons[0]?.fix).toMatch(
+      /^Free 2 CPU on node [ab], or lower the reservation\.$/,
+    );
+  });
+
+  it("counts each reason, with the node that lacks least", () => {
+    const nodes = [
+      aNode("drained", { availability: "drain" }),
+      aNode("paused", { availability: "pause" }),
+      aNode("down", { ready: false }),
+      aNode("other", { labels: { zone: "b" } }),
+      aNode("none"),
+      aNode("small", { labels: { zone: "a" }, capacity: { milliCpus: 1_000, memoryBytes: 300 * mebibyte } }),
+    ];
+    const group = aGroup("web", {
+      constraints: ["node.labels.zone == a"],
+      reservations: { milliCpus: 100, memoryBytes: 512 * mebibyte },
+    });
+    const { unplaced } = aScheduler(nodes, [group]).schedule(someTasks(group, 1));
+    expect(unplaced[0]?.explanation.summary).toBe(
+      "2 nodes: constraint node.labels.zone == a not met; 1: 512 MiB memory needed, 300 MiB free; 1: node is down; 1: node is drained; 1: node is paused",
+    );
+    expect(unplaced[0]?.explanation.nearest?.hostname).toBe("small");
+  });
+
+  it("gives host ports once per node, the lowest free of a range, and names the holder of a taken one", () => {
+    const fixed = aGroup("web", { ports: [{ port: 80, protocol: "tcp" }] });
+    const ranged = aGroup("game", { ports: [{ port: 0, protocol: "udp", range: [7_000, 7_001] }] });
+    const scheduler = aScheduler([aNode("a")], [fixed, ranged]);
+    const first = scheduler.schedule(someTasks(fixed, 2));
+    expect(first.placements.map(({ ports }) => ports)).toEqual([[80]]);
+    expect(first.unplaced[0]?.explanation.summary).toBe("1 node: port 80 held by web.1");
+    const second = scheduler.schedule(someTasks(ranged, 3));
+    expect(second.placements.map(({ ports }) => ports)).toEqual([[7_000], [7_001]]);
+    expect(second.unplaced.at(-1)?.explanation.summary).toBe("1 node: no free port in 7000-7001");
+    scheduler.removeTask("web@1.1");
+    expect(scheduler.schedule().placements.map(({ task }) => task)).toEqual(["web@1.2"]);
+  });
+
+  it("keeps to the most tasks per node", () => {
+    expect(placed([aNode("a"), aNode("b")], aGroup("web", { maxPerNode: 1 }), 5)).toEqual({ a: 1, b: 1 });
+  });
+
+  it("spreads over zones first, whatever the nodes per zone", () => {
+    const nodes = ["a", "b", "c", "d", "e", "f"].map((id) =>
+      aNode(id, { labels: { zone: id === "a" ? "east" : "west" } }),
+    );
+    const perNode = placed(nodes, aGroup("web", { spread: [{ over: "node.labels.zone" }] }), 6);
+    expect(perNode["a"]).toBe(3);
+  });
+
+  it("never goes beyond a hard skew", () => {
+    const nodes = [
+      aNode("a", { labels: { zone: "a" }, capacity: { milliCpus: 500, memoryBytes: 512 * mebibyte } }),
+      aNode("b", { labels: { zone: "b" } }),
+      aNode("unlabelled"),
+    ];
+    const group = aGroup("web", { spread: [{ over: "node.labels.zone", maxSkew: 1 }] });
+    const { placements, unplaced } = aScheduler(nodes, [group]).schedule(someTasks(group, 6));
+    expect(placements).toHaveLength(5);
+    expect(unplaced[0]?.explanation.reasons.map(({ kind }) => kind).sort()).toEqual([
+      "max-skew",
+      "max-skew",
+      "resources",
+    ]);
+  });
+
+  it("binpack fills one node before the next, when asked to", () => {
+    const perNode = placed([aNode("a"), aNode("b")], aGroup("job", { strategy: "binpack", maxPerNode: 0 }), 3);
+    expect(new Set(Object.values(perNode))).toEqual(new Set([1, 2]));
+  });
+
+  it("puts a global service's task on its node only", () => {
+    const group = aGroup("agent");
+    const scheduler = aScheduler([aNode("a"), aNode("b", { availability: "pause" })], [group]);
+    const { placements, unplaced } = scheduler.schedule([
+      { id: "1", group: group.id, onlyNode: "a" },
+      { id: "2", group: group.id, onlyNode: "b" },
+      { id: "3", group: group.id, onlyNode: "gone" },
+    ]);
+    expect(placements.map(({ task, node }) => [task, node])).toEqual([["1", "a"]]);
+    expect(unplaced.map(({ explanation }) => explanation.summary)).toEqual([
+      "1 node: node is paused",
+      "node gone is unknown",
+    ]);
+  });
+
+  it("counts tasks whose node is told later, and frees what ends", () => {
+    const group = aGroup("web", { reservations: { milliCpus: 4_000, memoryBytes: 0 } });
+    const scheduler = aScheduler([], [group]);
+    scheduler.addTask({ id: "old", group: group.id, node: "a" });
+    scheduler.upsertNode(aNode("a"));
+    expect(scheduler.schedule([{ id: "new", group: group.id }]).unplaced).toHaveLength(1);
+    scheduler.removeTask("old");
+    expect(scheduler.schedule().placements).toEqual([{ task: "new", node: "a", ports: [], preempts: [] }]);
+  });
+
+  it("refuses a wrong constraint with the place and what is allowed", () => {
+    expect(() => aScheduler([], [aGroup("web", { constraints: ["node.id = a"] })])).toThrow(
+      'group web@1, constraints[0]: "=" is no operator at character 9 of "node.id = a"',
+    );
+  });
+
+  it("tells for one node every reason and the cost", () => {
+    const group = aGroup("web", {
+      constraints: ["node.labels.zone exists"],
+      reservations: { milliCpus: 8_000, memoryBytes: 0 },
+    });
+    const verdict = aScheduler([aNode("a")], [group]).whyNot(group.id, "a");
+    expect(verdict.fits).toBe(false);
+    expect(verdict.reasons.map(({ kind }) => kind)).toEqual(["constraint", "resources"]);
+  });
+
+  it("does not use up a scarce class of nodes where a common one does as well", () => {
+    const whole = aGroup("whole", { reservations: { milliCpus: 4_000, memoryBytes: 0 } });
+    let scarce = 0;
+    for (let seed = 0; seed < 40; seed++) {
+      const scheduler = new Scheduler({ seed });
+      // The scarce zone joins first: an order of joining would use it up first.
+      for (let i = 0; i < 100; i++) scheduler.upsertNode(aNode(`n${i}`, { labels: { zone: i < 10 ? "a" : "b" } }));
+      scheduler.upsertGroup(whole);
+      for (const { node } of scheduler.schedule(someTasks(whole, 50)).placements)
+        if (Number(node.slice(1)) < 10) scarce++;
+    }
+    // Its share of the nodes is a tenth; so is its share of the tasks, within three standard deviations.
+    expect(scarce / (40 * 50)).toBeGreaterThan(0.08);
+    expect(scarce / (40 * 50)).toBeLessThan(0.12);
+  });
+
+  it("keeps nodes with generic resources for those that need them", () => {
+    const gpu = aNode("gpu", { capacity: { milliCpus: 64_000, memoryBytes: 2 ** 40, generic: { gpu: 4 } } });
+    expect(placed([gpu, aNode("plain")], aGroup("web", { reservations: { milliCpus: 1, memoryBytes: 0 } }), 1)).toEqual(
+      { plain: 1 },
+    );
+  });
+
+  it("looks again at what is blocked only when something could unblock it", () => {
+    const big = aGroup("big", { reservations: { milliCpus: 3_000, memoryBytes: 0 } });
+    const small = aGroup("small", { reservations: { milliCpus: 2_000, memoryBytes: 0 } });
+    const scheduler = aScheduler([aNode("a"), aNode("b", { labels: { x: "1" } })], [big, small]);
+    scheduler.schedule(someTasks(small, 4));
+    expect(scheduler.schedule(someTasks(big, 1)).unplaced).toHaveLength(1);
+    // Nothing has happened, a label has changed, one of two tasks has ended: it still fits nowhere, and is not looked at.
+    expect(scheduler.schedule()).toEqual({ placements: [], unplaced: [] });
+    scheduler.upsertNode(aNode("b", { labels: { x: "2" } }));
+    expect(scheduler.schedule()).toEqual({ placements: [], unplaced: [] });
+    const onA = scheduler.snapshot().tasks.filter(({ node }) => node === "a");
+    scheduler.removeTask(onA[0]?.id ?? "");
+    expect(scheduler.schedule()).toEqual({ placements: [], unplaced: [] });
+    expect(scheduler.unplaced()[0]?.explanation.nearest?.node).toBe("a");
+    scheduler.removeTask(onA[1]?.id ?? "");
+    expect(scheduler.schedule().placements.map(({ node }) => node)).toEqual(["a"]);
+  });
+
+  it("preempts the fewest and least important, within the budget, and reports the victims", () => {
+    const spare = aGroup("spare", { reservations: { milliCpus: 1_000, memoryBytes: 0 }, minAvailable: 3 });
+    const batch = aGroup("batch", { reservations: { milliCpus: 1_000, memoryBytes: 0 }, priority: 1 });
+    const vital = aGroup("vital", { reservations: { milliCpus: 2_000, memoryBytes: 0 }, priority: 10 });
+    const scheduler = aScheduler([aNode("a")], [spare, batch, vital]);
+    scheduler.schedule([...someTasks(spare, 3), ...someTasks(batch, 1)]);
+    // Two must go, and spare keeps three: nothing can be done.
+    expect(scheduler.schedule(someTasks(vital, 1)).unplaced).toHaveLength(1);
+    scheduler.upsertGroup({ ...spare, minAvailable: 2 });
+    const { placements } = scheduler.schedule();
+    expect(placements.map(({ task }) => task)).toEqual(["vital@1.1"]);
+    expect(placements[0]?.preempts).toHaveLength(2);
+    expect(placements[0]?.preempts[1]).toBe("batch@1.1");
+    // The victim still stops: told as being there, it does not count again.
+    scheduler.addTask({ id: "batch@1.1", group: batch.id, node: "a" });
+    expect(scheduler.whyNot(spare.id, "a").fits).toBe(false);
+    scheduler.removeTask("batch@1.1");
+    expect(scheduler.schedule(someTasks(batch, 1, 2)).unplaced).toHaveLength(1);
+  });
+
+  it("places a gang whole or not at all", () => {
+    const leader = aGroup("leader", { gang: "train", reservations: { milliCpus: 1_000, memoryBytes: 0 } });
+    const worker = aGroup("worker", { gang: "train", reservations: { milliCpus: 3_000, memoryBytes: 0 } });
+    const scheduler = aScheduler([aNode("a"), aNode("b")], [leader, worker]);
+    const { placements, unplaced } = scheduler.schedule([...someTasks(leader, 1), ...someTasks(worker, 3)]);
+    expect(placements).toEqual([]);
+    expect(unplaced.map(({ group, explanation }) => [group, explanation.summary])).toEqual([
+      ["leader@1", "gang train waits for worker@1: 2 nodes: 3 CPU needed, 1 free"],
+      ["worker@1", "2 nodes: 3 CPU needed, 1 free"],
+    ]);
+    scheduler.upsertNode(aNode("c"));
+    expect(scheduler.schedule().placements).toHaveLength(4);
+  });
+
+  it("takes a placement back when its task is told again without a node", () => {
+    const group = aGroup("web", { reservations: { milliCpus: 4_000, memoryBytes: 0 } });
+    const scheduler = aScheduler([aNode("a")], [group]);
+    scheduler.schedule(someTasks(group, 1));
+    scheduler.addTask({ id: "web@1.1", group: group.id });
+    expect(scheduler.isPlaced("web@1.1")).toBe(false);
+    expect(scheduler.schedule().placements).toHaveLength(1);
+  });
+
+  it("shows the top candidates of a placement with their scores", () => {
+    const group = aGroup("web");
+    const scheduler = aScheduler([aNode("a"), aNode("b")], [group]);
+    scheduler.schedule(someTasks(group, 2));
+    const { node, candidates } = scheduler.explain("web@1.1");
+    expect(candidates.map(({ cost }) => cost)).toEqual([0, 1_064]);
+    expect(candidates[0]?.node).toBe(node);
+    expect(candidates[1]?.terms).toEqual([
+      { name: "service", points: 1_000 },
+      { name: "load", points: 64 },
+    ]);
+  });
+
+  it("stops after the most placements asked for, and goes on from there", () => {
+    const [first, second] = [aGroup("first"), aGroup("second")];
+    const scheduler = aScheduler([aNode("a"), aNode("b")], [first, second]);
+    const tasks = [...someTasks(first, 3), ...someTasks(second, 3)];
+    const inParts: string[] = [];
+    for (let result = scheduler.schedule(tasks, { mostPlacements: 2 }); result.placements.length > 0; ) {
+      expect(result.placements.length).toBeLessThanOrEqual(2);
+      inParts.push(...result.placements.map(({ task, node }) => `${task} ${node}`));
+      result = scheduler.schedule([], { mostPlacements: 2 });
+    }
+    const whole = aScheduler([aNode("a"), aNode("b")], [first, second]).schedule(tasks).placements;
+    expect(inParts).toEqual(whole.map(({ task, node }) => `${task} ${node}`));
+  });
+});

@@ -1,0 +1,482 @@
+import { candidatesOf, explainGroup, unexplained, verdictOf } from "./explain/explain.ts";
+import { givePorts } from "./filters/host-port.ts";
+import { factFilters } from "./filters/index.ts";
+import { fits, fitsDomain } from "./index/fits.ts";
+import { PlacementIndex } from "./index/index.ts";
+import { PreemptionSearch } from "./preempt.ts";
+import { planRebalance, type RebalanceOptions, type RebalancePlan } from "./rebalance.ts";
+import { ClusterState, unknown } from "./state/cluster.ts";
+import { type GroupRecord, type NodeRecord, noPorts, TaskRecord, Waiting } from "./state/records.ts";
+import type {
+  Explanation,
+  NodeVerdict,
+  Placement,
+  ScheduleResult,
+  SchedulerNode,
+  SchedulerTask,
+  SchedulerVolume,
+  Strategy,
+  TaskExplanation,
+  TaskGroup,
+  Unplaced,
+} from "./types.ts";
+import { WaitingRoom } from "./waiting.ts";
+
+export interface SchedulerOptions {
+  /** For groups that do not choose; default "spread". */
+  readonly strategy?: Strategy | undefined;
+  /** Changes the order in which nodes of equal cost are taken; default 0. */
+  readonly seed?: number | undefined;
+  /** Candidates that `explain` lists; default 5. */
+  readonly candidates?: number | undefined;
+  /**
+   * Groups that one `schedule` explains by counting nodes, default 100; each costs a look at every node. The explanations
+   * of the others say so and have no counts: `explain` gives them.
+   */
+  readonly explainLimit?: number | undefined;
+}
+
+/**
+ * Decides where tasks go. Holds the nodes, groups and tasks that it is told of, and decides from them alone: no clock, no
+ * randomness, no I/O; the same calls give the same answers.
+ *
+ * The caller tells it every change (any order; a task may name a node that comes later) and commits what `schedule`
+ * answers. Placements count at once; a commit that fails is taken back by telling the task again without its node.
+ */
+export class Scheduler {
+  readonly #options: SchedulerOptions;
+  readonly #state: ClusterState;
+  readonly #index: PlacementIndex;
+  readonly #waiting: WaitingRoom;
+  readonly #tasks = new Map<string, TaskRecord>();
+  /** Placed tasks whose node is not known, by its id. */
+  readonly #homeless = new Map<string, Set<TaskRecord>>();
+  #sequence = 0;
+  #evictions = 0;
+
+  constructor(options: SchedulerOptions = {}) {
+    this.#options = options;
+    this.#state = new ClusterState({ strategy: options.strategy ?? "spread", seed: options.seed ?? 0 });
+    this.#index = new PlacementIndex(this.#state);
+    this.#waiting = new WaitingRoom(this.#state);
+    this.#state.floors = this.#index;
+    this.#state.listeners.push(this.#index, this.#waiting);
+  }
+
+  /** Adds a node or replaces what is known of it. Its tasks stay. */
+  upsertNode(spec: SchedulerNode): void {
+    const isNew = !this.#state.nodes.has(spec.id);
+    const node = this.#state.upsertNode(spec);
+    if (!isNew) return;
+    for (const task of this.#homeless.get(spec.id) ?? []) this.#state.attach(task, node);
+    this.#homeless.delete(spec.id);
+  }
+
+  /** Forgets a node. Its tasks count nowhere until they are removed or the node returns. Unknown ids are ignored. */
+  removeNode(id: string): void {
+    const node = this.#state.nodes.get(id);
+    if (node === undefined) return;
+    for (let task = node.tasks.at(-1); task !== undefined; task = node.tasks.at(-1)) {
+      this.#state.detach(task);
+      this.#homeTo(id, task);
+    }
+    this.#state.removeNode(node);
+  }
+
+  /**
+   * Adds a version of a service. Telling it again with other contents replaces it, and its tasks count by the new contents.
+   * @throws ClusterError `invalid`: a constraint, attribute or amount is wrong; nothing has changed then.
+   */
+  upsertGroup(spec: TaskGroup): void {
+    const old = this.#state.groups.get(spec.id);
+    const group = this.#state.upsertGroup(spec);
+    this.#index.prepare(group);
+    if (old === undefined) return;
+    for (const [index, count] of old.failures)
+      this.#state.setFailures(group, this.#state.byIndex[index] as NodeRecord, count);
+    if (old.failures.size > 0) this.#index.prepare(group);
+    for (const task of this.#tasksOf(old)) {
+      const told = this.#told(task);
+      this.removeTask(task.id);
+      this.#add(told, group, task.sequence, task.evictedFrom);
+    }
+    this.#index.forget(old);
+    this.#waiting.wakeAll();
+  }
+
+  /** Forgets a group and its tasks. Unknown ids are ignored. */
+  removeGroup(id: string): void {
+    const group = this.#state.groups.get(id);
+    if (group === undefined) return;
+    for (const task of this.#tasksOf(group)) this.removeTask(task.id);
+    this.#index.forget(group);
+    this.#state.removeGroup(group);
+    this.#waiting.wakeAll();
+  }
+
+  /** A volume that groups use. One that is used and was never told is shared and reachable everywhere. */
+  upsertVolume(spec: SchedulerVolume): void {
+    this.#state.upsertVolume(spec);
+    this.#index.clear();
+    this.#waiting.wakeAll();
+  }
+
+  /** Recent failures of a group on a node, as the caller counts them; 0 forgets them. Unknown ids are ignored. */
+  setFailures(groupId: string, nodeId: string, count: number): void {
+    const group = this.#state.groups.get(groupId);
+    const node = this.#state.nodes.get(nodeId);
+    if (group === undefined || node === undefined) return;
+    this.#state.setFailures(group, node, count);
+    this.#index.prepare(group);
+  }
+
+  /**
+   * Adds a task, or replaces what is known of it: with `node` it counts there, without it waits for `schedule`. A task that
+   * was preempted stays gone while it is told with the node that it was on.
+   * @throws ClusterError `not-found`: its group was not told.
+   */
+  addTask(spec: SchedulerTask): void {
+    const group = this.#state.groups.get(spec.group);
+    if (group === undefined) throw unknown("group", spec.group);
+    const known = this.#tasks.get(spec.id);
+    if (known !== undefined) {
+      if (known.group === group && spec.node !== undefined) {
+        if (known.evictedFrom === spec.node) return;
+        if (known.node?.spec.id === spec.node && samePorts(known, spec)) {
+          known.pinned = spec.pinned ?? false;
+          known.name = spec.name ?? spec.id;
+          known.onlyNode = spec.onlyNode;
+          return;
+        }
+      }
+      this.removeTask(spec.id);
+    }
+    this.#add(spec, group, this.#sequence++);
+  }
+
+  /** The task has ended or is no longer wanted: frees what it held. Unknown ids are ignored. */
+  removeTask(id: string): void {
+    const task = this.#tasks.get(id);
+    if (task === undefined) return;
+    this.#tasks.delete(id);
+    task.group.tasks--;
+    if (task.node !== undefined) this.#detach(task);
+    else {
+      this.#waiting.delete(task);
+      if (this.#homeless.size > 0) for (const tasks of this.#homeless.values()) tasks.delete(task);
+    }
+  }
+
+  /**
+   * Adds the tasks and decides every task that waits and could fit: by priority, then group by group in order of arrival.
+   * With `mostPlacements` it stops after so many (a gang is not split), and the next call goes on from there.
+   * @throws ClusterError `not-found`: the group of one of the tasks was not told; the tasks before it are added.
+   */
+  schedule(
+    pending: readonly SchedulerTask[] = [],
+    options: { readonly mostPlacements?: number | undefined } = {},
+  ): ScheduleResult {
+    const limit = options.mostPlacements ?? Number.POSITIVE_INFINITY;
+    for (const task of pending) this.addTask(task);
+    const placements: Placement[] = [];
+    const unplaced = new Map<Waiting, Unplaced>();
+    let units = this.#waiting.take();
+    for (let i = 0; i < units.length; i++) {
+      if (placements.length >= limit) {
+        this.#waiting.restore(units.slice(i));
+        break;
+      }
+      const unit = units[i] as Waiting | Waiting[];
+      const evictions = this.#evictions;
+      if (unit instanceof Waiting) this.#decide(unit, placements, unplaced, limit);
+      else this.#decideGang(unit, placements, unplaced);
+      // Stopping a victim may free more than was needed, for tasks that were given up before.
+      if (this.#evictions !== evictions && this.#waiting.wake()) {
+        this.#waiting.restore(units.slice(i + 1));
+        units = this.#waiting.take();
+        i = -1;
+      }
+    }
+    return { placements, unplaced: [...unplaced.values()] };
+  }
+
+  /** Everything that waits, by priority and arrival, with the reasons as of now. Costs a look at every node per group. */
+  unplaced(): readonly Unplaced[] {
+    return this.#waiting.all().map((waiting) => {
+      const { group, onlyNode } = waiting;
+      const explanation = explainGroup(this.#state, group, onlyNode);
+      const { gang } = group.spec;
+      const alone = explanation.reasons.length === 0 && gang !== undefined;
+      return {
+        group: group.spec.id,
+        tasks: waiting.ids(),
+        explanation: alone ? { ...explanation, summary: `gang ${gang} does not fit as a whole` } : explanation,
+      };
+    });
+  }
+
+  /**
+   * Why a task is where it is, or nowhere.
+   * @throws ClusterError `not-found`.
+   */
+  explain(taskId: string): TaskExplanation {
+    const task = this.#tasks.get(taskId);
+    if (task === undefined) throw unknown("task", taskId);
+    const { node, group, onlyNode } = task;
+    if (node !== undefined) this.#state.detach(task);
+    const candidates = candidatesOf(this.#state, group, this.#options.candidates ?? 5, onlyNode);
+    const explanation = candidates.length === 0 ? explainGroup(this.#state, group, onlyNode) : undefined;
+    if (node !== undefined) this.#state.attach(task, node);
+    return { task: taskId, node: node?.spec.id, candidates, explanation };
+  }
+
+  /**
+   * Would the node take another task of the group, and at what cost.
+   * @throws ClusterError `not-found`.
+   */
+  whyNot(groupId: string, nodeId: string): NodeVerdict {
+    const group = this.#state.groups.get(groupId);
+    if (group === undefined) throw unknown("group", groupId);
+    const node = this.#state.nodes.get(nodeId);
+    if (node === undefined) throw unknown("node", nodeId);
+    return verdictOf(this.#state, group, node);
+  }
+
+  /** Is the task known, and placed on a known node? */
+  isPlaced(taskId: string): boolean {
+    return this.#tasks.get(taskId)?.node !== undefined;
+  }
+
+  /** Everything it was told and has decided: telling it to another scheduler makes that one decide alike. */
+  snapshot(): SchedulerSnapshot {
+    return {
+      nodes: [...this.#state.nodes.values()].map(({ spec }) => spec),
+      groups: [...this.#state.groups.values()].map(({ spec }) => spec),
+      volumes: [...this.#state.volumes.values()].flatMap(({ spec }) => (spec === undefined ? [] : [spec])),
+      tasks: [...this.#tasks.values()]
+        .filter(({ evictedFrom }) => evictedFrom === undefined)
+        .sort((a, b) => a.sequence - b.sequence)
+        .map((task) => this.#told(task)),
+      failures: [...this.#state.groups.values()].flatMap((group) =>
+        [...group.failures].map(([index, count]) => ({
+          group: group.spec.id,
+          node: (this.#state.byIndex[index] as NodeRecord).spec.id,
+          count,
+        })),
+      ),
+    };
+  }
+
+  /** A scheduler that was told a snapshot. */
+  static restore(snapshot: SchedulerSnapshot, options: SchedulerOptions = {}): Scheduler {
+    const scheduler = new Scheduler(options);
+    for (const node of snapshot.nodes) scheduler.upsertNode(node);
+    for (const volume of snapshot.volumes) scheduler.upsertVolume(volume);
+    for (const group of snapshot.groups) scheduler.upsertGroup(group);
+    for (const { group, node, count } of snapshot.failures) scheduler.setFailures(group, node, count);
+    for (const task of snapshot.tasks) scheduler.addTask(task);
+    return scheduler;
+  }
+
+  /** An independent scheduler in the same state, to try things on. Costs a copy of everything. */
+  fork(): Scheduler {
+    return Scheduler.restore(this.snapshot(), this.#options);
+  }
+
+  /** Which tasks to move where, and why. Changes nothing. */
+  planRebalance(options: RebalanceOptions): RebalancePlan {
+    return planRebalance(this.fork().#state, options);
+  }
+
+  #decide(waiting: Waiting, placements: Placement[], unplaced: Map<Waiting, Unplaced>, limit: number): void {
+    const { group, onlyNode } = waiting;
+    unplaced.delete(waiting);
+    this.#index.enter(group);
+    for (let task = waiting.first; task !== undefined; task = waiting.first) {
+      if (placements.length >= limit) {
+        this.#index.leave();
+        this.#waiting.restore([waiting]);
+        return;
+      }
+      const placement = this.#placeOne(task, group, onlyNode);
+      if (placement === undefined) break;
+      waiting.remove(task);
+      placements.push(placement);
+    }
+    if (waiting.first === undefined) {
+      this.#index.leave();
+      this.#waiting.done(waiting);
+      return;
+    }
+    const explanation = this.#explain(group, onlyNode, unplaced.size);
+    unplaced.set(waiting, { group: group.spec.id, tasks: waiting.ids(), explanation });
+    this.#index.leave();
+    this.#waiting.block(waiting);
+  }
+
+  /** All of the unit's tasks, or none: what was placed and preempted before one did not fit is taken back. */
+  #decideGang(unit: readonly Waiting[], placements: Placement[], unplaced: Map<Waiting, Unplaced>): void {
+    for (const waiting of unit) unplaced.delete(waiting);
+    const evictions = this.#evictions;
+    const placed: { readonly task: TaskRecord; readonly placement: Placement }[] = [];
+    let failed: Explanation | undefined;
+    for (const { group, first, onlyNode } of unit) {
+      this.#index.enter(group);
+      for (let task = first; task !== undefined; task = task.next) {
+        const placement = this.#placeOne(task, group, onlyNode);
+        if (placement === undefined) {
+          failed = this.#explain(group, onlyNode, unplaced.size);
+          break;
+        }
+        placed.push({ task, placement });
+      }
+      this.#index.leave();
+      if (failed !== undefined) break;
+    }
+    if (failed === undefined) {
+      for (const { placement } of placed) placements.push(placement);
+      for (const { task } of placed) task.waitsIn?.remove(task);
+      for (const waiting of unit) this.#waiting.done(waiting);
+      return;
+    }
+    this.#evictions = evictions;
+    for (const { task, placement } of placed.reverse()) {
+      this.#state.detach(task);
+      task.ports = noPorts;
+      for (const victimId of placement.preempts) {
+        const victim = this.#tasks.get(victimId) as TaskRecord;
+        victim.evictedFrom = undefined;
+        this.#state.attach(victim, this.#state.nodes.get(placement.node) as NodeRecord);
+      }
+    }
+    const gang = unit[0]?.group.spec.gang;
+    for (const waiting of unit) {
+      const { group } = waiting;
+      const explanation =
+        group.spec.id === failed.group
+          ? failed
+          : { ...failed, group: group.spec.id, summary: `gang ${gang} waits for ${failed.group}: ${failed.summary}` };
+      unplaced.set(waiting, { group: group.spec.id, tasks: waiting.ids(), explanation });
+      this.#waiting.block(waiting);
+    }
+  }
+
+  /** Finds a node for the task of the group that has entered, counts the task there and says so. */
+  #placeOne(task: TaskRecord, group: GroupRecord, onlyNode: string | undefined): Placement | undefined {
+    const node = onlyNode === undefined ? this.#index.best() : this.#only(group, onlyNode);
+    if (node !== undefined) return this.#place(task, group, node, noVictims);
+    if (group.priority <= 0) return undefined;
+    const search = new PreemptionSearch(this.#state, group);
+    if (onlyNode === undefined) this.#index.visit((seen, cost) => search.consider(seen, cost));
+    else for (const seen of this.#passing(group, onlyNode)) search.consider(seen, 0);
+    const plan = search.best;
+    if (plan === undefined) return undefined;
+    for (const victim of plan.victims) {
+      this.#evictions++;
+      victim.evictedFrom = plan.node.spec.id;
+      this.#detach(victim);
+    }
+    return this.#place(
+      task,
+      group,
+      plan.node,
+      plan.victims.map(({ id }) => id),
+    );
+  }
+
+  #place(task: TaskRecord, group: GroupRecord, node: NodeRecord, preempts: readonly string[]): Placement {
+    const { ports } = group;
+    task.ports = ports === undefined ? noPorts : (givePorts(ports, node) ?? noPorts);
+    this.#state.attach(task, node);
+    this.#waiting.placed(group);
+    return { task: task.id, node: node.id, ports: task.ports, preempts };
+  }
+
+  #only(group: GroupRecord, id: string): NodeRecord | undefined {
+    const state = this.#state;
+    return this.#passing(group, id).find((node) => fitsDomain(state, group, node) && fits(state, group, node.index));
+  }
+
+  /** The node of this id as a list, empty when it is unknown or the facts rules refuse it. */
+  #passing(group: GroupRecord, id: string): readonly NodeRecord[] {
+    const node = this.#state.nodes.get(id);
+    return node !== undefined && factFilters.every((filter) => filter.passes(this.#state, group, node)) ? [node] : [];
+  }
+
+  #explain(group: GroupRecord, onlyNode: string | undefined, already: number): Explanation {
+    return already < (this.#options.explainLimit ?? 100)
+      ? explainGroup(this.#state, group, onlyNode)
+      : unexplained(group);
+  }
+
+  #add(spec: SchedulerTask, group: GroupRecord, sequence: number, evictedFrom?: string): void {
+    const task = new TaskRecord(spec.id, group, spec.name ?? spec.id, sequence);
+    task.onlyNode = spec.onlyNode;
+    task.pinned = spec.pinned ?? false;
+    this.#tasks.set(spec.id, task);
+    group.tasks++;
+    if (spec.node === undefined) {
+      this.#waiting.add(task);
+      return;
+    }
+    task.ports = spec.ports ?? noPorts;
+    task.evictedFrom = evictedFrom;
+    if (evictedFrom !== undefined) return;
+    const node = this.#state.nodes.get(spec.node);
+    if (node === undefined) this.#homeTo(spec.node, task);
+    else {
+      this.#state.attach(task, node);
+      this.#waiting.placed(group);
+    }
+  }
+
+  #detach(task: TaskRecord): void {
+    const { node } = task;
+    if (node === undefined) return;
+    this.#state.detach(task);
+    this.#waiting.freed(node);
+  }
+
+  #homeTo(nodeId: string, task: TaskRecord): void {
+    const tasks = this.#homeless.get(nodeId);
+    if (tasks === undefined) this.#homeless.set(nodeId, new Set([task]));
+    else tasks.add(task);
+  }
+
+  /** The group's tasks by arrival. */
+  #tasksOf(group: GroupRecord): readonly TaskRecord[] {
+    if (group.tasks === 0) return [];
+    return [...this.#tasks.values()].filter((task) => task.group === group).sort((a, b) => a.sequence - b.sequence);
+  }
+
+  #told(task: TaskRecord): SchedulerTask {
+    const away = task.node === undefined ? [...this.#homeless].find(([, tasks]) => tasks.has(task))?.[0] : undefined;
+    return {
+      id: task.id,
+      group: task.group.spec.id,
+      name: task.name,
+      node: task.node?.spec.id ?? task.evictedFrom ?? away,
+      onlyNode: task.onlyNode,
+      pinned: task.pinned,
+      ports: task.ports,
+    };
+  }
+}
+
+/** See `Scheduler.snapshot`. Tasks are in order of arrival. */
+export interface SchedulerSnapshot {
+  readonly nodes: readonly SchedulerNode[];
+  readonly groups: readonly TaskGroup[];
+  readonly volumes: readonly SchedulerVolume[];
+  readonly tasks: readonly SchedulerTask[];
+  readonly failures: readonly { readonly group: string; readonly node: string; readonly count: number }[];
+}
+
+const noVictims: readonly string[] = Object.freeze([]);
+
+function samePorts(known: TaskRecord, spec: SchedulerTask): boolean {
+  return (
+    spec.ports === undefined ||
+    (spec.ports.length === known.ports.length && spec.ports.every((port, i) => port === known.ports[i]))
+  );
+}

@@ -1,0 +1,230 @@
+import { factFilters } from "./filters/index.ts";
+import { fits } from "./index/fits.ts";
+import { type ClusterState, cpuDimension, type StateListener } from "./state/cluster.ts";
+import { type GroupRecord, type NodeRecord, type TaskRecord, Waiting } from "./state/records.ts";
+
+/**
+ * The tasks that wait, and which of them are worth another look.
+ *
+ * What was looked at and fits nowhere is blocked. It wakes when a node has got better and would take it now, or, where the
+ * answer hangs on more than one node (a skew bound, a single-writer volume, a gang, a budget that preemption respects),
+ * when what it hangs on may have changed.
+ */
+export class WaitingRoom implements StateListener {
+  readonly #state: ClusterState;
+  readonly #awake = new Set<Waiting>();
+  readonly #blocked = new Set<Waiting>();
+  /** Blocked for want of a node: by the power of two of the CPU needed, so that a node is tried with what it could hold. */
+  readonly #byNeed: Set<Waiting>[] = [];
+  /** Blocked where the answer hangs on more than one node. */
+  readonly #hanging = new Set<Waiting>();
+  readonly #gangs = new Map<string, Set<Waiting>>();
+  /** Nodes that have got better since the last `take`. */
+  readonly #better = new Set<NodeRecord>();
+  /** Lowest priority of a group with a budget of which a task was placed since the last `take`. */
+  #loosened = Number.POSITIVE_INFINITY;
+  #seen = -1;
+
+  constructor(state: ClusterState) {
+    this.#state = state;
+  }
+
+  nodeChanged(node: NodeRecord, facts: boolean): void {
+    if (facts && this.#blocked.size > 0) this.#better.add(node);
+  }
+
+  nodeRemoved(node: NodeRecord): void {
+    this.#better.delete(node);
+  }
+
+  /** A task has left the node. */
+  freed(node: NodeRecord): void {
+    if (this.#blocked.size > 0) this.#better.add(node);
+  }
+
+  /** A task of the group was placed, which may let preemption take another of the same service. */
+  placed(group: GroupRecord): void {
+    if (group.service.minAvailable > 0 && group.priority < this.#loosened) this.#loosened = group.priority;
+  }
+
+  /** Everything is worth another look: a volume, a group or a budget has changed. */
+  wakeAll(): void {
+    for (const waiting of this.#blocked) this.#wake(waiting);
+  }
+
+  /** Awake and blocked, by priority, then by arrival of the first task. */
+  all(): readonly Waiting[] {
+    return [...this.#awake, ...this.#blocked].sort(compare);
+  }
+
+  add(task: TaskRecord): void {
+    const waiting = this.#entryFor(task);
+    waiting.push(task);
+    if (!this.#blocked.has(waiting)) this.#awake.add(waiting);
+    else this.#wake(waiting);
+  }
+
+  delete(task: TaskRecord): void {
+    const { group, waitsIn: waiting } = task;
+    if (waiting === undefined) return;
+    waiting.remove(task);
+    if (waiting.first === undefined) this.#drop(waiting);
+    // A gang that lacks one task less may fit.
+    else if (group.gang !== undefined && this.#blocked.has(waiting)) this.#wake(waiting);
+    if (group.gang !== undefined) for (const other of this.#gangs.get(group.gang) ?? []) this.#wake(other);
+  }
+
+  /**
+   * What to look at now: by priority, then by arrival of the first task; the members of a gang together, where the first
+   * of them would be. Each is then `done`, `block`ed, or given back by `restore`.
+   */
+  take(): readonly (Waiting | Waiting[])[] {
+    this.wake();
+    const units: (Waiting | Waiting[])[] = [];
+    const gangs = new Map<string, Waiting[]>();
+    let sorted = true;
+    let before: Waiting | undefined;
+    for (const waiting of this.#awake) {
+      const { gang } = waiting;
+      const members = gang === undefined ? undefined : gangs.get(gang);
+      if (members !== undefined) {
+        members.push(waiting);
+        sorted = false;
+        continue;
+      }
+      if (gang === undefined) units.push(waiting);
+      else {
+        const unit = [waiting];
+        units.push(unit);
+        gangs.set(gang, unit);
+      }
+      if (before !== undefined && compare(before, waiting) > 0) sorted = false;
+      before = waiting;
+    }
+    if (!sorted) {
+      for (const members of gangs.values()) members.sort(compare);
+      units.sort((a, b) => compare(leaderOf(a), leaderOf(b)));
+    }
+    this.#awake.clear();
+    return units;
+  }
+
+  /** Gives back what was taken and not looked at. */
+  restore(units: readonly (Waiting | Waiting[])[]): void {
+    for (const unit of units) {
+      if (!Array.isArray(unit)) this.#awake.add(unit);
+      else for (const waiting of unit) this.#awake.add(waiting);
+    }
+  }
+
+  /** All its tasks are placed. */
+  done(waiting: Waiting): void {
+    this.#drop(waiting);
+  }
+
+  /** What is left of it fits nowhere. */
+  block(waiting: Waiting): void {
+    this.#awake.delete(waiting);
+    this.#blocked.add(waiting);
+    this.#placeOf(waiting).add(waiting);
+  }
+
+  /** Wakes what may fit after the changes so far; true when there was any. */
+  wake(): boolean {
+    const before = this.#awake.size;
+    if (this.#blocked.size > 0 && this.#seen !== this.#state.version) {
+      for (const waiting of this.#hanging) this.#wake(waiting);
+      if (this.#loosened < Number.POSITIVE_INFINITY) {
+        for (const waiting of this.#blocked) if (waiting.group.priority > this.#loosened) this.#wake(waiting);
+      }
+      for (const node of this.#better) {
+        const most = powerOf(this.#state.freeOf(node, cpuDimension));
+        for (let power = 0; power <= most && power < this.#byNeed.length; power++) {
+          for (const waiting of this.#byNeed[power] ?? []) if (this.#mayFit(waiting, node)) this.#wake(waiting);
+        }
+      }
+    }
+    this.#better.clear();
+    this.#loosened = Number.POSITIVE_INFINITY;
+    this.#seen = this.#state.version;
+    return this.#awake.size > before;
+  }
+
+  #mayFit({ group, onlyNode }: Waiting, node: NodeRecord): boolean {
+    if (onlyNode !== undefined && node.spec.id !== onlyNode) return false;
+    // With preemption more can fit than is free.
+    if (group.priority <= 0 && !fits(this.#state, group, node.index)) return false;
+    return factFilters.every((filter) => filter.passes(this.#state, group, node));
+  }
+
+  /** The list of blocked entries that this one belongs to. */
+  #placeOf({ group }: Waiting): Set<Waiting> {
+    if (group.rules.domainFilters.length > 0) return this.#hanging;
+    const cpu = group.needs.find(({ dimension }) => dimension === cpuDimension)?.amount ?? 0;
+    const power = group.priority > 0 ? 0 : powerOf(cpu);
+    for (let i = this.#byNeed.length; i <= power; i++) this.#byNeed.push(new Set());
+    return this.#byNeed[power] as Set<Waiting>;
+  }
+
+  #unblock(waiting: Waiting): boolean {
+    if (!this.#blocked.delete(waiting)) return false;
+    this.#hanging.delete(waiting);
+    this.#placeOf(waiting).delete(waiting);
+    return true;
+  }
+
+  #wake(waiting: Waiting): void {
+    if (!this.#unblock(waiting)) return;
+    this.#awake.add(waiting);
+    const { gang } = waiting;
+    if (gang === undefined) return;
+    for (const other of this.#gangs.get(gang) ?? []) if (this.#unblock(other)) this.#awake.add(other);
+  }
+
+  #entryFor({ group, onlyNode }: TaskRecord): Waiting {
+    const known = onlyNode === undefined ? group.waiting : group.waitingOn?.get(onlyNode);
+    if (known !== undefined) return known;
+    const waiting = new Waiting(group, onlyNode);
+    if (onlyNode === undefined) group.waiting = waiting;
+    else {
+      group.waitingOn ??= new Map();
+      group.waitingOn.set(onlyNode, waiting);
+    }
+    const { gang } = group.spec;
+    if (gang !== undefined) {
+      const members = this.#gangs.get(gang);
+      if (members === undefined) this.#gangs.set(gang, new Set([waiting]));
+      else {
+        members.add(waiting);
+        for (const other of members) this.#wake(other);
+      }
+    }
+    return waiting;
+  }
+
+  #drop(waiting: Waiting): void {
+    this.#awake.delete(waiting);
+    this.#unblock(waiting);
+    const { group, onlyNode } = waiting;
+    if (onlyNode === undefined) group.waiting = undefined;
+    else group.waitingOn?.delete(onlyNode);
+    const { gang } = group.spec;
+    const members = gang === undefined ? undefined : this.#gangs.get(gang);
+    if (gang === undefined || members === undefined) return;
+    members.delete(waiting);
+    if (members.size === 0) this.#gangs.delete(gang);
+  }
+}
+
+/** 0 for none, else one more than the power of two at or below the amount. */
+function powerOf(amount: number): number {
+  return amount >= 1 ? 32 - Math.clz32(Math.min(amount, 0xffff_ffff)) : 0;
+}
+
+function compare(a: Waiting, b: Waiting): number {
+  return b.priority - a.priority || a.order - b.order;
+}
+
+function leaderOf(unit: Waiting | Waiting[]): Waiting {
+  return Array.isArray(unit) ? (unit[0] as Waiting) : unit;
+}

@@ -1,0 +1,270 @@
+import { isIP } from "node:net";
+import { checkServerIdentity } from "node:tls";
+import {
+  type CallOptions,
+  type ChannelCredentials,
+  type ClientDuplexStream,
+  type ClientOptions,
+  type ClientUnaryCall,
+  credentials,
+  Metadata,
+  type ServiceError,
+  status,
+} from "@grpc/grpc-js";
+import { ClusterError } from "../../lib/errors/errors.ts";
+import type { TlsIdentity } from "../../lib/grpc/tls.ts";
+import type { Log } from "../../lib/log/log.ts";
+import {
+  KVClient,
+  LeaseClient,
+  type LeaseKeepAliveRequest,
+  type LeaseKeepAliveResponse,
+  MaintenanceClient,
+  WatchClient,
+  type WatchRequest,
+  type WatchResponse,
+} from "../../proto/gen/etcd/rpc.ts";
+
+export interface EtcdClientOptions {
+  /** `host:port` each; all members of one etcd. */
+  readonly endpoints: readonly string[];
+  /** Host names and addresses of which the server's certificate must have one. Default: those of the endpoints. */
+  readonly hosts?: readonly string[];
+  /** undefined: no TLS. */
+  readonly identity?: TlsIdentity | undefined;
+  readonly log: Log;
+}
+
+interface Stubs {
+  readonly kv: KVClient;
+  readonly lease: LeaseClient;
+  readonly watch: WatchClient;
+  readonly maintenance: MaintenanceClient;
+}
+
+type Method<Request, Response> = (
+  request: Request,
+  metadata: Metadata,
+  options: Partial<CallOptions>,
+  callback: (error: ServiceError | null, response: Response) => void,
+) => ClientUnaryCall;
+
+const unaryDeadlineMs = 2_000;
+/** A member that does not answer so many calls in a row is left for the next one. */
+const patience = 2;
+
+const options: ClientOptions = {
+  "grpc.max_receive_message_length": -1,
+  "grpc.max_send_message_length": -1,
+  "grpc.keepalive_time_ms": 10_000,
+  "grpc.keepalive_timeout_ms": 5_000,
+  "grpc.initial_reconnect_backoff_ms": 50,
+  "grpc.min_reconnect_backoff_ms": 50,
+  "grpc.max_reconnect_backoff_ms": 500,
+  // A transaction must never be sent twice by the library.
+  "grpc.enable_retries": 0,
+};
+
+/** Calls to etcd: every one waits for a connection, has a deadline, and is made once. */
+export class EtcdClient implements Disposable {
+  readonly #options: EtcdClientOptions;
+  #credentials: ChannelCredentials;
+  readonly #streams = new Set<{ cancel(): void }>();
+  #stubs: Stubs;
+  #first = 0;
+  #unanswered = 0;
+
+  constructor(options: EtcdClientOptions) {
+    this.#options = options;
+    this.#credentials = credentialsOf(hostsOf(options), options.identity);
+    this.#stubs = this.#connect();
+  }
+
+  /** Makes one unary call. Throws a ClusterError; `unavailable` leaves open whether it has happened. */
+  async call<Request, Response>(
+    pick: (stubs: Stubs) => Method<Request, Response>,
+    request: Request,
+    options: { readonly deadlineMs?: number; readonly signal?: AbortSignal | undefined } = {},
+  ): Promise<Response> {
+    const { signal, deadlineMs = unaryDeadlineMs } = options;
+    signal?.throwIfAborted();
+    try {
+      const response = await new Promise<Response>((resolve, reject) => {
+        const cancel = () => pending.cancel();
+        const deadline = Date.now() + deadlineMs;
+        const pending = pick(this.#stubs)(request, metadata(), { deadline }, (error, answer) => {
+          signal?.removeEventListener("abort", cancel);
+          if (error === null) resolve(answer);
+          else reject(error);
+        });
+        signal?.addEventListener("abort", cancel, { once: true });
+      });
+      this.#unanswered = 0;
+      return response;
+    } catch (error) {
+      signal?.throwIfAborted();
+      this.#noteFailure(error);
+      throw etcdError(error);
+    }
+  }
+
+  /** Opens a watch stream. The caller listens to `data`, `error` and `end`. */
+  watch(): ClientDuplexStream<WatchRequest, WatchResponse> {
+    return this.#track(this.#stubs.watch.watch(metadata()));
+  }
+
+  /** Opens the stream by which leases are kept. */
+  leaseKeepAlive(): ClientDuplexStream<LeaseKeepAliveRequest, LeaseKeepAliveResponse> {
+    return this.#track(this.#stubs.lease.leaseKeepAlive(metadata()));
+  }
+
+  /** Goes on with a new certificate. */
+  renew(identity: TlsIdentity): void {
+    this.#credentials = credentialsOf(hostsOf(this.#options), identity);
+    this.#reconnect();
+  }
+
+  [Symbol.dispose](): void {
+    for (const stream of this.#streams) stream.cancel();
+    for (const stub of Object.values(this.#stubs)) stub.close();
+  }
+
+  #track<Stream extends { cancel(): void; on(event: "close" | "error" | "end", listener: () => void): unknown }>(
+    stream: Stream,
+  ): Stream {
+    this.#streams.add(stream);
+    const forget = () => this.#streams.delete(stream);
+    stream.on("end", forget);
+    stream.on("error", forget);
+    return stream;
+  }
+
+  #connect(): Stubs {
+    const { endpoints } = this.#options;
+    const ordered = [...endpoints.slice(this.#first), ...endpoints.slice(0, this.#first)];
+    const target = targetOf(ordered);
+    const named = hostsOf(this.#options).find((host) => isIP(host) === 0);
+    // An address as the TLS server name is not allowed (RFC 6066, section 3).
+    const channelOptions = {
+      ...options,
+      "grpc.ssl_target_name_override": named ?? "etcd",
+    };
+    return {
+      kv: new KVClient(target, this.#credentials, channelOptions),
+      lease: new LeaseClient(target, this.#credentials, channelOptions),
+      watch: new WatchClient(target, this.#credentials, channelOptions),
+      maintenance: new MaintenanceClient(target, this.#credentials, channelOptions),
+    };
+  }
+
+  /**
+   * A channel stays with its member as long as the connection is up, even when that member is cut off from the others or
+   * hangs. So after some calls without an answer all calls and streams move to the next member.
+   */
+  #noteFailure(error: unknown): void {
+    if (!isCode(error, status.DEADLINE_EXCEEDED) && !isCode(error, status.UNAVAILABLE)) return;
+    this.#unanswered += 1;
+    if (this.#unanswered < patience || this.#options.endpoints.length < 2) return;
+    this.#unanswered = 0;
+    this.#first = (this.#first + 1) % this.#options.endpoints.length;
+    this.#options.log.warn("etcd does not answer, going to the next member", {
+      endpoint: this.#options.endpoints[this.#first],
+    });
+    this.#reconnect();
+  }
+
+  #reconnect(): void {
+    const old = { stubs: this.#stubs, streams: [...this.#streams] };
+    this.#stubs = this.#connect();
+    for (const stream of old.streams) stream.cancel();
+    for (const stub of Object.values(old.stubs)) stub.close();
+  }
+}
+
+function hostsOf({ hosts, endpoints }: EtcdClientOptions): readonly string[] {
+  return hosts ?? endpoints.map(hostOf);
+}
+
+function credentialsOf(hosts: readonly string[], identity: TlsIdentity | undefined): ChannelCredentials {
+  if (identity === undefined) return credentials.createInsecure();
+  return credentials.createSsl(identity.ca, identity.key, identity.certificate, {
+    // One channel has several endpoints: the certificate must be for one of them.
+    checkServerIdentity: (_host, certificate) => {
+      const errors = hosts.map((host) => checkServerIdentity(host, certificate));
+      return errors.includes(undefined) ? undefined : errors[0];
+    },
+  });
+}
+
+/**
+ * Makes addresses of `host:port` endpoints. One host name is left to the channel, which looks it up again when the connection
+ * is lost; of several, the channel takes addresses only.
+ */
+export async function resolveEndpoints(
+  endpoints: readonly string[],
+  lookup: (host: string) => Promise<string>,
+): Promise<readonly string[]> {
+  if (endpoints.length === 1) return endpoints;
+  return await Promise.all(
+    endpoints.map(async (endpoint) => {
+      const host = hostOf(endpoint);
+      return isIP(host) === 0 ? `${await lookup(host)}:${portOf(endpoint)}` : endpoint;
+    }),
+  );
+}
+
+function targetOf(endpoints: readonly string[]): string {
+  const [only] = endpoints;
+  if (endpoints.length === 1 && only !== undefined && isIP(hostOf(only)) === 0) return `dns:${only}`;
+  return `${endpoints.some((one) => one.startsWith("[")) ? "ipv6" : "ipv4"}:${endpoints.join(",")}`;
+}
+
+/** Of `host:port`. */
+export function hostOf(endpoint: string): string {
+  return endpoint.slice(0, endpoint.lastIndexOf(":")).replace(/^\[|\]$/g, "");
+}
+
+function portOf(endpoint: string): string {
+  return endpoint.slice(endpoint.lastIndexOf(":") + 1);
+}
+
+function metadata(): Metadata {
+  const result = new Metadata({ waitForReady: true });
+  // A member that has lost its cluster refuses at once instead of waiting, and ends its watches.
+  result.set("hasleader", "true");
+  return result;
+}
+
+function isCode(error: unknown, code: status): boolean {
+  return error instanceof Error && "code" in error && error.code === code;
+}
+
+/** etcd's failures in our words; the one place where its texts are looked at. */
+export function etcdError(error: unknown): ClusterError {
+  if (error instanceof ClusterError) return error;
+  const text = error instanceof Error && "details" in error ? String(error.details) : String(error);
+  const fail = (code: ClusterError["code"], message: string, hint?: string) =>
+    new ClusterError(message, { code, subject: "etcd", hint, cause: error });
+  if (text.includes("database space exceeded")) {
+    return fail(
+      "exhausted",
+      "etcd is full and takes no more writes",
+      "Remove stacks that are not needed; then compact and defragment etcd and disarm its NOSPACE alarm, or give it more room (--etcd-quota).",
+    );
+  }
+  if (text.includes("too many requests")) return fail("unavailable", "etcd has too much to do");
+  if (text.includes("too many operations")) {
+    return fail("exhausted", "etcd takes fewer operations in one transaction", "Start etcd with --max-txn-ops=10000.");
+  }
+  if (text.includes("request is too large") || isCode(error, status.RESOURCE_EXHAUSTED)) {
+    return fail("exhausted", `etcd takes no request of this size: ${text}`, "Make configs and secrets smaller.");
+  }
+  if (isCode(error, status.PERMISSION_DENIED) || isCode(error, status.UNAUTHENTICATED)) {
+    return fail("denied", `etcd refuses: ${text}`, "Check --etcd-cert and --etcd-key.");
+  }
+  if (isCode(error, status.DEADLINE_EXCEEDED)) return fail("unavailable", "etcd does not answer in time");
+  if (isCode(error, status.UNAVAILABLE) || isCode(error, status.CANCELLED)) {
+    return fail("unavailable", `etcd cannot be reached: ${text}`);
+  }
+  return fail("internal", `etcd: ${text}`);
+}

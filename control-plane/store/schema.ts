@@ -1,0 +1,113 @@
+import {
+  Allocation,
+  Block,
+  JoinToken,
+  Member,
+  MemberSession,
+  Network,
+  NodeSession,
+  NodeSpec,
+  NodeStatus,
+  Service,
+  ServiceStatus,
+  StackRecord,
+  Task,
+  TaskStatus,
+} from "../../proto/gen/embassy/v1/state.ts";
+import type { StoredBlob, TableName, Tables } from "./types.ts";
+
+/** Everything of ours in etcd lies below it. */
+export const rootPrefix = "/embassy/v1/";
+/** Held by the leader, under its lease; the value is its member name. */
+export const leaderKey = `${rootPrefix}leader`;
+/** The cluster's id, so that no member ever writes into another cluster's etcd. */
+export const clusterKey = `${rootPrefix}cluster`;
+
+/** How a table's values are kept in etcd. */
+export interface Codec<T> {
+  /** `key` is where it will lie; decode gets the same. */
+  encode(value: T, key: string): Buffer;
+  /** Throws when the bytes are not such a value. */
+  decode(bytes: Buffer, key: string): T;
+}
+
+export type Codecs = { readonly [N in TableName]: Codec<Tables[N]> };
+
+interface Place {
+  readonly table: TableName;
+  /** Below `rootPrefix`. */
+  readonly keyPrefix: string;
+  /** What an id of this table that lies here begins with. */
+  readonly idPrefix: string;
+}
+
+// The key is rootPrefix + keyPrefix + the id without its idPrefix.
+const places: readonly Place[] = [
+  { table: "stacks", keyPrefix: "stacks/", idPrefix: "" },
+  { table: "services", keyPrefix: "spec/services/", idPrefix: "" },
+  { table: "networks", keyPrefix: "spec/networks/", idPrefix: "" },
+  { table: "nodes", keyPrefix: "spec/nodes/", idPrefix: "" },
+  { table: "tasks", keyPrefix: "spec/tasks/", idPrefix: "" },
+  { table: "serviceStatuses", keyPrefix: "status/services/", idPrefix: "" },
+  { table: "nodeStatuses", keyPrefix: "status/nodes/", idPrefix: "" },
+  { table: "taskStatuses", keyPrefix: "status/tasks/", idPrefix: "" },
+  { table: "sessions", keyPrefix: "sessions/", idPrefix: "" },
+  { table: "blocks", keyPrefix: "ipam/", idPrefix: "" },
+  { table: "blobs", keyPrefix: "configs/", idPrefix: "config/" },
+  { table: "blobs", keyPrefix: "secrets/", idPrefix: "secret/" },
+  { table: "tokens", keyPrefix: "tokens/", idPrefix: "" },
+  { table: "members", keyPrefix: "members/", idPrefix: "" },
+  { table: "memberSessions", keyPrefix: "alive/", idPrefix: "" },
+  { table: "allocations", keyPrefix: "allocations/", idPrefix: "" },
+];
+
+/** Where a value lies in etcd. Throws when the id cannot be one of that table. */
+export function keyOf(table: TableName, id: string): string {
+  const place = places.find((one) => one.table === table && id.startsWith(one.idPrefix));
+  if (place === undefined || id.length === place.idPrefix.length) {
+    throw new Error(`${JSON.stringify(id)} is not an id of table ${table}`);
+  }
+  return rootPrefix + place.keyPrefix + id.slice(place.idPrefix.length);
+}
+
+/** Which value lies at a key; undefined for keys of no table. */
+export function placeOf(key: string): { readonly table: TableName; readonly id: string } | undefined {
+  if (!key.startsWith(rootPrefix)) return undefined;
+  const rest = key.slice(rootPrefix.length);
+  const place = places.find((one) => rest.startsWith(one.keyPrefix));
+  if (place === undefined || rest.length === place.keyPrefix.length) return undefined;
+  return { table: place.table, id: place.idPrefix + rest.slice(place.keyPrefix.length) };
+}
+
+interface Message<T> {
+  encode(value: T): { finish(): Uint8Array };
+  decode(bytes: Uint8Array): T;
+}
+
+function protobuf<T>(message: Message<T>): Codec<T> {
+  return {
+    encode: (value) => Buffer.from(message.encode(value).finish()),
+    decode: (bytes) => message.decode(bytes),
+  };
+}
+
+/** Protobuf for all tables, and the given codec for blobs (secrets are encrypted). */
+export function createCodecs(blobs: Codec<StoredBlob>): Codecs {
+  return {
+    stacks: protobuf(StackRecord),
+    services: protobuf(Service),
+    serviceStatuses: protobuf(ServiceStatus),
+    networks: protobuf(Network),
+    blocks: protobuf(Block),
+    nodes: protobuf(NodeSpec),
+    nodeStatuses: protobuf(NodeStatus),
+    sessions: protobuf(NodeSession),
+    tasks: protobuf(Task),
+    taskStatuses: protobuf(TaskStatus),
+    blobs,
+    tokens: protobuf(JoinToken),
+    members: protobuf(Member),
+    memberSessions: protobuf(MemberSession),
+    allocations: protobuf(Allocation),
+  };
+}

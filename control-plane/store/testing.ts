@@ -1,0 +1,8 @@
+import { JoinToken, Member, NodeSession, NodeSpec, Task } from "../../proto/gen/embassy/v1/state.ts";
+
+// Builders for the tests of this folder: one default, overrides.
+export const node = (id: string, over: Partial<NodeSpec> = {}) => NodeSpec.create({ id, name: `host-${id}`, ...over });
+export const session = (nodeId: string, over: Partial<NodeSession> = {}) => NodeSession.create({ nodeId, ...over });
+export const task = (id: string, over: Partial<Task> = {}) => Task.create({ id, ...over });
+export const token = (id: string, over: Partial<JoinToken> = {}) => JoinToken.create({ id, ...over });
+export const member = (name: string, over: Partial<Member> = {}) => Member.create({ name, ...over });

@@ -1,0 +1,23 @@
+import { expect, it } from "vitest";
+import { Event, KeyValue } from "../../proto/gen/etcd/kv.ts";
+import { Gatherer } from "./watch.ts";
+
+const event = (revision: number, key: string) =>
+  Event.create({ kv: KeyValue.create({ key: Buffer.from(key), modRevision: BigInt(revision) }) });
+
+it("a Gatherer gives out whole revisions, however etcd cuts its responses", () => {
+  const events = [event(2, "a"), event(3, "b"), event(3, "c"), event(3, "d"), event(5, "e")];
+  for (let first = 0; first <= events.length; first++) {
+    for (let second = first; second <= events.length; second++) {
+      const seen: string[] = [];
+      const gatherer = new Gatherer(({ revision, events: all }) =>
+        seen.push(`${revision}:${all.map(({ kv }) => kv?.key.toString()).join("")}`),
+      );
+      gatherer.add(events.slice(0, first), true);
+      gatherer.add(events.slice(first, second), true);
+      expect(seen).toEqual([]);
+      gatherer.add(events.slice(second), false);
+      expect(seen).toEqual(["2:a", "3:bcd", "5:e"]);
+    }
+  }
+});

@@ -1,0 +1,73 @@
+import { systemClock } from "../lib/clock/clock.ts";
+import { asClusterError, hasCode } from "../lib/errors/errors.ts";
+import { serveStatus } from "../lib/http/status.ts";
+import { createLog } from "../lib/log/log.ts";
+import { type Config, parseConfig, usage } from "./config.ts";
+import { cleanup } from "./kernel/cleanup.ts";
+import { Netd } from "./netd.ts";
+import { serveNetd } from "./server/grpc.ts";
+import { NetworkSession } from "./session/session.ts";
+
+const version = "0.1.0";
+
+async function run(config: Config, signal: AbortSignal): Promise<void> {
+  const log = createLog("netd", config.logLevel);
+  await using stack = new AsyncDisposableStack();
+  const session: NetworkSession = new NetworkSession({
+    log,
+    clock: systemClock,
+    nodedDir: config.nodedDir,
+    version,
+    random: Math.random,
+    update: async (state) => await netd.update(state),
+    appliedRevision: () => netd.appliedRevision,
+    trouble: () => netd.status().lastError,
+  });
+  const netd: Netd = stack.use(
+    new Netd({
+      log,
+      stateDir: config.stateDir,
+      runDir: config.runDir,
+      resolvConf: config.resolvConf,
+      poolSize: config.poolSize,
+      connected: () => session.connected,
+    }),
+  );
+  await netd.start();
+  stack.use(await serveNetd(netd, config.socket));
+  stack.use(
+    await serveStatus(`${config.httpListen.host}:${config.httpListen.port}`, {
+      health: () => {
+        const status = netd.status();
+        // Without a control plane it still serves; without having applied what it knows it does not.
+        return { healthy: status.lastError === "", ...status, dns: netd.dnsUp };
+      },
+      metrics: () => netd.formatMetrics(),
+    }),
+  );
+  log.info("netd serves", { socket: config.socket, attachments: netd.attachments().length });
+  await session.run(signal);
+  log.info("netd stops; what it built stays");
+}
+
+async function main(): Promise<void> {
+  const config = parseConfig(process.argv.slice(2));
+  if (config === "help") {
+    process.stdout.write(usage);
+    return;
+  }
+  if (config.command === "cleanup") {
+    const { removed } = await cleanup(config.runDir);
+    process.stdout.write(`Removed ${removed} things of netd's from this host.\n`);
+    return;
+  }
+  const stop = new AbortController();
+  for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => stop.abort());
+  await run(config, stop.signal);
+}
+
+main().catch((error: unknown) => {
+  const { message, hint } = asClusterError(error);
+  process.stderr.write(`netd: ${message}\n${hint === undefined ? "" : `${hint}\n`}`);
+  process.exitCode = hasCode(error, "invalid") ? 2 : 1;
+});

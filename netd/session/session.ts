@@ -1,0 +1,171 @@
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { Clock } from "../../lib/clock/clock.ts";
+import { asClusterError, ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
+import { channelOptions, clientCredentials } from "../../lib/grpc/client.ts";
+import { errorOf } from "../../lib/grpc/status.ts";
+import type { TlsIdentity } from "../../lib/grpc/tls.ts";
+import type { Log } from "../../lib/log/log.ts";
+import { loadIdentity } from "../../lib/pki/identity.ts";
+import {
+  DispatcherClient,
+  type NetworkDown,
+  type NetworkState,
+  type NetworkUp,
+} from "../../proto/gen/embassy/v1/dispatcher.ts";
+
+export interface SessionDeps {
+  readonly log: Log;
+  readonly clock: Clock;
+  /** noded's state directory: node.json and identity/. */
+  readonly nodedDir: string;
+  readonly version: string;
+  /** 0 <= x < 1; spreads the reconnects of many hosts. */
+  readonly random: () => number;
+  /** Takes in a state; resolves once kernel and DNS have it. */
+  readonly update: (state: NetworkState) => Promise<void>;
+  /** Everything up to it is in kernel and DNS. */
+  readonly appliedRevision: () => number;
+  /** Why the last pass over the kernel failed; empty when it did not. */
+  readonly trouble: () => string;
+}
+
+const firstRetryMs = 100;
+const maxRetryMs = 3_000;
+const joinedPollMs = 500;
+/** A member that has not sent a state by then is given up on, for the next. */
+const firstStateMs = 5_000;
+/** A state that is not in the kernel after this long is reported as in trouble. */
+const troubleAfterMs = 2_000;
+
+/** The managers that node.json names. Throws `invalid`. */
+function parseManagers(text: string, path: string): string[] {
+  const file: unknown = JSON.parse(text);
+  const managers = typeof file === "object" && file !== null && "managers" in file ? file.managers : undefined;
+  const isText = (value: unknown): value is string => typeof value === "string";
+  if (Array.isArray(managers) && managers.length > 0 && managers.every(isText)) return managers;
+  throw new ClusterError(`${path} names no managers`, { code: "invalid", subject: path });
+}
+
+interface Membership {
+  readonly managers: readonly string[];
+  readonly identity: TlsIdentity;
+}
+
+/**
+ * netd's stream with the control plane, for as long as the host is a member: hello, a complete state, then deltas, each
+ * acknowledged once it is in kernel and DNS. While the stream is away everything stays as it is.
+ */
+export class NetworkSession {
+  readonly #deps: SessionDeps;
+  #connected = false;
+
+  constructor(deps: SessionDeps) {
+    this.#deps = deps;
+  }
+
+  get connected(): boolean {
+    return this.#connected;
+  }
+
+  /** Runs until the signal is aborted; never rejects. */
+  async run(signal: AbortSignal): Promise<void> {
+    const { log, clock, random } = this.#deps;
+    let failures = 0;
+    let turn = Math.floor(random() * 16);
+    while (!signal.aborted) {
+      try {
+        const membership = await this.#membership(signal);
+        const manager = membership.managers[turn % membership.managers.length] ?? "";
+        await this.#stream(manager, membership.identity, signal, () => {
+          failures = 0;
+        });
+      } catch (error) {
+        if (signal.aborted) return;
+        if (failures < 3 || failures % 20 === 0) log.warn("no network stream", { error: messageOf(error), failures });
+      }
+      if (this.#connected) {
+        this.#connected = false;
+        log.info("network stream lost");
+      } else {
+        turn++;
+      }
+      const ceiling = Math.min(maxRetryMs, firstRetryMs * 2 ** Math.min(failures++, 10));
+      await clock.sleep(ceiling * (0.5 + random() / 2), signal).catch(() => {});
+    }
+  }
+
+  /** Read each time, as noded renews the certificate. Waits until the host has joined a cluster. */
+  async #membership(signal: AbortSignal): Promise<Membership> {
+    const { nodedDir, log, clock } = this.#deps;
+    for (let tries = 0; ; tries++) {
+      try {
+        const path = join(nodedDir, "node.json");
+        const managers = parseManagers(await readFile(path, "utf8"), path);
+        const directory = join(nodedDir, "identity");
+        const identity = await loadIdentity({
+          ca: join(directory, "ca.pem"),
+          certificate: join(directory, "node.pem"),
+          key: join(directory, "node.key"),
+        });
+        return { managers, identity };
+      } catch (error) {
+        if (!isErrno(error, "ENOENT")) throw asClusterError(error);
+        if (tries === 0) log.info("waiting for this host to join a cluster", { nodedDir });
+        await clock.sleep(joinedPollMs, signal);
+      }
+    }
+  }
+
+  async #stream(manager: string, identity: TlsIdentity, signal: AbortSignal, onUp: () => void): Promise<void> {
+    const { log, version } = this.#deps;
+    const client = new DispatcherClient(manager, clientCredentials(identity), channelOptions);
+    const stream = client.network();
+    const stop = () => stream.cancel();
+    signal.addEventListener("abort", stop, { once: true });
+    const patience = setTimeout(stop, firstStateMs);
+    try {
+      await new Promise<void>((resolve, reject) => {
+        const send = (message: NetworkUp["message"]) => stream.write({ message });
+        // States are taken in as they come; of acknowledgements only the order matters.
+        stream.on("data", ({ state }: NetworkDown) => {
+          if (state === undefined) return;
+          clearTimeout(patience);
+          if (!this.#connected) {
+            this.#connected = true;
+            onUp();
+            log.info("network stream up", { manager, revision: state.revision });
+          }
+          this.#take(state, send).catch(reject);
+        });
+        stream.on("error", (error) => reject(errorOf(error)));
+        stream.on("end", resolve);
+        send({ $case: "hello", value: { version } });
+      });
+    } finally {
+      clearTimeout(patience);
+      signal.removeEventListener("abort", stop);
+      stream.cancel();
+      client.close();
+    }
+  }
+
+  async #take(state: NetworkState, send: (message: NetworkUp["message"]) => void): Promise<void> {
+    const { revision } = state;
+    const timer = setTimeout(() => {
+      send({
+        $case: "ack",
+        value: {
+          revision: this.#deps.appliedRevision(),
+          error: `revision ${revision}: ${this.#deps.trouble() || "not applied yet"}`,
+        },
+      });
+    }, troubleAfterMs);
+    try {
+      await this.#deps.update(state);
+      send({ $case: "ack", value: { revision, error: "" } });
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}

@@ -1,0 +1,109 @@
+import { connect } from "node:net";
+import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
+import { call, channelOptions } from "../../lib/grpc/client.ts";
+import type { Log } from "../../lib/log/log.ts";
+import { readCertificate } from "../../lib/pki/certificate.ts";
+import { createCsr } from "../../lib/pki/csr.ts";
+import { checkIdentity, writeIdentity } from "../../lib/pki/identity.ts";
+import { fetchPinnedCa, joinCredentials } from "../../lib/pki/pin.ts";
+import { parseToken } from "../../lib/pki/token.ts";
+import { type EnrollRequest, type EnrollResponse, JoinClient } from "../../proto/gen/embassy/v1/dispatcher.ts";
+import type { JoinConfig } from "../config.ts";
+import { identityFiles, type NodeFile, nodeFilePath, readNodeFile, writeNodeFile } from "./node.ts";
+
+/**
+ * Makes this host a node: gets a certificate for a key that never leaves the host, from the control plane that the token
+ * names and from no other. node.json is written last, so a host that has it has joined.
+ * Throws `conflict` when the host has joined before, `denied` (wrong token or wrong cluster), `unavailable` (no answer).
+ */
+export async function joinCluster(config: JoinConfig, log: Log): Promise<NodeFile> {
+  const token = parseToken(config.token);
+  await refuseSecondJoin(config.stateDir);
+
+  const { host, port } = config.manager;
+  const ca = await fetchPinnedCa({ host, port, caFingerprint: token.caFingerprint });
+  const underlay = config.underlay ?? (await localAddressTowards(host, port));
+
+  const { csrDer, key } = await createCsr();
+  const address = formatHost(host, port);
+  const client = new JoinClient(address, joinCredentials(ca), channelOptions);
+  let response: EnrollResponse;
+  try {
+    const request = { token: config.token.trim(), nodeName: config.name, csrDer };
+    response = await call<EnrollRequest, EnrollResponse>((...args) => client.enroll(...args), request);
+  } finally {
+    client.close();
+  }
+
+  const identity = { ca: response.caPem, certificate: response.certificatePem, key };
+  checkIdentity(identity, "from the control plane");
+  const certificate = readCertificate(identity.certificate);
+  if (certificate.commonName !== response.nodeId || certificate.role !== "node") {
+    throw new ClusterError("the control plane gave a certificate that is not this node's", {
+      code: "internal",
+      subject: address,
+    });
+  }
+  const managers = response.managers.length > 0 ? response.managers : [formatHost(host, 7400)];
+  const file: NodeFile = {
+    nodeId: response.nodeId,
+    name: config.name,
+    clusterId: response.clusterId,
+    managers,
+    underlay,
+  };
+  await writeIdentity(identityFiles(config.stateDir), identity);
+  await writeNodeFile(config.stateDir, file);
+  log.info("joined", { nodeId: file.nodeId, name: file.name, clusterId: file.clusterId, managers, underlay });
+  return file;
+}
+
+function formatHost(host: string, port: number): string {
+  return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
+}
+
+async function refuseSecondJoin(stateDir: string): Promise<void> {
+  try {
+    const file = await readNodeFile(stateDir);
+    throw new ClusterError(`this host is node ${file.name} (${file.nodeId}) of cluster ${file.clusterId} already`, {
+      code: "conflict",
+      subject: nodeFilePath(stateDir),
+      hint: `To join again, stop noded and netd, remove ${stateDir} and forget the node with \`clusterctl node rm ${file.name}\`.`,
+    });
+  } catch (error) {
+    if (error instanceof ClusterError && error.code === "not-found") return;
+    if (isErrno(error, "ENOTDIR") || isErrno(error, "EACCES")) {
+      throw new ClusterError(`${stateDir} cannot be used: ${messageOf(error)}`, {
+        code: "invalid",
+        subject: stateDir,
+        hint: "Run as root, and name a directory with --state-dir.",
+        cause: error,
+      });
+    }
+    throw error;
+  }
+}
+
+/** The address that this host's packets to the manager carry: the one the other hosts can answer. */
+async function localAddressTowards(host: string, port: number): Promise<string> {
+  return await new Promise((resolve, reject) => {
+    const socket = connect({ host, port });
+    socket.once("connect", () => {
+      const address = (socket.localAddress ?? "").replace(/^::ffff:/, "");
+      socket.destroy();
+      if (/^\d+\.\d+\.\d+\.\d+$/.test(address)) resolve(address);
+      else {
+        reject(
+          new ClusterError(`the connection to ${host} has no IPv4 address of this host (${address})`, {
+            code: "invalid",
+            hint: "Name the address that other hosts reach this one by: --underlay IP.",
+          }),
+        );
+      }
+    });
+    socket.once("error", (cause) => {
+      socket.destroy();
+      reject(new ClusterError(`cannot reach ${host}:${port}: ${messageOf(cause)}`, { code: "unavailable", cause }));
+    });
+  });
+}

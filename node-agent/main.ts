@@ -1,0 +1,189 @@
+import { mkdir } from "node:fs/promises";
+import { availableParallelism } from "node:os";
+import { join } from "node:path";
+import { systemClock } from "../lib/clock/clock.ts";
+import { asClusterError, ClusterError, hasCode } from "../lib/errors/errors.ts";
+import type { TlsIdentity } from "../lib/grpc/tls.ts";
+import { serveStatus } from "../lib/http/status.ts";
+import { lockDirectory } from "../lib/lock/lock.ts";
+import { createLog } from "../lib/log/log.ts";
+import { readCertificate } from "../lib/pki/certificate.ts";
+import { loadIdentity, writeIdentity } from "../lib/pki/identity.ts";
+import { parseConfig, type RunConfig, usage } from "./config.ts";
+import { describeNode } from "./describe/describe.ts";
+import { openImageStore } from "./images/store.ts";
+import { identityFiles, readNodeFile } from "./join/node.ts";
+import { keepRotating } from "./logs/rotation.ts";
+import { Netd } from "./network/client.ts";
+import { openRuntime } from "./runtime/open.ts";
+import { AgentServer } from "./server/agent.ts";
+import { Metrics } from "./server/metrics.ts";
+import { keepCertificate } from "./session/renewal.ts";
+import { Session } from "./session/session.ts";
+import { keepCollecting } from "./task/collect.ts";
+import { TaskFiles } from "./task/files.ts";
+import { TaskManager } from "./task/manager.ts";
+import { RecordStore } from "./task/record.ts";
+import { Volumes } from "./volumes/volumes.ts";
+
+const version = "0.1.0";
+const agentPort = 7410;
+
+async function run(config: RunConfig): Promise<void> {
+  const log = createLog("noded", config.logLevel);
+  const clock = systemClock;
+  const stop = new AbortController();
+  for (const signal of ["SIGTERM", "SIGINT"] as const) {
+    process.on(signal, () => {
+      // Asked twice: at once. Containers go on either way.
+      if (stop.signal.aborted) process.exit(1);
+      log.info("stopping", { signal });
+      stop.abort(new ClusterError(`stopped by ${signal}`, { code: "unavailable" }));
+    });
+  }
+  process.on("unhandledRejection", (error) => {
+    log.error("a failure that nothing handles", { error });
+    process.exit(1);
+  });
+
+  const node = await readNodeFile(config.stateDir);
+  const files = identityFiles(config.stateDir);
+  let identity: TlsIdentity = await loadIdentity(files);
+  const { notAfterMs } = readCertificate(identity.certificate);
+  if (notAfterMs < clock.nowMs()) {
+    log.error("this node's certificate has expired: the control plane will refuse it; remove the node and join again", {
+      notAfter: new Date(notAfterMs).toISOString(),
+    });
+  }
+
+  await using owned = new AsyncDisposableStack();
+  await mkdir(config.stateDir, { recursive: true, mode: 0o711 });
+  owned.use(await lockDirectory(config.stateDir, "noded"));
+  const metrics = new Metrics();
+  let adopted = false;
+  const sessionUp = () => session?.state.kind === "established";
+  let session: Session | undefined;
+  let tasks: TaskManager | undefined;
+  owned.use(
+    await serveStatus(`${config.httpListen.host}:${config.httpListen.port}`, {
+      health: () => ({
+        healthy: adopted,
+        node: node.name,
+        session: session?.state.kind ?? "none",
+        tasks: tasks?.statuses().length ?? 0,
+      }),
+      metrics: () => metrics.format(tasks?.statuses().map(({ state }) => state) ?? [], sessionUp()),
+    }),
+  );
+
+  const taskFiles = new TaskFiles(config.runDir);
+  await taskFiles.prepareDirectory();
+  const images = owned.use(
+    await openImageStore({
+      stateDir: join(config.stateDir, "images"),
+      insecureRegistries: config.insecureRegistries,
+      log,
+    }),
+  );
+  const runtime = owned.use(
+    await openRuntime({
+      nodeId: node.nodeId,
+      stateDir: join(config.stateDir, "runtime"),
+      runDir: join(config.runDir, "runtime"),
+      logDir: join(config.stateDir, "logs"),
+      runtime: config.runtime ?? "auto",
+      log,
+    }),
+  );
+  const network = owned.use(new Netd(config.netdSocket));
+  const manager = owned.use(
+    new TaskManager({
+      log,
+      clock,
+      runtime,
+      images,
+      network,
+      volumes: new Volumes(join(config.stateDir, "volumes")),
+      files: taskFiles,
+      records: new RecordStore(join(config.stateDir, "tasks"), log),
+      concurrency: Math.max(2, 2 * availableParallelism()),
+      report: (status) => session?.report(status),
+      measure: metrics,
+    }),
+  );
+  tasks = manager;
+  await manager.adopt();
+  adopted = true;
+
+  const listen = config.agentListen ?? { host: node.underlay, port: agentPort };
+  const agent = owned.use(new AgentServer({ nodeName: node.name, listen, runtime, tasks: manager }));
+  await agent.listen(identity);
+
+  const everywhere = listen.host === "0.0.0.0" || listen.host === "::";
+  const agentAddress = `${everywhere ? node.underlay : listen.host}:${listen.port}`;
+  const facts = { underlay: node.underlay, agentAddress, version, probe: runtime.probe };
+  session = new Session({
+    log,
+    clock,
+    chance: Math,
+    managers: node.managers,
+    identity: () => identity,
+    describe: () => describeNode(facts),
+    statuses: () => manager.statuses(),
+    assign: (assignments) => manager.assign(assignments),
+  });
+  log.info("started", { node: node.name, nodeId: node.nodeId, ...facts.probe, agentAddress });
+  await Promise.all([
+    session.run(stop.signal),
+    manager.sweepNetwork(stop.signal),
+    keepCertificate(
+      {
+        log,
+        clock,
+        managers: node.managers,
+        identity: () => identity,
+        replace: async (renewed) => {
+          await writeIdentity(files, renewed);
+          identity = renewed;
+          await agent.listen(renewed);
+        },
+      },
+      stop.signal,
+    ),
+    keepRotating({ log, clock, logs: () => manager.runningLogs(), reopen: (id) => runtime.reopenLog(id) }, stop.signal),
+    keepCollecting({ log, clock, images, used: () => manager.imagesInUse() }, stop.signal),
+  ]);
+}
+
+async function main(): Promise<void> {
+  const config = parseConfig(process.argv.slice(2));
+  switch (config.command) {
+    case "help":
+      process.stdout.write(usage);
+      return;
+    case "join": {
+      // Loaded only here: the running daemon has no use for it.
+      const { joinCluster } = await import("./join/join.ts");
+      const node = await joinCluster(config, createLog("noded", "warn"));
+      process.stdout.write(`This host is node ${node.name} (${node.nodeId}). Start noded and netd.\n`);
+      return;
+    }
+    case "run":
+      return await run(config);
+    default:
+      config satisfies never;
+  }
+}
+
+try {
+  await main();
+  // What is still open is nobody's business any more.
+  process.exit(0);
+} catch (caught) {
+  const error = asClusterError(caught);
+  const words = error.hint === undefined ? error.message : `${error.message}\n${error.hint}`;
+  process.stderr.write(`noded: ${words}\n`);
+  // 2: started wrongly, and starting it again would change nothing.
+  const hopeless = hasCode(error, "invalid") || hasCode(error, "not-found") || hasCode(error, "conflict");
+  process.exit(hopeless ? 2 : 1);
+}

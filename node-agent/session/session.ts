@@ -1,0 +1,224 @@
+import type { ClientDuplexStream } from "@grpc/grpc-js";
+import type { Clock } from "../../lib/clock/clock.ts";
+import { messageOf } from "../../lib/errors/errors.ts";
+import { channelOptions, clientCredentials } from "../../lib/grpc/client.ts";
+import { errorOf } from "../../lib/grpc/status.ts";
+import type { TlsIdentity } from "../../lib/grpc/tls.ts";
+import type { Log } from "../../lib/log/log.ts";
+import {
+  type Assignments,
+  DispatcherClient,
+  type SessionDown,
+  type SessionUp,
+} from "../../proto/gen/embassy/v1/dispatcher.ts";
+import type { NodeDescription, TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
+import {
+  type Chance,
+  defaultHeartbeatMs,
+  heartbeatDelayMs,
+  managerOf,
+  nextState,
+  type SessionEvent,
+  type SessionState,
+} from "./machine.ts";
+import { Outbox } from "./outbox.ts";
+
+export interface SessionDeps {
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly chance: Chance;
+  /** host:port of each control-plane member; never empty. */
+  readonly managers: readonly string[];
+  /** Asked for each connection: it may have been renewed. */
+  readonly identity: () => TlsIdentity;
+  readonly describe: () => Promise<NodeDescription>;
+  /** The newest status of everything the node holds. */
+  readonly statuses: () => readonly TaskStatus[];
+  /** Takes what the node is told to hold. Called in the order of arrival, one at a time; a rejection ends the stream. */
+  readonly assign: (assignments: Assignments) => Promise<void>;
+}
+
+// A member that accepts connections and says nothing is passed over. Long enough for one that has many to greet.
+const welcomeTimeoutMs = 10_000;
+// Statuses of one burst travel together.
+const batchDelayMs = 5;
+const batchSize = 500;
+// A member that has vanished is noticed well before a second lease runs out.
+const sessionChannel = { ...channelOptions, "grpc.keepalive_time_ms": 3_000, "grpc.keepalive_timeout_ms": 2_000 };
+
+type Stream = ClientDuplexStream<SessionUp, SessionDown>;
+
+/**
+ * Keeps one session with the control plane: says everything the node holds, then what changes; takes assignments; sends
+ * heartbeats. Lost, it is opened again, with another member if need be, until the signal is aborted.
+ */
+export class Session {
+  readonly #deps: SessionDeps;
+  readonly #outbox = new Outbox();
+  #state: SessionState;
+  #sender: Sender | undefined;
+
+  constructor(deps: SessionDeps) {
+    this.#deps = deps;
+    // Nodes spread over the members from their first attempt on.
+    const turn = Math.floor(deps.chance.random() * deps.managers.length);
+    this.#state = { kind: "waiting", turn, failures: 0, forMs: 0 };
+  }
+
+  get state(): SessionState {
+    return this.#state;
+  }
+
+  /** Has it sent soon, if there is a session; a new session sends everything in any case. */
+  report(status: TaskStatus): void {
+    this.#outbox.put(status);
+    this.#sender?.wake();
+  }
+
+  /** Resolves when the signal is aborted and the stream is closed. */
+  async run(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      const state = this.#state;
+      if (state.kind === "waiting") {
+        await this.#deps.clock.sleep(state.forMs, signal).catch(() => undefined);
+        this.#transition({ kind: "waited" }, "time to connect");
+      } else if (state.kind === "connecting") {
+        const why = await this.#connect(managerOf(state.turn, this.#deps.managers), signal);
+        this.#transition({ kind: "lost", why }, why);
+      } else break;
+    }
+    this.#transition({ kind: "stop" }, "noded stops");
+  }
+
+  #transition(event: SessionEvent, why: string): void {
+    const before = this.#state;
+    const after = nextState(before, event, this.#deps.chance);
+    if (after === before || after.kind === before.kind) return;
+    this.#state = after;
+    const manager = after.kind === "stopped" ? undefined : managerOf(after.turn, this.#deps.managers);
+    const fields = { from: before.kind, to: after.kind, why, manager };
+    // The first failure and every tenth: an absent control plane must not fill the log.
+    const quiet = "failures" in after && after.failures % 10 > 1;
+    if (quiet || after.kind === "connecting") this.#deps.log.debug("session", fields);
+    else if (event.kind === "lost") this.#deps.log.warn("session", fields);
+    else this.#deps.log.info("session", fields);
+  }
+
+  #intervalMs(): number {
+    return this.#state.kind === "established" ? this.#state.heartbeatIntervalMs : defaultHeartbeatMs;
+  }
+
+  /** One stream from connect to end. Resolves with why it ended; never rejects. */
+  async #connect(manager: string, signal: AbortSignal): Promise<string> {
+    let client: DispatcherClient | undefined;
+    const work = new AbortController();
+    const stop = () => work.abort("noded stops");
+    signal.addEventListener("abort", stop, { once: true });
+    try {
+      const description = await this.#deps.describe();
+      client = new DispatcherClient(manager, clientCredentials(this.#deps.identity()), sessionChannel);
+      const stream = client.session();
+      const fail = (why: string) => work.abort(why);
+      const welcome = setTimeout(() => fail(`no welcome within ${welcomeTimeoutMs} ms`), welcomeTimeoutMs);
+      try {
+        stream.on("error", (error) => fail(messageOf(errorOf(error))));
+        stream.on("end", () => fail("the control plane closed the session"));
+        const received = new Inbox<SessionDown>(async (message) => {
+          if (message.message?.$case === "welcome") {
+            clearTimeout(welcome);
+            const { sessionId, heartbeatIntervalMs } = message.message.value;
+            this.#transition({ kind: "welcomed", sessionId, heartbeatIntervalMs }, "welcome");
+            this.#sender ??= new Sender(stream, this.#outbox, () =>
+              heartbeatDelayMs(this.#intervalMs(), this.#deps.chance),
+            );
+          } else if (message.message?.$case === "assignments") {
+            await this.#deps.assign(message.message.value);
+          }
+        }, fail);
+        stream.on("data", (message: SessionDown) => received.put(message));
+        // Everything the node holds is in the hello; what changes from now on goes to the outbox.
+        this.#outbox.clear();
+        stream.write({
+          message: { $case: "hello", value: { description, tasks: [...this.#deps.statuses()] } },
+        });
+        await aborted(work.signal);
+      } finally {
+        clearTimeout(welcome);
+        stream.cancel();
+      }
+    } catch (error) {
+      work.abort(messageOf(error));
+    } finally {
+      signal.removeEventListener("abort", stop);
+      this.#sender?.[Symbol.dispose]();
+      this.#sender = undefined;
+      client?.close();
+    }
+    return String(work.signal.reason);
+  }
+}
+
+/** Sends statuses in batches and heartbeats over one stream until it is disposed of. */
+class Sender implements Disposable {
+  readonly #stream: Stream;
+  readonly #outbox: Outbox;
+  #batch: NodeJS.Timeout | undefined;
+  #beat: NodeJS.Timeout | undefined;
+  #blocked = false;
+
+  constructor(stream: Stream, outbox: Outbox, nextBeatMs: () => number) {
+    this.#stream = stream;
+    this.#outbox = outbox;
+    stream.on("drain", () => {
+      this.#blocked = false;
+      this.wake();
+    });
+    const beat = () => {
+      stream.write({ message: { $case: "heartbeat", value: {} } });
+      this.#beat = setTimeout(beat, nextBeatMs());
+    };
+    this.#beat = setTimeout(beat, nextBeatMs());
+    this.wake();
+  }
+
+  /** The outbox may have something. */
+  wake(): void {
+    if (this.#outbox.size === 0 || this.#blocked || this.#batch !== undefined) return;
+    this.#batch = setTimeout(() => {
+      this.#batch = undefined;
+      const statuses = this.#outbox.take(batchSize);
+      if (statuses.length > 0)
+        this.#blocked = !this.#stream.write({ message: { $case: "statuses", value: { statuses } } });
+      this.wake();
+    }, batchDelayMs);
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#batch);
+    clearTimeout(this.#beat);
+    this.#blocked = true;
+  }
+}
+
+/** Handles messages one after the other, in order. */
+class Inbox<T> {
+  readonly #handle: (message: T) => Promise<void>;
+  readonly #fail: (why: string) => void;
+  #last: Promise<void> = Promise.resolve();
+
+  constructor(handle: (message: T) => Promise<void>, fail: (why: string) => void) {
+    this.#handle = handle;
+    this.#fail = fail;
+  }
+
+  put(message: T): void {
+    this.#last = this.#last
+      .then(() => this.#handle(message))
+      .catch((error: unknown) => this.#fail(`an assignment could not be taken: ${messageOf(error)}`));
+  }
+}
+
+async function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return;
+  await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+}

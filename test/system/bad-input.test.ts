@@ -1,0 +1,122 @@
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { pushBusybox } from "../cluster/busybox.ts";
+import { type Cluster, startCluster } from "../cluster/cluster.ts";
+
+describe("bad input has one clear error and changes nothing", () => {
+  let cluster: Cluster;
+  let folder: string;
+  beforeAll(async () => {
+    folder = mkdtempSync(join(tmpdir(), "embassy-bad-input-"));
+    cluster = await startCluster({ hosts: 2 });
+    await pushBusybox(cluster);
+  });
+  afterAll(async () => {
+    await cluster?.[Symbol.asyncDispose]();
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  /** Everything that a user can see of the cluster's desired state. */
+  async function desired(): Promise<unknown> {
+    return [
+      await cluster.json(["stacks"]),
+      await cluster.json(["services"]),
+      (await cluster.tasks()).map(({ task }) => [task?.id, task?.desired]),
+    ];
+  }
+
+  async function deploy(name: string, text: string, ...more: string[]) {
+    const file = join(folder, `${name}.yml`);
+    writeFileSync(file, text.replaceAll("REGISTRY", cluster.registry));
+    return await cluster.clusterctl(["deploy", file, name, ...more]);
+  }
+
+  const refused: readonly { what: string; text: string; code: number; says: readonly (string | RegExp)[] }[] = [
+    {
+      what: "a file that is not YAML",
+      text: "services:\n  web: {image: x\n",
+      code: 1,
+      says: [/notyaml\.yml:\d+/i],
+    },
+    {
+      what: "an unknown key",
+      text: "services:\n  web:\n    image: REGISTRY/busybox:1\n    imagee: y\n",
+      code: 1,
+      says: ["services.web.imagee", ":4", "image"],
+    },
+    {
+      what: "a link to a service that is not there",
+      text: "services:\n  web:\n    image: REGISTRY/busybox:1\n    links: [databse]\n  database:\n    image: REGISTRY/busybox:1\n",
+      code: 1,
+      says: ["services.web.links[0]", "databse", "database"],
+    },
+  ];
+  it.each(refused)("$what", async ({ what, text, code, says }) => {
+    const before = await desired();
+    const result = await deploy(what === "a file that is not YAML" ? "notyaml" : "bad", text);
+    expect(result.code).toBe(code);
+    for (const words of says) expect(result.stderr).toMatch(words);
+    expect(await desired()).toEqual(before);
+  });
+
+  it("an image that does not exist: the task says so, in the registry's own words", async () => {
+    const result = await deploy(
+      "noimage",
+      "services:\n  web:\n    image: REGISTRY/nothing/here:7\n",
+      "--timeout",
+      "60s",
+    );
+    expect(result.code).toBe(2);
+    expect(result.stderr + result.stdout).toMatch(/nothing\/here/);
+    expect(result.stderr + result.stdout).toMatch(/manifest unknown|not known to registry|repository name/i);
+    await cluster.run(["rm", "noimage"]);
+  });
+
+  it("a published port that another stack has", async () => {
+    const text =
+      "services:\n  web:\n    image: REGISTRY/busybox:1\n    command: [sleep, '1000']\n    stop_grace_period: 1s\n    ports: ['8088:80']\n";
+    expect((await deploy("first", text)).code).toBe(0);
+    const before = await desired();
+    const second = await deploy("second", text);
+    expect(second.code).toBe(5);
+    expect(second.stderr).toMatch(/8088/);
+    expect(second.stderr).toMatch(/first/);
+    expect(await desired()).toEqual(before);
+    await cluster.run(["rm", "first"]);
+  });
+
+  it("a reservation that no node can hold: the reason, with the nodes that have it", async () => {
+    const text =
+      "services:\n  web:\n    image: REGISTRY/busybox:1\n    deploy: {resources: {reservations: {memory: 900G}}}\n";
+    const result = await deploy("huge", text, "--timeout", "10s");
+    expect(result.code).toBe(2);
+    expect(result.stderr + result.stdout).toMatch(/2 nodes.*memory/);
+    await cluster.run(["rm", "huge"]);
+  });
+
+  it("a CLI without a cluster, and one whose cluster does not answer", async () => {
+    const none = await cluster.clusterctl(["nodes"], { environment: { EMBASSY_CONFIG_DIR: join(folder, "empty") } });
+    expect(none.code).toBe(6);
+    expect(none.stderr).toMatch(/context/);
+    const context = JSON.parse(readFileSync(cluster.contextFile, "utf8")) as { endpoints: string[] };
+    const away = join(folder, "away.json");
+    writeFileSync(away, JSON.stringify({ ...context, name: "away", endpoints: ["127.0.0.1:9"] }));
+    const deaf = await cluster.clusterctl(["--context", away, "nodes"]);
+    expect(deaf.code).toBe(6);
+    expect(deaf.stderr).toMatch(/127\.0\.0\.1:9/);
+  });
+
+  it("a CLI with another cluster's certificate", async () => {
+    await using other = await startCluster({ hosts: 1 });
+    const [mine, theirs] = [cluster, other].map(
+      (one) => JSON.parse(readFileSync(one.contextFile, "utf8")) as Record<string, unknown>,
+    );
+    const mixed = join(folder, "mixed.json");
+    writeFileSync(mixed, JSON.stringify({ ...mine, certificate: theirs?.["certificate"], key: theirs?.["key"] }));
+    const result = await cluster.clusterctl(["--context", mixed, "nodes"]);
+    expect(result.code).toBe(7);
+    expect(result.stderr).toMatch(/certificate/);
+  });
+});
