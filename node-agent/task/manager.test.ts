@@ -29,6 +29,8 @@ class Host {
   readonly signals: string[] = [];
   readonly listeners = new Set<(exit: ContainerExit) => void>();
   readonly fail = new Map<string, ClusterError[]>();
+  /** Operations that take until then. */
+  readonly held = new Map<string, Promise<void>>();
   /** Operations that the living process may still do before it is killed. */
   operationsLeft = Number.POSITIVE_INFINITY;
   operations = 0;
@@ -46,7 +48,7 @@ class Host {
 function gate(host: Host, diesBefore: boolean, died: () => void) {
   const generation = ++host.generation;
   return async <T>(name: string, effect: () => T): Promise<T> => {
-    await Promise.resolve();
+    await host.held.get(name);
     if (host.generation !== generation) return await new Promise<never>(() => undefined);
     host.operations++;
     const last = --host.operationsLeft < 0;
@@ -189,7 +191,8 @@ function spawn(host: Host, diesBefore = true): Process {
   const store = new RecordStore(join(directory, "tasks"), silentLog);
   const records = {
     load: () => store.load(),
-    writeAssignment: async (assignment: Assignment) => await act("write", () => store.writeAssignment(assignment)),
+    writeAssignment: async (assignment: Assignment) =>
+      await act("write assignment", () => store.writeAssignment(assignment)),
     writeRecord: async (id: string, record: never) => await act("write", () => store.writeRecord(id, record)),
     remove: async (id: string) => await act("write", () => store.remove(id)),
   } as unknown as RecordStore;
@@ -281,6 +284,39 @@ describe("TaskManager", () => {
     await gone(node, id);
     expectNothingLeft(host);
     expect(await new RecordStore(join(directory, "tasks"), silentLog).load()).toEqual([]);
+  });
+
+  it("does nothing about an assignment before it is written down", async () => {
+    const host = new Host();
+    const node = spawn(host);
+    await using manager = node.manager;
+    await manager.adopt();
+    const pull = Promise.withResolvers<void>();
+    host.held.set("pull", pull.promise);
+    await manager.assign(assignments([assignment(DESIRED_STATE_READY)], true));
+    const disk = Promise.withResolvers<void>();
+    host.held.set("write assignment", disk.promise);
+    const assigned = manager.assign(assignments([assignment(DESIRED_STATE_SHUTDOWN)]));
+    pull.resolve();
+    await node.until(id, inState(TASK_STATE_READY));
+    disk.resolve();
+    await assigned;
+    expect(await node.until(id, inState(TASK_STATE_SHUTDOWN))).toMatchObject({ exitCode: 0 });
+  });
+
+  it("stops what it is asked to stop when the disk is full, and begins nothing", async () => {
+    const host = new Host();
+    const node = spawn(host);
+    await using manager = node.manager;
+    await manager.adopt();
+    await manager.assign(assignments([assignment(DESIRED_STATE_RUNNING)], true));
+    await node.until(id, inState(TASK_STATE_RUNNING));
+    const full = new ClusterError("no space left on device", { code: "unavailable" });
+    host.fail.set("write assignment", [full, full]);
+    const change = assignments([assignment(DESIRED_STATE_SHUTDOWN), assignment(DESIRED_STATE_RUNNING, other)]);
+    await expect(manager.assign(change)).rejects.toThrow("no space left on device");
+    await node.until(id, inState(TASK_STATE_SHUTDOWN));
+    expect(manager.find(other)).toBeUndefined();
   });
 
   it("stops what is unhealthy, and tells it failed in the words of its check, over a restart too", async () => {

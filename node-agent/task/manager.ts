@@ -120,51 +120,63 @@ export class TaskManager implements AsyncDisposable {
   }
 
   /**
-   * Takes what the control plane says the node is to hold. Resolves when it is written down; the work goes on by itself. What
-   * a complete set does not name is removed.
+   * Takes what the control plane says the node is to hold. Nothing is done about it before it is written down: whoever comes
+   * after a crash must know why it was done. Resolves then, and the work goes on by itself; rejects when something could not
+   * be written down, which is then not begun. What a complete set does not name is removed.
    */
   async assign(assignments: Assignments): Promise<void> {
     const { set, remove, complete } = assignments;
-    const changed: ManagedTask[] = [];
-    for (const assignment of set) {
-      const task = this.#tasks.get(assignment.taskId);
-      const accepted = task === undefined ? this.#accept(assignment) : this.#amend(task, assignment);
-      if (accepted !== undefined) changed.push(accepted);
-    }
     const named = new Set(set.map((assignment) => assignment.taskId));
     const dropped = complete ? [...this.#tasks.keys()].filter((taskId) => !named.has(taskId)) : remove;
-    for (const taskId of dropped) {
-      const task = this.#tasks.get(taskId);
-      if (task !== undefined && this.#want(task, DesiredState.DESIRED_STATE_REMOVED)) changed.push(task);
+    const changes = [...set.flatMap((one) => this.#news(one)), ...dropped.flatMap((taskId) => this.#removal(taskId))];
+    const written = await Promise.allSettled(
+      changes.map((assignment) => this.#deps.records.writeAssignment(assignment)),
+    );
+    // All at once: who starts in a slot looks at whether the one before it is to stop.
+    for (const [index, assignment] of changes.entries()) {
+      const failed = written[index]?.status === "rejected";
+      // A full disk must not keep a task from stopping.
+      if (!failed || assignment.desired > DesiredState.DESIRED_STATE_RUNNING) this.#apply(assignment);
     }
-    await Promise.all(changed.map((task) => this.#deps.records.writeAssignment(task.assignment)));
-    for (const task of changed) this.#loop.mark(task.id);
     if (set.length + dropped.length > 0) {
-      this.#deps.log.info("assigned", { set: set.length, removed: dropped.length, complete, changed: changed.length });
+      this.#deps.log.info("assigned", { set: set.length, removed: dropped.length, complete, changed: changes.length });
     }
+    const failure = written.find((one) => one.status === "rejected");
+    if (failure !== undefined) throw failure.reason;
   }
 
-  #accept(assignment: Assignment): ManagedTask {
-    const task = newTask(assignment, { ...newRecord(), ...this.#stamp() }, true);
-    if (assignment.desired === DesiredState.DESIRED_STATE_RUNNING) task.wantedAtMs = this.#deps.clock.monotonicMs();
-    this.#tasks.set(task.id, task);
-    return task;
+  /** The assignment as it is to be from now on; none when nothing changes. What is wanted only moves forward. */
+  #news(assignment: Assignment): Assignment[] {
+    const task = this.#tasks.get(assignment.taskId);
+    if (task === undefined) return [assignment];
+    const known = task.assignment;
+    if (assignment.desired <= known.desired && task.secretsKnown) return [];
+    const desired = Math.max(known.desired, assignment.desired) as DesiredState;
+    return [{ ...known, secrets: assignment.secrets, desired }];
   }
 
-  #amend(task: ManagedTask, assignment: Assignment): ManagedTask | undefined {
-    const hadSecrets = task.secretsKnown;
-    task.assignment = { ...task.assignment, secrets: assignment.secrets };
-    task.secretsKnown = true;
-    return this.#want(task, assignment.desired) || !hadSecrets ? task : undefined;
+  #removal(taskId: string): Assignment[] {
+    const known = this.#tasks.get(taskId)?.assignment;
+    const desired = DesiredState.DESIRED_STATE_REMOVED;
+    return known === undefined || known.desired === desired ? [] : [{ ...known, desired }];
   }
 
-  /** What is wanted of a task only moves forward: running never becomes ready again, nor shutdown running. */
-  #want(task: ManagedTask, desired: DesiredState): boolean {
-    if (desired <= task.assignment.desired) return false;
-    task.assignment = { ...task.assignment, desired };
-    if (desired === DesiredState.DESIRED_STATE_RUNNING) task.wantedAtMs = this.#deps.clock.monotonicMs();
-    else task.preparing?.abort(new Error("not wanted any more"));
-    return true;
+  #apply(assignment: Assignment): void {
+    const { desired, taskId } = assignment;
+    const running = DesiredState.DESIRED_STATE_RUNNING;
+    let task = this.#tasks.get(taskId);
+    const before = task?.assignment.desired;
+    if (task === undefined) {
+      task = newTask(assignment, { ...newRecord(), ...this.#stamp() }, true);
+      this.#tasks.set(taskId, task);
+    } else {
+      task.assignment = assignment;
+      // What is removed needs none any more.
+      task.secretsKnown = true;
+    }
+    if (desired > running) task.preparing?.abort(new Error("not wanted any more"));
+    if (desired === running && before !== running) task.wantedAtMs = this.#deps.clock.monotonicMs();
+    this.#loop.mark(taskId);
   }
 
   // ---- from one process to the next
@@ -274,7 +286,7 @@ export class TaskManager implements AsyncDisposable {
         return;
       }
       this.#deps.log.debug("step", { taskId, step: step.kind, why: step.why });
-      await this.#take(task, step);
+      await this.#do(task, step);
     }
   }
 
@@ -289,7 +301,7 @@ export class TaskManager implements AsyncDisposable {
     );
   }
 
-  async #take(task: ManagedTask, step: Exclude<Step, { kind: "wait" }>): Promise<void> {
+  async #do(task: ManagedTask, step: Exclude<Step, { kind: "wait" }>): Promise<void> {
     switch (step.kind) {
       case "prepare":
         return await this.#prepare(task, step);
