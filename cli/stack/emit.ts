@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { stringify } from "yaml";
+import { Document, visit } from "yaml";
 import { stack as stackType } from "./keys/stack.ts";
 import type { Stack } from "./model.ts";
 import type { Type } from "./schema.ts";
@@ -12,8 +12,18 @@ export function formatStack(stack: Stack, format: "yaml" | "json"): string {
   const plain = stackFile(stack);
   if (format === "json") return `${JSON.stringify(plain, null, 2)}\n`;
   // Aliases would save a few lines and make the text hard to read and to cut from.
-  return stringify(plain, { lineWidth: 0, aliasDuplicateObjects: false, version: "1.2" });
+  const document = new Document(plain, { aliasDuplicateObjects: false, version: "1.2" });
+  visit(document, {
+    Scalar(_, scalar) {
+      if (typeof scalar.value === "string" && otherInYaml11.test(scalar.value)) scalar.type = "QUOTE_DOUBLE";
+    },
+  });
+  return document.toString({ lineWidth: 0 });
 }
+
+/** Plain text that readers of YAML 1.1, which are many still, take for a boolean, a number, a date or a merge: quoted for them. */
+const otherInYaml11 =
+  /^(?:y|n|yes|no|on|off|<<|=|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?|[-+]?(?:0[bx])?[0-9a-f_]*_[0-9a-f_]*|[-+]?0b[01]+|\d{4}-\d{1,2}-\d{1,2}.*)$/i;
 
 /** Plain values of the canonical stack file. */
 export function stackFile(stack: Stack): Record<string, unknown> {
