@@ -23,6 +23,9 @@ const options: BuildOptions = {
   bundle: true,
   platform: "node",
   target: "node24",
+  // Node 24 has `using`. What esbuild makes of it keeps an error in a variable of the whole function: in a loop, every later
+  // pass would throw the error of an earlier one again.
+  supported: { using: true },
   format: "esm",
   sourcemap: "linked",
   // The engine keeps a program's text: without layout and licences, which may not fit one byte a character, it is a third

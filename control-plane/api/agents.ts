@@ -1,3 +1,4 @@
+import { connectivityState } from "@grpc/grpc-js";
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { channelOptions, clientCredentials } from "../../lib/grpc/client.ts";
 import type { TlsIdentity } from "../../lib/grpc/tls.ts";
@@ -32,7 +33,11 @@ export class Agents implements Disposable {
       });
     }
     let entry = this.#clients.get(nodeId);
-    if (entry === undefined || entry.address !== address) {
+    // A channel that could not connect answers with that old failure until its own time to try again has come. Those who
+    // call again have waited already: they get an attempt of their own.
+    const failed = entry?.client.getChannel().getConnectivityState(false) === connectivityState.TRANSIENT_FAILURE;
+    if (entry === undefined || entry.address !== address || failed) {
+      clearTimeout(entry?.timer);
       entry?.client.close();
       const credentials = clientCredentials(this.#identity(), { role: "node", name: nodeId });
       entry = { address, client: new AgentClient(address, credentials, channelOptions), users: 0 };
@@ -44,10 +49,10 @@ export class Agents implements Disposable {
     return {
       client: used.client,
       [Symbol.dispose]: () => {
-        if (--used.users > 0) return;
+        if (--used.users > 0 || this.#clients.get(nodeId) !== used) return;
         used.timer = setTimeout(() => {
           used.client.close();
-          if (this.#clients.get(nodeId) === used) this.#clients.delete(nodeId);
+          this.#clients.delete(nodeId);
         }, idleMs);
         used.timer.unref();
       },
