@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type ConfigIo, configCommand } from "./config.ts";
 
 let directory = "";
@@ -71,4 +71,51 @@ it("prints what is wrong and exits with 1", async () => {
   expect(bad).toMatchObject({ out: "", exitCode: 1 });
   expect(bad.err).toContain("services.web.imagee: is not a key that exists here");
   expect(bad.err).toContain("did you mean image?");
+});
+
+describe("what this version's cluster does not run", () => {
+  const text =
+    "name: demo\nservices:\n  web:\n    image: nginx\n    deploy: {update_config: {monitor: 10s, order: start-first}}\n    x-lb: {policy: least}\n";
+  const file = () => {
+    writeFileSync(join(directory, "later.yml"), text);
+    return join(directory, "later.yml");
+  };
+  const monitor = "services.web.deploy.update_config.monitor: is not run by this version's cluster yet";
+  const balancing = "services.web.x-lb: is not run by this version's cluster yet";
+
+  it("is a warning in one line each, and the stack is printed", async () => {
+    const yaml = await run(file());
+    const lines = yaml.err.replace(/^(warning: ).*?:(\d+):\d+: /gm, "$1$2: ");
+    expect(lines).toBe(`warning: 5: ${monitor}\nwarning: 6: ${balancing}\n`);
+    expect(yaml.exitCode).toBe(0);
+    expect(yaml.out).toContain("monitor: 10s");
+    const json = await run(file(), "--format", "json");
+    expect(json).toMatchObject({ err: yaml.err, exitCode: 0 });
+    expect(JSON.parse(json.out)).toMatchObject({ name: "demo" });
+  });
+
+  it("is an error with --strict, as it is for deploy", async () => {
+    const result = await run(file(), "--strict", "--quiet");
+    expect(result).toMatchObject({ out: "", exitCode: 1 });
+    expect(result.err).toContain(`error: ${monitor}\n`);
+    expect(await run(stack(), "--strict", "--quiet")).toEqual({ out: "", err: "", exitCode: 0 });
+  });
+
+  it("is left out with --ignore-unsupported, by name or by path", async () => {
+    const result = await run(file(), "--strict", "--ignore-unsupported", "monitor,services.web.x-lb");
+    expect(result.exitCode).toBe(0);
+    expect(result.out).toContain("order: start-first");
+    expect(result.out).not.toMatch(/monitor|x-lb/);
+    expect(result.err).toMatch(/monitor: is not used, as asked: this version's cluster does not run it yet/);
+  });
+
+  it("is not printed where nobody has chosen it", async () => {
+    const { out } = await run(stack());
+    expect(out).toContain("parallelism: 1");
+    expect(out).not.toMatch(/failure_action|monitor|rollback_config|x-singleton/);
+  });
+
+  it("leaves what the cluster runs as it is, whatever --ignore-unsupported says", async () => {
+    expect((await run(stack(), "--ignore-unsupported", "image,volumes,services")).out).toBe((await run(stack())).out);
+  });
 });

@@ -23,6 +23,7 @@ interface ConfigOptions extends StackOptions {
   readonly hash?: boolean;
   readonly environment?: boolean;
   readonly quiet?: boolean;
+  readonly strict?: boolean;
   /** Of the program above. */
   readonly output?: string;
 }
@@ -31,7 +32,10 @@ export const registerConfig: Register = (program, cli) => {
   program.addCommand(configCommand(cli));
 };
 
-/** `clusterctl config`: prints the resolved stack, or everything that is wrong with its files. Exit code 0 or 1. */
+/**
+ * `clusterctl config`: prints the resolved stack, or everything that is wrong with its files. What only the cluster's version
+ * stands against is a warning, and with --strict an error. Exit code 0 or 1.
+ */
 export function configCommand(io: ConfigIo = processIo()): Command {
   const command = new Command("config")
     .description("Check stack files and print the stack that they describe, with everything resolved.")
@@ -41,6 +45,7 @@ export function configCommand(io: ConfigIo = processIo()): Command {
   for (const [flag, what] of LISTS) command.option(flag, what);
   return command
     .option("-q, --quiet", "check only")
+    .option("--strict", "fail when the cluster of this version does not run something, as deploy does")
     .action(async (files: string[], _options: unknown, self: Command) => {
       run(await stackLoader(), files, self.optsWithGlobals<ConfigOptions>(), io);
     });
@@ -57,12 +62,25 @@ const LISTS = [
 
 function run(loader: StackLoader, positional: readonly string[], options: ConfigOptions, io: ConfigIo): void {
   const result = loader.loadStack(loadOptions(loader, positional, options, io.environment));
-  const diagnostics = result.ok ? result.warnings : [...result.errors, ...result.warnings];
-  if (options.output === "json" && !result.ok)
+  const notRun = result.ok && (options.strict || !wantsLists(options)) ? loader.notInCluster(result) : [];
+  const fails = !result.ok || (options.strict === true && notRun.length > 0);
+  const errors = result.ok ? (options.strict ? notRun : []) : result.errors;
+  const diagnostics = [...errors, ...result.warnings];
+  if (options.output === "json" && fails)
     io.out.write(`${JSON.stringify(diagnostics.map(loader.diagnosticJson), null, 2)}\n`);
   else printDiagnostics(loader, diagnostics, io);
-  if (!result.ok) io.exitCode = exitCodes.error;
-  else if (!options.quiet) io.out.write(textOf(loader, result, options));
+  if (fails) {
+    io.exitCode = exitCodes.error;
+    return;
+  }
+  // Of a file for a later version, or for other tools, there may be many: a line each.
+  for (const one of notRun) io.err.write(`warning: ${loader.formatDiagnosticLine(one)}\n`);
+  if (!options.quiet) io.out.write(textOf(loader, result, options));
+}
+
+function wantsLists(options: ConfigOptions): boolean {
+  const { services, volumes, networks, images, hash, environment } = options;
+  return [services, volumes, networks, images, hash, environment].includes(true);
 }
 
 function printDiagnostics(loader: StackLoader, diagnostics: readonly Diagnostic[], io: ConfigIo): void {
@@ -78,9 +96,7 @@ function textOf(loader: StackLoader, loaded: LoadedStack, options: ConfigOptions
   if (options.images) lists.push(...new Set(Object.values(stack.services).map((service) => service.image)));
   if (options.hash) lists.push(...[...loader.serviceHashes(stack)].map(([name, hash]) => `${name} ${hash}`));
   if (options.environment) lists.push(...variableLines(loaded));
-  const listed =
-    options.services || options.volumes || options.networks || options.images || options.hash || options.environment;
-  if (listed) return lists.map((line) => `${line}\n`).join("");
+  if (wantsLists(options)) return lists.map((line) => `${line}\n`).join("");
   return loader.formatStack(stack, options.output === "json" ? "json" : options.format);
 }
 

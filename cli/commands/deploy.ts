@@ -7,6 +7,7 @@ import { parseDuration } from "../duration.ts";
 import { CommandFailure, exitCodes, goingOn } from "../exit.ts";
 import { jsonOf } from "../json.ts";
 import { count, formatSeconds } from "../render/format.ts";
+import type { Diagnostic } from "../stack/index.ts";
 import { loadOptions, type StackOptions, withStackOptions } from "./stack-options.ts";
 
 interface DeployOptions extends StackOptions {
@@ -114,5 +115,13 @@ async function load(cli: Cli, words: readonly (string | undefined)[], options: D
   if (converted.ok) return converted.spec;
   // Each says what it is; for the first, what prints a failure says it.
   const message = formatDiagnostics(converted.errors).replace(/^error: /, "");
-  throw new CommandFailure(message, exitCodes.error, { hint: "\nNothing was changed." });
+  const wayOut = withoutThem(converted.errors, loader);
+  throw new CommandFailure(message, exitCodes.error, { hint: `\nNothing was changed.${wayOut}` });
+}
+
+/** How to deploy the stack all the same, when that is all that stands against it. */
+function withoutThem(errors: readonly Diagnostic[], { canBeLeftOut }: typeof import("../stack/index.ts")): string {
+  if (!errors.every(({ code, path }) => code === "not-in-cluster" && canBeLeftOut(path))) return "";
+  const keys = [...new Set(errors.map(({ path }) => path.at(-1)))];
+  return ` To deploy it without ${keys.length === 1 ? "that" : "those"}: --ignore-unsupported ${keys.join(",")}`;
 }

@@ -22,7 +22,11 @@ export function withStackOptions(command: Command): Command {
     .option("-n, --name <stack>", "name of the stack", stackName)
     .option("--project-directory <path>", "directory that relative paths are relative to")
     .option("--allow-outside", "let include and extends name files outside the project directory")
-    .option("--ignore-unsupported <keys>", "keys that are left out although a cluster cannot honour them", commas);
+    .option(
+      "--ignore-unsupported <keys>",
+      "leave these keys out, with a warning, where the cluster cannot run them: KEY,KEY or services.web.KEY",
+      commas,
+    );
 }
 
 type Loader = Pick<typeof import("../stack/index.ts"), "diskFiles" | "findStackFiles">;

@@ -1,7 +1,7 @@
 import { stack as stackType } from "./keys/stack.ts";
 import type { Stack } from "./model.ts";
 import { parseBytes } from "./scalars.ts";
-import type { Type } from "./schema.ts";
+import type { Key, Type } from "./schema.ts";
 import { parseTmpfs } from "./tmpfs.ts";
 import type { Path } from "./tree.ts";
 
@@ -159,6 +159,36 @@ export function runsInCluster(pattern: string): "all" | "some" | "none" {
     if (isSame || isAbove(pattern, path)) found = "some";
   }
   return found;
+}
+
+/** Whether a stack can do without the key at a path: it is honoured, and nothing of it is run by the cluster of this version. */
+export function canBeLeftOut(path: Path): boolean {
+  let type: Type = stackType;
+  let pattern = "";
+  for (const part of path) {
+    if (typeof part === "number") {
+      if (type.kind !== "list") return false;
+      type = type.item;
+      pattern += "[]";
+    } else if (type.kind === "record") {
+      type = type.value;
+      pattern += ".*";
+    } else {
+      const key: Key | undefined =
+        type.kind === "object" && Object.hasOwn(type.keys, part) ? type.keys[part] : undefined;
+      if (key?.decision !== "honoured") return false;
+      type = key.type;
+      pattern += pattern === "" ? part : `.${part}`;
+    }
+  }
+  return typeof path.at(-1) === "string" && !pattern.endsWith("*") && runsInCluster(pattern) === "none";
+}
+
+/** Whether a value is the default of a key that the cluster of this version does not run: it says nothing. */
+export function isUnused(pattern: string, value: unknown, normal: unknown): boolean {
+  return (
+    normal !== undefined && isSame(value, normal) && !/\.x-[^.]*\./.test(pattern) && runsInCluster(pattern) === "none"
+  );
 }
 
 function isAbove(above: string, below: string): boolean {

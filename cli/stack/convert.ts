@@ -33,16 +33,22 @@ export interface Convertible {
   readonly positionOf: (path: Path) => Position | undefined;
 }
 
+/** What the model holds and this version's cluster does not run, each an error with its place, in the order of the files. */
+export function notInCluster({ stack, positionOf }: Omit<Convertible, "contents">): readonly Diagnostic[] {
+  const report = new Report();
+  for (const { path, message } of unsupported(stack)) {
+    report.error("not-in-cluster", path, positionOf(path), message);
+  }
+  return sortDiagnostics(report.errors);
+}
+
 /**
  * The message that the control plane takes, from a loaded stack. Pure. What the model holds and this version's cluster does
  * not run is an error with its place: nothing is left out in silence.
  */
 export function convertStack({ stack, contents, positionOf }: Convertible): ConvertResult {
-  const report = new Report();
-  for (const { path, message } of unsupported(stack)) {
-    report.error("not-in-cluster", path, positionOf(path), message);
-  }
-  if (report.errors.length > 0) return { ok: false, errors: sortDiagnostics(report.errors) };
+  const errors = notInCluster({ stack, positionOf });
+  if (errors.length > 0) return { ok: false, errors };
   const blobs = (section: "configs" | "secrets") =>
     Object.entries(stack[section]).map(([name, item]) => ({
       name,

@@ -2,7 +2,8 @@ import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import { loadOver } from "../../test/conformance/walk.ts";
-import { stackFileReference } from "./docs.ts";
+import { exampleFile, stackFileReference } from "./docs.ts";
+import { diskFiles, formatDiagnostics, loadStack, toStackSpec } from "./index.ts";
 import { keyPaths } from "./keys/paths.ts";
 
 const root = join(import.meta.dirname, "..", "..");
@@ -15,6 +16,36 @@ it("the reference page has every honoured key, with an example that loads", () =
     const loaded = loadOver(key.example, ["debug"]);
     expect(loaded.ok ? [] : loaded.errors, key.path).toEqual([]);
   }
+});
+
+it("the whole file that it shows loads, and is run by this version's cluster without a warning", () => {
+  const loaded = loadStack({
+    files: [exampleFile],
+    workingDirectory: root,
+    reader: diskFiles(),
+    environment: {},
+  });
+  if (!loaded.ok) throw new Error(formatDiagnostics(loaded.errors));
+  expect(loaded.warnings).toEqual([]);
+  expect(toStackSpec(loaded)).toMatchObject({ ok: true });
+});
+
+it("every link of its contents leads to a heading, and every key is there", () => {
+  const page = stackFileReference();
+  const anchors = new Set<string>();
+  for (const [, title = ""] of page.replace(/^```[\s\S]*?^```$/gm, "").matchAll(/^#+ (.*)$/gm)) {
+    // As GitHub makes them.
+    const anchor = title
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N} _-]/gu, "")
+      .replaceAll(" ", "-");
+    let name = anchor;
+    for (let n = 1; anchors.has(name); n++) name = `${anchor}-${n}`;
+    anchors.add(name);
+  }
+  const links = [...page.matchAll(/\]\(#([^)]*)\)/g)].map(([, anchor = ""]) => anchor);
+  expect(links.filter((link) => !anchors.has(link))).toEqual([]);
+  expect(new Set(links).size).toBe(anchors.size - 2);
 });
 
 it("docs/stack-file.md is what the key table gives", () => {

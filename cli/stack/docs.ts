@@ -1,3 +1,5 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { stringify } from "yaml";
 import { runsInCluster } from "./cluster.ts";
 import { type KeyPath, keyPaths } from "./keys/paths.ts";
@@ -36,7 +38,10 @@ const CHAPTERS: readonly (readonly [title: string, intro: string, matches: (path
   ],
 ];
 
-/** `docs/stack-file.md`: the key table as a reference page, with an example for each key. */
+/** What the reference page shows as a whole file; its text is part of the page. */
+export const exampleFile = join(import.meta.dirname, "../../examples/shop/stack.yml");
+
+/** `docs/stack-file.md`: a whole file, then the key table as a reference, with an example for each key. */
 export function stackFileReference(): string {
   const all = keyPaths().filter((key) => !key.below);
   const left = new Set(all);
@@ -46,7 +51,43 @@ export function stackFileReference(): string {
     return chapter(title, intro, keys);
   });
   if (left.size > 0) throw new Error(`no chapter for ${[...left].map((key) => key.path).join(", ")}`);
-  return `${INTRODUCTION}\n${chapters.join("\n")}\n${refused(all)}`;
+  const example = `## A whole file\n\nIt is [\`examples/shop/stack.yml\`](../examples/shop/stack.yml); the keys are explained below.\n\n\`\`\`yaml\n${readFileSync(exampleFile, "utf8")}\`\`\`\n`;
+  const body = `${example}\n${chapters.join("\n")}\n${refused(all)}`;
+  return `${INTRODUCTION}\n## Contents\n\n${contentsOf(body)}\n\n${body}`;
+}
+
+/** A line for each chapter, with links to the keys that it explains. */
+function contentsOf(body: string): string {
+  const used = new Map<string, number>([["the-stack-file", 1]]);
+  const lines: string[] = [];
+  for (const [, level, title = ""] of `## Contents\n${body.replace(/^```[\s\S]*?^```$/gm, "")}`.matchAll(
+    /^(##+) (.*)$/gm,
+  )) {
+    const link = `[${level === "###" && title.startsWith("`") ? `\`${shortOf(title.replaceAll("`", ""))}\`` : title}](#${anchorOf(title, used)})`;
+    if (title === "Contents") continue;
+    if (level === "##") lines.push(`- ${link}`);
+    else lines[lines.length - 1] += lines.at(-1)?.includes(": [") ? ` ${link}` : `: ${link}`;
+  }
+  return lines.join("\n");
+}
+
+/** A key's name as its chapter would say it: without what all keys of the chapter have before it. */
+function shortOf(path: string): string {
+  return path.replace(
+    /^services\.\*\.(deploy\.|ports\[\]\.|volumes\[\]\.|networks\.\*\.)?|^(networks|volumes)\.\*\./,
+    "",
+  );
+}
+
+/** The anchor that Markdown's readers make of a heading: lower case, no punctuation, numbered when it comes again. */
+function anchorOf(title: string, used: Map<string, number>): string {
+  const anchor = title
+    .toLowerCase()
+    .replace(/[^\p{L}\p{N} _-]/gu, "")
+    .replaceAll(" ", "-");
+  const times = used.get(anchor) ?? 0;
+  used.set(anchor, times + 1);
+  return times === 0 ? anchor : `${anchor}-${times}`;
 }
 
 const INTRODUCTION = `# The stack file
@@ -54,9 +95,12 @@ const INTRODUCTION = `# The stack file
 <!-- Generated from cli/stack/keys by \`npm run docs:stack-file\`. Change it there. -->
 
 A stack file is a Compose file. Every key of the Compose specification is either honoured, or refused with the place, the
-reason and what to use instead; none is ignored in silence. \`clusterctl config\` checks files and prints the stack that they
-describe, with everything resolved; \`clusterctl deploy\` runs it, and says so when the cluster of this version does not run
-something yet.
+reason and what to use instead; none is ignored in silence.
+
+\`clusterctl config\` checks files and prints the stack that they describe, with everything resolved. What the cluster of this
+version does not run yet is a warning there (an error with \`--strict\`), and an error of \`clusterctl deploy\`; its defaults are
+not printed. Both take \`--ignore-unsupported KEY,...\`, which leaves keys out that are refused or not run yet: each is then a
+warning. A key is named as \`attach\`, for all places, or as \`services.web.attach\`.
 
 - **Files**: \`-f a.yml -f b.yml\` merges files in that order: mappings key by key, lists by appending (an item that is the
   same thing replaces the earlier one: a mount with the same target, a port with the same numbers), commands and single values
@@ -118,8 +162,8 @@ function refused(keys: readonly KeyPath[]): string {
   const head = "| key | why | instead |\n|---|---|---|";
   return `## Keys that are refused
 
-\`clusterctl config --ignore-unsupported KEY,...\` turns these errors into warnings, for files that other tools read too, and
-prints a file without them that can be deployed. \`build\` is only a warning beside \`image\`.
+\`clusterctl deploy --ignore-unsupported KEY,...\` leaves them out and turns these errors into warnings, for files that other
+tools read too; \`clusterctl config\` with the same option prints the file without them. \`build\` is only a warning beside \`image\`.
 
 ### Not yet
 

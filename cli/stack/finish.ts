@@ -1,3 +1,4 @@
+import { canBeLeftOut } from "./cluster.ts";
 import type { Report } from "./diagnostics.ts";
 import { isBroken } from "./normalize.ts";
 import type { Fail, Key, ObjectType, Type } from "./schema.ts";
@@ -16,7 +17,8 @@ export function* numbered<T>(items: readonly T[] | undefined): Generator<readonl
  * of records ascending. Reports keys that must be there and are not, and keys that are refused. What lacks a key that it
  * needs, or has a wrong value there, is undefined: left out of mappings, a hole in lists (see `numbered`).
  *
- * @param tolerated keys (by name or by path) whose refusal is only a warning, because the caller asked for it
+ * @param tolerated keys (by name or by path) that are left out with a warning when they are refused or not run by this
+ *   version's cluster, because the caller asked for it
  */
 export function finish(tree: Tree, type: Type, path: Path, report: Report, tolerated: ReadonlySet<string>): unknown {
   if (isBroken(tree)) return undefined;
@@ -58,6 +60,9 @@ function finishObject(
     const entry = tree.entries.get(name);
     if (entry === undefined || isBroken(entry.value)) {
       if (key.default !== undefined) result[name] = structuredClone(key.default);
+    } else if (isTolerated(name, path, tolerated) && !type.required.includes(name) && canBeLeftOut([...path, name])) {
+      report.warn([...path, name], entry.key, "is not used, as asked: this version's cluster does not run it yet");
+      if (key.default !== undefined) result[name] = structuredClone(key.default);
     } else if (key.decision === "honoured") {
       const value = finish(entry.value, key.type, [...path, name], report, tolerated);
       if (value !== undefined) result[name] = value;
@@ -84,6 +89,10 @@ function finishObject(
   return result;
 }
 
+function isTolerated(name: string, path: Path, tolerated: ReadonlySet<string>): boolean {
+  return tolerated.size > 0 && (tolerated.has(name) || tolerated.has(formatPath([...path, name])));
+}
+
 function refuse(
   tree: MapTree,
   name: string,
@@ -99,7 +108,7 @@ function refuse(
   const instead = `Instead: ${key.instead}.`;
   if (key.replacedBy !== undefined && tree.entries.has(key.replacedBy)) {
     report.warn(full, at, `is not used: ${key.why}; the service runs what ${key.replacedBy} names`);
-  } else if (tolerated.has(name) || tolerated.has(formatPath(full))) {
+  } else if (isTolerated(name, path, tolerated)) {
     report.warn(full, at, `is not used, as asked: ${key.why}`);
   } else {
     const how = key.decision === "later" ? "is not supported yet" : "is not supported";

@@ -20,7 +20,8 @@ import { resolveStack } from "./resolve.ts";
 import type { Position, Source } from "./source.ts";
 import type { MapTree, Path, Tree } from "./tree.ts";
 
-export { convertStack as toStackSpec } from "./convert.ts";
+export { canBeLeftOut } from "./cluster.ts";
+export { convertStack as toStackSpec, notInCluster } from "./convert.ts";
 export {
   type Diagnostic,
   type DiagnosticJson,
@@ -53,7 +54,7 @@ export interface LoadOptions {
   readonly profiles?: readonly string[];
   /** Lets `include` and `extends` name files outside the project directory. */
   readonly allowOutside?: boolean;
-  /** Keys (`attach`, or `services.web.attach`) whose refusal becomes a warning. */
+  /** Keys (`attach`, or `services.web.attach`) that are left out with a warning, if the cluster of this version cannot run them. */
   readonly ignoreUnsupported?: readonly string[];
 }
 
