@@ -1,6 +1,6 @@
 import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { z } from "zod";
+import * as z from "zod/mini";
 import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
 import { type IdentityFiles, writeWhole } from "../../lib/pki/identity.ts";
 
@@ -46,9 +46,9 @@ const clusterSchema = z.object({
   /** host:port of the main listener, as nodes and users reach it. */
   advertise: z.string(),
   /** A join token that `init` printed before there was an etcd to keep it. */
-  firstToken: z
-    .object({ id: z.string(), secretSha256: z.string(), createdAtMs: z.number(), expiresAtMs: z.number() })
-    .optional(),
+  firstToken: z.optional(
+    z.object({ id: z.string(), secretSha256: z.string(), createdAtMs: z.number(), expiresAtMs: z.number() }),
+  ),
 });
 export type ClusterFile = z.infer<typeof clusterSchema>;
 

@@ -1,4 +1,5 @@
-import { z } from "zod";
+import * as z from "zod/mini";
+import en from "zod/v4/locales/en.js";
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { choosePlatform, formatPlatform, type Platform } from "./platform.ts";
 import type { ImageConfig } from "./types.ts";
@@ -13,50 +14,52 @@ export type ParsedManifest =
   | { readonly kind: "image"; readonly config: Descriptor; readonly layers: readonly Descriptor[] }
   | { readonly kind: "index"; readonly entries: readonly (Descriptor & { readonly platform: Platform })[] };
 
+const sha256 = z.string().check(z.regex(/^sha256:[0-9a-f]{64}$/));
 const descriptor = z.object({
-  mediaType: z.string().default(""),
-  digest: z.string().regex(/^sha256:[0-9a-f]{64}$/),
-  size: z.int().nonnegative(),
+  mediaType: z._default(z.string(), ""),
+  digest: sha256,
+  size: z.int().check(z.nonnegative()),
 });
-const strings = z.array(z.string()).nullish();
-const keys = z.record(z.string(), z.unknown()).nullish();
+const string = z.nullish(z.string());
+const strings = z.nullish(z.array(z.string()));
+const keys = z.nullish(z.record(z.string(), z.unknown()));
 
 const imageManifest = z.object({ config: descriptor, layers: z.array(descriptor) });
 const indexManifest = z.object({
   manifests: z.array(
-    descriptor.extend({
-      platform: z.object({ os: z.string(), architecture: z.string(), variant: z.string().optional() }).optional(),
+    z.extend(descriptor, {
+      platform: z.optional(z.object({ os: z.string(), architecture: z.string(), variant: z.optional(z.string()) })),
     }),
   ),
 });
 const imageConfig = z.object({
-  os: z.string().default("linux"),
-  architecture: z.string().default(""),
-  variant: z.string().nullish(),
-  config: z
-    .object({
+  os: z._default(z.string(), "linux"),
+  architecture: z._default(z.string(), ""),
+  variant: string,
+  config: z.nullish(
+    z.object({
       Entrypoint: strings,
       Cmd: strings,
       Env: strings,
-      User: z.string().nullish(),
-      WorkingDir: z.string().nullish(),
+      User: string,
+      WorkingDir: string,
       ExposedPorts: keys,
       Volumes: keys,
-      StopSignal: z.string().nullish(),
-      Labels: z.record(z.string(), z.string()).nullish(),
-      Healthcheck: z
-        .object({
+      StopSignal: string,
+      Labels: z.nullish(z.record(z.string(), z.string())),
+      Healthcheck: z.nullish(
+        z.object({
           Test: strings,
-          Interval: z.number().optional(),
-          Timeout: z.number().optional(),
-          StartPeriod: z.number().optional(),
-          StartInterval: z.number().optional(),
-          Retries: z.number().optional(),
-        })
-        .nullish(),
-    })
-    .nullish(),
-  rootfs: z.object({ diff_ids: z.array(z.string().regex(/^sha256:[0-9a-f]{64}$/)) }),
+          Interval: z.optional(z.number()),
+          Timeout: z.optional(z.number()),
+          StartPeriod: z.optional(z.number()),
+          StartInterval: z.optional(z.number()),
+          Retries: z.optional(z.number()),
+        }),
+      ),
+    }),
+  ),
+  rootfs: z.object({ diff_ids: z.array(sha256) }),
 });
 
 const layerTypes = [
@@ -65,8 +68,11 @@ const layerTypes = [
   /^application\/vnd\.docker\.image\.rootfs\.diff\.tar$/,
 ];
 
-function read<T>(schema: z.ZodType<T>, value: unknown, what: string): T {
-  const result = schema.safeParse(value);
+/** The small form of zod says only "invalid input" by itself; the whole of it would be an eighth of this program's memory. */
+const words = en().localeError;
+
+function read<T>(schema: z.ZodMiniType<T>, value: unknown, what: string): T {
+  const result = schema.safeParse(value, { error: words });
   if (result.success) return result.data;
   const issue = result.error.issues[0];
   const where = issue?.path.join(".") ?? "";
