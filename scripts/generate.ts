@@ -18,7 +18,6 @@ const common = [
   "oneof=unions-value",
   "outputServices=grpc-js",
   "useOptionals=none",
-  "outputJsonMethods=true",
   "removeEnumPrefix=false",
   "unrecognizedEnum=false",
   "useExactTypes=false",
@@ -52,7 +51,7 @@ const work = mkdtempSync(join(tmpdir(), "embassy-generate-"));
 try {
   const ours = join(work, "ours");
   cpSync(join(root, "proto/embassy"), join(ours, "embassy"), { recursive: true });
-  generate(ours, join(work, "gen"), ["forceLong=number"]);
+  generate(ours, join(work, "gen"), ["forceLong=number", "outputJsonMethods=true"]);
 
   // etcd's lease ids and hashes use all 64 bits. Its HTTP annotations name a proto that the package does not carry.
   const etcd = join(work, "etcd");
@@ -66,7 +65,7 @@ try {
         .replaceAll('import "./', 'import "'),
     );
   }
-  generate(etcd, join(work, "gen/etcd"), ["forceLong=bigint"]);
+  generate(etcd, join(work, "gen/etcd"), ["forceLong=bigint", "outputJsonMethods=false"]);
 
   const generated = join(work, "gen");
   const committed = join(root, "proto/gen");

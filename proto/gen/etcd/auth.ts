@@ -40,35 +40,6 @@ export namespace Permission_Type {
   export type Readwrite = typeof Permission_Type.Readwrite;
 }
 
-export function permission_TypeFromJSON(object: any): Permission_Type {
-  switch (object) {
-    case 0:
-    case "Read":
-      return Permission_Type.Read;
-    case 1:
-    case "Write":
-      return Permission_Type.Write;
-    case 2:
-    case "Readwrite":
-      return Permission_Type.Readwrite;
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum Permission_Type");
-  }
-}
-
-export function permission_TypeToJSON(object: Permission_Type): string {
-  switch (object) {
-    case Permission_Type.Read:
-      return "Read";
-    case Permission_Type.Write:
-      return "Write";
-    case Permission_Type.Readwrite:
-      return "Readwrite";
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum Permission_Type");
-  }
-}
-
 /** Role is a single entry in the bucket authRoles */
 export interface Role {
   name: Buffer;
@@ -118,24 +89,6 @@ export const UserAddOptions: MessageFns<UserAddOptions> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): UserAddOptions {
-    return {
-      noPassword: isSet(object.noPassword)
-        ? globalThis.Boolean(object.noPassword)
-        : isSet(object.no_password)
-        ? globalThis.Boolean(object.no_password)
-        : false,
-    };
-  },
-
-  toJSON(message: UserAddOptions): unknown {
-    const obj: any = {};
-    if (message.noPassword !== undefined) {
-      obj.noPassword = message.noPassword;
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<UserAddOptions>): UserAddOptions {
@@ -226,32 +179,6 @@ export const User: MessageFns<User> = {
     }
   },
 
-  fromJSON(object: any): User {
-    return {
-      name: isSet(object.name) ? Buffer.from(bytesFromBase64(object.name)) : Buffer.alloc(0),
-      password: isSet(object.password) ? Buffer.from(bytesFromBase64(object.password)) : Buffer.alloc(0),
-      roles: globalThis.Array.isArray(object?.roles) ? object.roles.map((e: any) => globalThis.String(e)) : [],
-      options: isSet(object.options) ? UserAddOptions.fromJSON(object.options) : undefined,
-    };
-  },
-
-  toJSON(message: User): unknown {
-    const obj: any = {};
-    if (message.name !== undefined) {
-      obj.name = base64FromBytes(message.name);
-    }
-    if (message.password !== undefined) {
-      obj.password = base64FromBytes(message.password);
-    }
-    if (message.roles?.length) {
-      obj.roles = message.roles;
-    }
-    if (message.options !== undefined) {
-      obj.options = UserAddOptions.toJSON(message.options);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<User>): User {
     return User.fromPartial(base ?? {});
   },
@@ -334,32 +261,6 @@ export const Permission: MessageFns<Permission> = {
     }
   },
 
-  fromJSON(object: any): Permission {
-    return {
-      permType: isSet(object.permType) ? permission_TypeFromJSON(object.permType) : 0,
-      key: isSet(object.key) ? Buffer.from(bytesFromBase64(object.key)) : Buffer.alloc(0),
-      rangeEnd: isSet(object.rangeEnd)
-        ? Buffer.from(bytesFromBase64(object.rangeEnd))
-        : isSet(object.range_end)
-        ? Buffer.from(bytesFromBase64(object.range_end))
-        : Buffer.alloc(0),
-    };
-  },
-
-  toJSON(message: Permission): unknown {
-    const obj: any = {};
-    if (message.permType !== undefined) {
-      obj.permType = permission_TypeToJSON(message.permType);
-    }
-    if (message.key !== undefined) {
-      obj.key = base64FromBytes(message.key);
-    }
-    if (message.rangeEnd !== undefined) {
-      obj.rangeEnd = base64FromBytes(message.rangeEnd);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<Permission>): Permission {
     return Permission.fromPartial(base ?? {});
   },
@@ -428,26 +329,6 @@ export const Role: MessageFns<Role> = {
     }
   },
 
-  fromJSON(object: any): Role {
-    return {
-      name: isSet(object.name) ? Buffer.from(bytesFromBase64(object.name)) : Buffer.alloc(0),
-      keyPermission: globalThis.Array.isArray(object?.keyPermission)
-        ? object.keyPermission.map((e: any) => Permission.fromJSON(e))
-        : [],
-    };
-  },
-
-  toJSON(message: Role): unknown {
-    const obj: any = {};
-    if (message.name !== undefined) {
-      obj.name = base64FromBytes(message.name);
-    }
-    if (message.keyPermission?.length) {
-      obj.keyPermission = message.keyPermission.map((e) => Permission.toJSON(e));
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<Role>): Role {
     return Role.fromPartial(base ?? {});
   },
@@ -459,14 +340,6 @@ export const Role: MessageFns<Role> = {
   },
 };
 
-function bytesFromBase64(b64: string): Uint8Array {
-  return Uint8Array.from(globalThis.Buffer.from(b64, "base64"));
-}
-
-function base64FromBytes(arr: Uint8Array): string {
-  return globalThis.Buffer.from(arr).toString("base64");
-}
-
 type Builtin = Date | Function | Uint8Array | string | number | boolean | bigint | undefined;
 
 export type DeepPartial<T> = T extends bigint ? string | number | bigint
@@ -476,15 +349,9 @@ export type DeepPartial<T> = T extends bigint ? string | number | bigint
   : T extends {} ? { [K in keyof T]?: DeepPartial<T[K]> }
   : Partial<T>;
 
-function isSet(value: any): boolean {
-  return value !== null && value !== undefined;
-}
-
 export interface MessageFns<T> {
   encode(message: T, writer?: BinaryWriter): BinaryWriter;
   decode(input: BinaryReader | Uint8Array, length?: number): T;
-  fromJSON(object: any): T;
-  toJSON(message: T): unknown;
   create(base?: DeepPartial<T>): T;
   fromPartial(object: DeepPartial<T>): T;
 }

@@ -64,30 +64,6 @@ export namespace Event_EventType {
   export type Delete = typeof Event_EventType.Delete;
 }
 
-export function event_EventTypeFromJSON(object: any): Event_EventType {
-  switch (object) {
-    case 0:
-    case "Put":
-      return Event_EventType.Put;
-    case 1:
-    case "Delete":
-      return Event_EventType.Delete;
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum Event_EventType");
-  }
-}
-
-export function event_EventTypeToJSON(object: Event_EventType): string {
-  switch (object) {
-    case Event_EventType.Put:
-      return "Put";
-    case Event_EventType.Delete:
-      return "Delete";
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum Event_EventType");
-  }
-}
-
 function createBaseKeyValue(): KeyValue {
   return { key: Buffer.alloc(0), createRevision: 0n, modRevision: 0n, version: 0n, value: Buffer.alloc(0), lease: 0n };
 }
@@ -200,48 +176,6 @@ export const KeyValue: MessageFns<KeyValue> = {
     }
   },
 
-  fromJSON(object: any): KeyValue {
-    return {
-      key: isSet(object.key) ? Buffer.from(bytesFromBase64(object.key)) : Buffer.alloc(0),
-      createRevision: isSet(object.createRevision)
-        ? BigInt(object.createRevision)
-        : isSet(object.create_revision)
-        ? BigInt(object.create_revision)
-        : 0n,
-      modRevision: isSet(object.modRevision)
-        ? BigInt(object.modRevision)
-        : isSet(object.mod_revision)
-        ? BigInt(object.mod_revision)
-        : 0n,
-      version: isSet(object.version) ? BigInt(object.version) : 0n,
-      value: isSet(object.value) ? Buffer.from(bytesFromBase64(object.value)) : Buffer.alloc(0),
-      lease: isSet(object.lease) ? BigInt(object.lease) : 0n,
-    };
-  },
-
-  toJSON(message: KeyValue): unknown {
-    const obj: any = {};
-    if (message.key !== undefined) {
-      obj.key = base64FromBytes(message.key);
-    }
-    if (message.createRevision !== undefined) {
-      obj.createRevision = message.createRevision.toString();
-    }
-    if (message.modRevision !== undefined) {
-      obj.modRevision = message.modRevision.toString();
-    }
-    if (message.version !== undefined) {
-      obj.version = message.version.toString();
-    }
-    if (message.value !== undefined) {
-      obj.value = base64FromBytes(message.value);
-    }
-    if (message.lease !== undefined) {
-      obj.lease = message.lease.toString();
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<KeyValue>): KeyValue {
     return KeyValue.fromPartial(base ?? {});
   },
@@ -328,32 +262,6 @@ export const Event: MessageFns<Event> = {
     }
   },
 
-  fromJSON(object: any): Event {
-    return {
-      type: isSet(object.type) ? event_EventTypeFromJSON(object.type) : 0,
-      kv: isSet(object.kv) ? KeyValue.fromJSON(object.kv) : undefined,
-      prevKv: isSet(object.prevKv)
-        ? KeyValue.fromJSON(object.prevKv)
-        : isSet(object.prev_kv)
-        ? KeyValue.fromJSON(object.prev_kv)
-        : undefined,
-    };
-  },
-
-  toJSON(message: Event): unknown {
-    const obj: any = {};
-    if (message.type !== undefined) {
-      obj.type = event_EventTypeToJSON(message.type);
-    }
-    if (message.kv !== undefined) {
-      obj.kv = KeyValue.toJSON(message.kv);
-    }
-    if (message.prevKv !== undefined) {
-      obj.prevKv = KeyValue.toJSON(message.prevKv);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<Event>): Event {
     return Event.fromPartial(base ?? {});
   },
@@ -368,14 +276,6 @@ export const Event: MessageFns<Event> = {
   },
 };
 
-function bytesFromBase64(b64: string): Uint8Array {
-  return Uint8Array.from(globalThis.Buffer.from(b64, "base64"));
-}
-
-function base64FromBytes(arr: Uint8Array): string {
-  return globalThis.Buffer.from(arr).toString("base64");
-}
-
 type Builtin = Date | Function | Uint8Array | string | number | boolean | bigint | undefined;
 
 export type DeepPartial<T> = T extends bigint ? string | number | bigint
@@ -385,15 +285,9 @@ export type DeepPartial<T> = T extends bigint ? string | number | bigint
   : T extends {} ? { [K in keyof T]?: DeepPartial<T[K]> }
   : Partial<T>;
 
-function isSet(value: any): boolean {
-  return value !== null && value !== undefined;
-}
-
 export interface MessageFns<T> {
   encode(message: T, writer?: BinaryWriter): BinaryWriter;
   decode(input: BinaryReader | Uint8Array, length?: number): T;
-  fromJSON(object: any): T;
-  toJSON(message: T): unknown;
   create(base?: DeepPartial<T>): T;
   fromPartial(object: DeepPartial<T>): T;
 }

@@ -46,35 +46,6 @@ export namespace AlarmType {
   export type Corrupt = typeof AlarmType.Corrupt;
 }
 
-export function alarmTypeFromJSON(object: any): AlarmType {
-  switch (object) {
-    case 0:
-    case "None":
-      return AlarmType.None;
-    case 1:
-    case "Nospace":
-      return AlarmType.Nospace;
-    case 2:
-    case "Corrupt":
-      return AlarmType.Corrupt;
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum AlarmType");
-  }
-}
-
-export function alarmTypeToJSON(object: AlarmType): string {
-  switch (object) {
-    case AlarmType.None:
-      return "None";
-    case AlarmType.Nospace:
-      return "Nospace";
-    case AlarmType.Corrupt:
-      return "Corrupt";
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum AlarmType");
-  }
-}
-
 export interface ResponseHeader {
   /** cluster_id is the ID of the cluster which sent the response. */
   clusterId: bigint;
@@ -169,35 +140,6 @@ export namespace RangeRequest_SortOrder {
   export type Descend = typeof RangeRequest_SortOrder.Descend;
 }
 
-export function rangeRequest_SortOrderFromJSON(object: any): RangeRequest_SortOrder {
-  switch (object) {
-    case 0:
-    case "None":
-      return RangeRequest_SortOrder.None;
-    case 1:
-    case "Ascend":
-      return RangeRequest_SortOrder.Ascend;
-    case 2:
-    case "Descend":
-      return RangeRequest_SortOrder.Descend;
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum RangeRequest_SortOrder");
-  }
-}
-
-export function rangeRequest_SortOrderToJSON(object: RangeRequest_SortOrder): string {
-  switch (object) {
-    case RangeRequest_SortOrder.None:
-      return "None";
-    case RangeRequest_SortOrder.Ascend:
-      return "Ascend";
-    case RangeRequest_SortOrder.Descend:
-      return "Descend";
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum RangeRequest_SortOrder");
-  }
-}
-
 export const RangeRequest_SortTarget = { Key: 0, Version: 1, Create: 2, Mod: 3, Value: 4 } as const;
 
 export type RangeRequest_SortTarget = typeof RangeRequest_SortTarget[keyof typeof RangeRequest_SortTarget];
@@ -208,45 +150,6 @@ export namespace RangeRequest_SortTarget {
   export type Create = typeof RangeRequest_SortTarget.Create;
   export type Mod = typeof RangeRequest_SortTarget.Mod;
   export type Value = typeof RangeRequest_SortTarget.Value;
-}
-
-export function rangeRequest_SortTargetFromJSON(object: any): RangeRequest_SortTarget {
-  switch (object) {
-    case 0:
-    case "Key":
-      return RangeRequest_SortTarget.Key;
-    case 1:
-    case "Version":
-      return RangeRequest_SortTarget.Version;
-    case 2:
-    case "Create":
-      return RangeRequest_SortTarget.Create;
-    case 3:
-    case "Mod":
-      return RangeRequest_SortTarget.Mod;
-    case 4:
-    case "Value":
-      return RangeRequest_SortTarget.Value;
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum RangeRequest_SortTarget");
-  }
-}
-
-export function rangeRequest_SortTargetToJSON(object: RangeRequest_SortTarget): string {
-  switch (object) {
-    case RangeRequest_SortTarget.Key:
-      return "Key";
-    case RangeRequest_SortTarget.Version:
-      return "Version";
-    case RangeRequest_SortTarget.Create:
-      return "Create";
-    case RangeRequest_SortTarget.Mod:
-      return "Mod";
-    case RangeRequest_SortTarget.Value:
-      return "Value";
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum RangeRequest_SortTarget");
-  }
 }
 
 export interface RangeResponse {
@@ -389,40 +292,6 @@ export namespace Compare_CompareResult {
   export type NotEqual = typeof Compare_CompareResult.NotEqual;
 }
 
-export function compare_CompareResultFromJSON(object: any): Compare_CompareResult {
-  switch (object) {
-    case 0:
-    case "Equal":
-      return Compare_CompareResult.Equal;
-    case 1:
-    case "Greater":
-      return Compare_CompareResult.Greater;
-    case 2:
-    case "Less":
-      return Compare_CompareResult.Less;
-    case 3:
-    case "NotEqual":
-      return Compare_CompareResult.NotEqual;
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum Compare_CompareResult");
-  }
-}
-
-export function compare_CompareResultToJSON(object: Compare_CompareResult): string {
-  switch (object) {
-    case Compare_CompareResult.Equal:
-      return "Equal";
-    case Compare_CompareResult.Greater:
-      return "Greater";
-    case Compare_CompareResult.Less:
-      return "Less";
-    case Compare_CompareResult.NotEqual:
-      return "NotEqual";
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum Compare_CompareResult");
-  }
-}
-
 export const Compare_CompareTarget = { Version: 0, Create: 1, Mod: 2, Value: 3, Lease: 4 } as const;
 
 export type Compare_CompareTarget = typeof Compare_CompareTarget[keyof typeof Compare_CompareTarget];
@@ -433,45 +302,6 @@ export namespace Compare_CompareTarget {
   export type Mod = typeof Compare_CompareTarget.Mod;
   export type Value = typeof Compare_CompareTarget.Value;
   export type Lease = typeof Compare_CompareTarget.Lease;
-}
-
-export function compare_CompareTargetFromJSON(object: any): Compare_CompareTarget {
-  switch (object) {
-    case 0:
-    case "Version":
-      return Compare_CompareTarget.Version;
-    case 1:
-    case "Create":
-      return Compare_CompareTarget.Create;
-    case 2:
-    case "Mod":
-      return Compare_CompareTarget.Mod;
-    case 3:
-    case "Value":
-      return Compare_CompareTarget.Value;
-    case 4:
-    case "Lease":
-      return Compare_CompareTarget.Lease;
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum Compare_CompareTarget");
-  }
-}
-
-export function compare_CompareTargetToJSON(object: Compare_CompareTarget): string {
-  switch (object) {
-    case Compare_CompareTarget.Version:
-      return "Version";
-    case Compare_CompareTarget.Create:
-      return "Create";
-    case Compare_CompareTarget.Mod:
-      return "Mod";
-    case Compare_CompareTarget.Value:
-      return "Value";
-    case Compare_CompareTarget.Lease:
-      return "Lease";
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum Compare_CompareTarget");
-  }
 }
 
 /**
@@ -642,30 +472,6 @@ export type WatchCreateRequest_FilterType =
 export namespace WatchCreateRequest_FilterType {
   export type Noput = typeof WatchCreateRequest_FilterType.Noput;
   export type Nodelete = typeof WatchCreateRequest_FilterType.Nodelete;
-}
-
-export function watchCreateRequest_FilterTypeFromJSON(object: any): WatchCreateRequest_FilterType {
-  switch (object) {
-    case 0:
-    case "Noput":
-      return WatchCreateRequest_FilterType.Noput;
-    case 1:
-    case "Nodelete":
-      return WatchCreateRequest_FilterType.Nodelete;
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum WatchCreateRequest_FilterType");
-  }
-}
-
-export function watchCreateRequest_FilterTypeToJSON(object: WatchCreateRequest_FilterType): string {
-  switch (object) {
-    case WatchCreateRequest_FilterType.Noput:
-      return "Noput";
-    case WatchCreateRequest_FilterType.Nodelete:
-      return "Nodelete";
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum WatchCreateRequest_FilterType");
-  }
 }
 
 export interface WatchCancelRequest {
@@ -934,35 +740,6 @@ export namespace AlarmRequest_AlarmAction {
   export type Deactivate = typeof AlarmRequest_AlarmAction.Deactivate;
 }
 
-export function alarmRequest_AlarmActionFromJSON(object: any): AlarmRequest_AlarmAction {
-  switch (object) {
-    case 0:
-    case "Get":
-      return AlarmRequest_AlarmAction.Get;
-    case 1:
-    case "Activate":
-      return AlarmRequest_AlarmAction.Activate;
-    case 2:
-    case "Deactivate":
-      return AlarmRequest_AlarmAction.Deactivate;
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum AlarmRequest_AlarmAction");
-  }
-}
-
-export function alarmRequest_AlarmActionToJSON(object: AlarmRequest_AlarmAction): string {
-  switch (object) {
-    case AlarmRequest_AlarmAction.Get:
-      return "Get";
-    case AlarmRequest_AlarmAction.Activate:
-      return "Activate";
-    case AlarmRequest_AlarmAction.Deactivate:
-      return "Deactivate";
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum AlarmRequest_AlarmAction");
-  }
-}
-
 export interface AlarmMember {
   /** memberID is the ID of the member associated with the raised alarm. */
   memberID: bigint;
@@ -998,35 +775,6 @@ export namespace DowngradeRequest_DowngradeAction {
   export type Validate = typeof DowngradeRequest_DowngradeAction.Validate;
   export type Enable = typeof DowngradeRequest_DowngradeAction.Enable;
   export type Cancel = typeof DowngradeRequest_DowngradeAction.Cancel;
-}
-
-export function downgradeRequest_DowngradeActionFromJSON(object: any): DowngradeRequest_DowngradeAction {
-  switch (object) {
-    case 0:
-    case "Validate":
-      return DowngradeRequest_DowngradeAction.Validate;
-    case 1:
-    case "Enable":
-      return DowngradeRequest_DowngradeAction.Enable;
-    case 2:
-    case "Cancel":
-      return DowngradeRequest_DowngradeAction.Cancel;
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum DowngradeRequest_DowngradeAction");
-  }
-}
-
-export function downgradeRequest_DowngradeActionToJSON(object: DowngradeRequest_DowngradeAction): string {
-  switch (object) {
-    case DowngradeRequest_DowngradeAction.Validate:
-      return "Validate";
-    case DowngradeRequest_DowngradeAction.Enable:
-      return "Enable";
-    case DowngradeRequest_DowngradeAction.Cancel:
-      return "Cancel";
-    default:
-      throw new globalThis.Error("Unrecognized enum value " + object + " for enum DowngradeRequest_DowngradeAction");
-  }
 }
 
 export interface DowngradeResponse {
@@ -1313,44 +1061,6 @@ export const ResponseHeader: MessageFns<ResponseHeader> = {
     }
   },
 
-  fromJSON(object: any): ResponseHeader {
-    return {
-      clusterId: isSet(object.clusterId)
-        ? BigInt(object.clusterId)
-        : isSet(object.cluster_id)
-        ? BigInt(object.cluster_id)
-        : 0n,
-      memberId: isSet(object.memberId)
-        ? BigInt(object.memberId)
-        : isSet(object.member_id)
-        ? BigInt(object.member_id)
-        : 0n,
-      revision: isSet(object.revision) ? BigInt(object.revision) : 0n,
-      raftTerm: isSet(object.raftTerm)
-        ? BigInt(object.raftTerm)
-        : isSet(object.raft_term)
-        ? BigInt(object.raft_term)
-        : 0n,
-    };
-  },
-
-  toJSON(message: ResponseHeader): unknown {
-    const obj: any = {};
-    if (message.clusterId !== undefined) {
-      obj.clusterId = message.clusterId.toString();
-    }
-    if (message.memberId !== undefined) {
-      obj.memberId = message.memberId.toString();
-    }
-    if (message.revision !== undefined) {
-      obj.revision = message.revision.toString();
-    }
-    if (message.raftTerm !== undefined) {
-      obj.raftTerm = message.raftTerm.toString();
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<ResponseHeader>): ResponseHeader {
     return ResponseHeader.fromPartial(base ?? {});
   },
@@ -1573,104 +1283,6 @@ export const RangeRequest: MessageFns<RangeRequest> = {
     }
   },
 
-  fromJSON(object: any): RangeRequest {
-    return {
-      key: isSet(object.key) ? Buffer.from(bytesFromBase64(object.key)) : Buffer.alloc(0),
-      rangeEnd: isSet(object.rangeEnd)
-        ? Buffer.from(bytesFromBase64(object.rangeEnd))
-        : isSet(object.range_end)
-        ? Buffer.from(bytesFromBase64(object.range_end))
-        : Buffer.alloc(0),
-      limit: isSet(object.limit) ? BigInt(object.limit) : 0n,
-      revision: isSet(object.revision) ? BigInt(object.revision) : 0n,
-      sortOrder: isSet(object.sortOrder)
-        ? rangeRequest_SortOrderFromJSON(object.sortOrder)
-        : isSet(object.sort_order)
-        ? rangeRequest_SortOrderFromJSON(object.sort_order)
-        : 0,
-      sortTarget: isSet(object.sortTarget)
-        ? rangeRequest_SortTargetFromJSON(object.sortTarget)
-        : isSet(object.sort_target)
-        ? rangeRequest_SortTargetFromJSON(object.sort_target)
-        : 0,
-      serializable: isSet(object.serializable) ? globalThis.Boolean(object.serializable) : false,
-      keysOnly: isSet(object.keysOnly)
-        ? globalThis.Boolean(object.keysOnly)
-        : isSet(object.keys_only)
-        ? globalThis.Boolean(object.keys_only)
-        : false,
-      countOnly: isSet(object.countOnly)
-        ? globalThis.Boolean(object.countOnly)
-        : isSet(object.count_only)
-        ? globalThis.Boolean(object.count_only)
-        : false,
-      minModRevision: isSet(object.minModRevision)
-        ? BigInt(object.minModRevision)
-        : isSet(object.min_mod_revision)
-        ? BigInt(object.min_mod_revision)
-        : 0n,
-      maxModRevision: isSet(object.maxModRevision)
-        ? BigInt(object.maxModRevision)
-        : isSet(object.max_mod_revision)
-        ? BigInt(object.max_mod_revision)
-        : 0n,
-      minCreateRevision: isSet(object.minCreateRevision)
-        ? BigInt(object.minCreateRevision)
-        : isSet(object.min_create_revision)
-        ? BigInt(object.min_create_revision)
-        : 0n,
-      maxCreateRevision: isSet(object.maxCreateRevision)
-        ? BigInt(object.maxCreateRevision)
-        : isSet(object.max_create_revision)
-        ? BigInt(object.max_create_revision)
-        : 0n,
-    };
-  },
-
-  toJSON(message: RangeRequest): unknown {
-    const obj: any = {};
-    if (message.key !== undefined) {
-      obj.key = base64FromBytes(message.key);
-    }
-    if (message.rangeEnd !== undefined) {
-      obj.rangeEnd = base64FromBytes(message.rangeEnd);
-    }
-    if (message.limit !== undefined) {
-      obj.limit = message.limit.toString();
-    }
-    if (message.revision !== undefined) {
-      obj.revision = message.revision.toString();
-    }
-    if (message.sortOrder !== undefined) {
-      obj.sortOrder = rangeRequest_SortOrderToJSON(message.sortOrder);
-    }
-    if (message.sortTarget !== undefined) {
-      obj.sortTarget = rangeRequest_SortTargetToJSON(message.sortTarget);
-    }
-    if (message.serializable !== undefined) {
-      obj.serializable = message.serializable;
-    }
-    if (message.keysOnly !== undefined) {
-      obj.keysOnly = message.keysOnly;
-    }
-    if (message.countOnly !== undefined) {
-      obj.countOnly = message.countOnly;
-    }
-    if (message.minModRevision !== undefined) {
-      obj.minModRevision = message.minModRevision.toString();
-    }
-    if (message.maxModRevision !== undefined) {
-      obj.maxModRevision = message.maxModRevision.toString();
-    }
-    if (message.minCreateRevision !== undefined) {
-      obj.minCreateRevision = message.minCreateRevision.toString();
-    }
-    if (message.maxCreateRevision !== undefined) {
-      obj.maxCreateRevision = message.maxCreateRevision.toString();
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<RangeRequest>): RangeRequest {
     return RangeRequest.fromPartial(base ?? {});
   },
@@ -1780,32 +1392,6 @@ export const RangeResponse: MessageFns<RangeResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): RangeResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      kvs: globalThis.Array.isArray(object?.kvs) ? object.kvs.map((e: any) => KeyValue.fromJSON(e)) : [],
-      more: isSet(object.more) ? globalThis.Boolean(object.more) : false,
-      count: isSet(object.count) ? BigInt(object.count) : 0n,
-    };
-  },
-
-  toJSON(message: RangeResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.kvs?.length) {
-      obj.kvs = message.kvs.map((e) => KeyValue.toJSON(e));
-    }
-    if (message.more !== undefined) {
-      obj.more = message.more;
-    }
-    if (message.count !== undefined) {
-      obj.count = message.count.toString();
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<RangeResponse>): RangeResponse {
@@ -1933,52 +1519,6 @@ export const PutRequest: MessageFns<PutRequest> = {
     }
   },
 
-  fromJSON(object: any): PutRequest {
-    return {
-      key: isSet(object.key) ? Buffer.from(bytesFromBase64(object.key)) : Buffer.alloc(0),
-      value: isSet(object.value) ? Buffer.from(bytesFromBase64(object.value)) : Buffer.alloc(0),
-      lease: isSet(object.lease) ? BigInt(object.lease) : 0n,
-      prevKv: isSet(object.prevKv)
-        ? globalThis.Boolean(object.prevKv)
-        : isSet(object.prev_kv)
-        ? globalThis.Boolean(object.prev_kv)
-        : false,
-      ignoreValue: isSet(object.ignoreValue)
-        ? globalThis.Boolean(object.ignoreValue)
-        : isSet(object.ignore_value)
-        ? globalThis.Boolean(object.ignore_value)
-        : false,
-      ignoreLease: isSet(object.ignoreLease)
-        ? globalThis.Boolean(object.ignoreLease)
-        : isSet(object.ignore_lease)
-        ? globalThis.Boolean(object.ignore_lease)
-        : false,
-    };
-  },
-
-  toJSON(message: PutRequest): unknown {
-    const obj: any = {};
-    if (message.key !== undefined) {
-      obj.key = base64FromBytes(message.key);
-    }
-    if (message.value !== undefined) {
-      obj.value = base64FromBytes(message.value);
-    }
-    if (message.lease !== undefined) {
-      obj.lease = message.lease.toString();
-    }
-    if (message.prevKv !== undefined) {
-      obj.prevKv = message.prevKv;
-    }
-    if (message.ignoreValue !== undefined) {
-      obj.ignoreValue = message.ignoreValue;
-    }
-    if (message.ignoreLease !== undefined) {
-      obj.ignoreLease = message.ignoreLease;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<PutRequest>): PutRequest {
     return PutRequest.fromPartial(base ?? {});
   },
@@ -2048,28 +1588,6 @@ export const PutResponse: MessageFns<PutResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): PutResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      prevKv: isSet(object.prevKv)
-        ? KeyValue.fromJSON(object.prevKv)
-        : isSet(object.prev_kv)
-        ? KeyValue.fromJSON(object.prev_kv)
-        : undefined,
-    };
-  },
-
-  toJSON(message: PutResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.prevKv !== undefined) {
-      obj.prevKv = KeyValue.toJSON(message.prevKv);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<PutResponse>): PutResponse {
@@ -2154,36 +1672,6 @@ export const DeleteRangeRequest: MessageFns<DeleteRangeRequest> = {
     }
   },
 
-  fromJSON(object: any): DeleteRangeRequest {
-    return {
-      key: isSet(object.key) ? Buffer.from(bytesFromBase64(object.key)) : Buffer.alloc(0),
-      rangeEnd: isSet(object.rangeEnd)
-        ? Buffer.from(bytesFromBase64(object.rangeEnd))
-        : isSet(object.range_end)
-        ? Buffer.from(bytesFromBase64(object.range_end))
-        : Buffer.alloc(0),
-      prevKv: isSet(object.prevKv)
-        ? globalThis.Boolean(object.prevKv)
-        : isSet(object.prev_kv)
-        ? globalThis.Boolean(object.prev_kv)
-        : false,
-    };
-  },
-
-  toJSON(message: DeleteRangeRequest): unknown {
-    const obj: any = {};
-    if (message.key !== undefined) {
-      obj.key = base64FromBytes(message.key);
-    }
-    if (message.rangeEnd !== undefined) {
-      obj.rangeEnd = base64FromBytes(message.rangeEnd);
-    }
-    if (message.prevKv !== undefined) {
-      obj.prevKv = message.prevKv;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<DeleteRangeRequest>): DeleteRangeRequest {
     return DeleteRangeRequest.fromPartial(base ?? {});
   },
@@ -2264,32 +1752,6 @@ export const DeleteRangeResponse: MessageFns<DeleteRangeResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): DeleteRangeResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      deleted: isSet(object.deleted) ? BigInt(object.deleted) : 0n,
-      prevKvs: globalThis.Array.isArray(object?.prevKvs)
-        ? object.prevKvs.map((e: any) => KeyValue.fromJSON(e))
-        : globalThis.Array.isArray(object?.prev_kvs)
-        ? object.prev_kvs.map((e: any) => KeyValue.fromJSON(e))
-        : [],
-    };
-  },
-
-  toJSON(message: DeleteRangeResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.deleted !== undefined) {
-      obj.deleted = message.deleted.toString();
-    }
-    if (message.prevKvs?.length) {
-      obj.prevKvs = message.prevKvs.map((e) => KeyValue.toJSON(e));
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<DeleteRangeResponse>): DeleteRangeResponse {
@@ -2387,42 +1849,6 @@ export const RequestOp: MessageFns<RequestOp> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): RequestOp {
-    return {
-      request: isSet(object.requestRange)
-        ? { $case: "requestRange", value: RangeRequest.fromJSON(object.requestRange) }
-        : isSet(object.request_range)
-        ? { $case: "requestRange", value: RangeRequest.fromJSON(object.request_range) }
-        : isSet(object.requestPut)
-        ? { $case: "requestPut", value: PutRequest.fromJSON(object.requestPut) }
-        : isSet(object.request_put)
-        ? { $case: "requestPut", value: PutRequest.fromJSON(object.request_put) }
-        : isSet(object.requestDeleteRange)
-        ? { $case: "requestDeleteRange", value: DeleteRangeRequest.fromJSON(object.requestDeleteRange) }
-        : isSet(object.request_delete_range)
-        ? { $case: "requestDeleteRange", value: DeleteRangeRequest.fromJSON(object.request_delete_range) }
-        : isSet(object.requestTxn)
-        ? { $case: "requestTxn", value: TxnRequest.fromJSON(object.requestTxn) }
-        : isSet(object.request_txn)
-        ? { $case: "requestTxn", value: TxnRequest.fromJSON(object.request_txn) }
-        : undefined,
-    };
-  },
-
-  toJSON(message: RequestOp): unknown {
-    const obj: any = {};
-    if (message.request?.$case === "requestRange") {
-      obj.requestRange = RangeRequest.toJSON(message.request.value);
-    } else if (message.request?.$case === "requestPut") {
-      obj.requestPut = PutRequest.toJSON(message.request.value);
-    } else if (message.request?.$case === "requestDeleteRange") {
-      obj.requestDeleteRange = DeleteRangeRequest.toJSON(message.request.value);
-    } else if (message.request?.$case === "requestTxn") {
-      obj.requestTxn = TxnRequest.toJSON(message.request.value);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<RequestOp>): RequestOp {
@@ -2544,42 +1970,6 @@ export const ResponseOp: MessageFns<ResponseOp> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): ResponseOp {
-    return {
-      response: isSet(object.responseRange)
-        ? { $case: "responseRange", value: RangeResponse.fromJSON(object.responseRange) }
-        : isSet(object.response_range)
-        ? { $case: "responseRange", value: RangeResponse.fromJSON(object.response_range) }
-        : isSet(object.responsePut)
-        ? { $case: "responsePut", value: PutResponse.fromJSON(object.responsePut) }
-        : isSet(object.response_put)
-        ? { $case: "responsePut", value: PutResponse.fromJSON(object.response_put) }
-        : isSet(object.responseDeleteRange)
-        ? { $case: "responseDeleteRange", value: DeleteRangeResponse.fromJSON(object.responseDeleteRange) }
-        : isSet(object.response_delete_range)
-        ? { $case: "responseDeleteRange", value: DeleteRangeResponse.fromJSON(object.response_delete_range) }
-        : isSet(object.responseTxn)
-        ? { $case: "responseTxn", value: TxnResponse.fromJSON(object.responseTxn) }
-        : isSet(object.response_txn)
-        ? { $case: "responseTxn", value: TxnResponse.fromJSON(object.response_txn) }
-        : undefined,
-    };
-  },
-
-  toJSON(message: ResponseOp): unknown {
-    const obj: any = {};
-    if (message.response?.$case === "responseRange") {
-      obj.responseRange = RangeResponse.toJSON(message.response.value);
-    } else if (message.response?.$case === "responsePut") {
-      obj.responsePut = PutResponse.toJSON(message.response.value);
-    } else if (message.response?.$case === "responseDeleteRange") {
-      obj.responseDeleteRange = DeleteRangeResponse.toJSON(message.response.value);
-    } else if (message.response?.$case === "responseTxn") {
-      obj.responseTxn = TxnResponse.toJSON(message.response.value);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<ResponseOp>): ResponseOp {
@@ -2767,62 +2157,6 @@ export const Compare: MessageFns<Compare> = {
     }
   },
 
-  fromJSON(object: any): Compare {
-    return {
-      result: isSet(object.result) ? compare_CompareResultFromJSON(object.result) : 0,
-      target: isSet(object.target) ? compare_CompareTargetFromJSON(object.target) : 0,
-      key: isSet(object.key) ? Buffer.from(bytesFromBase64(object.key)) : Buffer.alloc(0),
-      targetUnion: isSet(object.version)
-        ? { $case: "version", value: BigInt(object.version) }
-        : isSet(object.createRevision)
-        ? { $case: "createRevision", value: BigInt(object.createRevision) }
-        : isSet(object.create_revision)
-        ? { $case: "createRevision", value: BigInt(object.create_revision) }
-        : isSet(object.modRevision)
-        ? { $case: "modRevision", value: BigInt(object.modRevision) }
-        : isSet(object.mod_revision)
-        ? { $case: "modRevision", value: BigInt(object.mod_revision) }
-        : isSet(object.value)
-        ? { $case: "value", value: Buffer.from(bytesFromBase64(object.value)) }
-        : isSet(object.lease)
-        ? { $case: "lease", value: BigInt(object.lease) }
-        : undefined,
-      rangeEnd: isSet(object.rangeEnd)
-        ? Buffer.from(bytesFromBase64(object.rangeEnd))
-        : isSet(object.range_end)
-        ? Buffer.from(bytesFromBase64(object.range_end))
-        : Buffer.alloc(0),
-    };
-  },
-
-  toJSON(message: Compare): unknown {
-    const obj: any = {};
-    if (message.result !== undefined) {
-      obj.result = compare_CompareResultToJSON(message.result);
-    }
-    if (message.target !== undefined) {
-      obj.target = compare_CompareTargetToJSON(message.target);
-    }
-    if (message.key !== undefined) {
-      obj.key = base64FromBytes(message.key);
-    }
-    if (message.targetUnion?.$case === "version") {
-      obj.version = message.targetUnion.value.toString();
-    } else if (message.targetUnion?.$case === "createRevision") {
-      obj.createRevision = message.targetUnion.value.toString();
-    } else if (message.targetUnion?.$case === "modRevision") {
-      obj.modRevision = message.targetUnion.value.toString();
-    } else if (message.targetUnion?.$case === "value") {
-      obj.value = base64FromBytes(message.targetUnion.value);
-    } else if (message.targetUnion?.$case === "lease") {
-      obj.lease = message.targetUnion.value.toString();
-    }
-    if (message.rangeEnd !== undefined) {
-      obj.rangeEnd = base64FromBytes(message.rangeEnd);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<Compare>): Compare {
     return Compare.fromPartial(base ?? {});
   },
@@ -2935,28 +2269,6 @@ export const TxnRequest: MessageFns<TxnRequest> = {
     }
   },
 
-  fromJSON(object: any): TxnRequest {
-    return {
-      compare: globalThis.Array.isArray(object?.compare) ? object.compare.map((e: any) => Compare.fromJSON(e)) : [],
-      success: globalThis.Array.isArray(object?.success) ? object.success.map((e: any) => RequestOp.fromJSON(e)) : [],
-      failure: globalThis.Array.isArray(object?.failure) ? object.failure.map((e: any) => RequestOp.fromJSON(e)) : [],
-    };
-  },
-
-  toJSON(message: TxnRequest): unknown {
-    const obj: any = {};
-    if (message.compare?.length) {
-      obj.compare = message.compare.map((e) => Compare.toJSON(e));
-    }
-    if (message.success?.length) {
-      obj.success = message.success.map((e) => RequestOp.toJSON(e));
-    }
-    if (message.failure?.length) {
-      obj.failure = message.failure.map((e) => RequestOp.toJSON(e));
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<TxnRequest>): TxnRequest {
     return TxnRequest.fromPartial(base ?? {});
   },
@@ -3036,30 +2348,6 @@ export const TxnResponse: MessageFns<TxnResponse> = {
     }
   },
 
-  fromJSON(object: any): TxnResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      succeeded: isSet(object.succeeded) ? globalThis.Boolean(object.succeeded) : false,
-      responses: globalThis.Array.isArray(object?.responses)
-        ? object.responses.map((e: any) => ResponseOp.fromJSON(e))
-        : [],
-    };
-  },
-
-  toJSON(message: TxnResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.succeeded !== undefined) {
-      obj.succeeded = message.succeeded;
-    }
-    if (message.responses?.length) {
-      obj.responses = message.responses.map((e) => ResponseOp.toJSON(e));
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<TxnResponse>): TxnResponse {
     return TxnResponse.fromPartial(base ?? {});
   },
@@ -3133,24 +2421,6 @@ export const CompactionRequest: MessageFns<CompactionRequest> = {
     }
   },
 
-  fromJSON(object: any): CompactionRequest {
-    return {
-      revision: isSet(object.revision) ? BigInt(object.revision) : 0n,
-      physical: isSet(object.physical) ? globalThis.Boolean(object.physical) : false,
-    };
-  },
-
-  toJSON(message: CompactionRequest): unknown {
-    const obj: any = {};
-    if (message.revision !== undefined) {
-      obj.revision = message.revision.toString();
-    }
-    if (message.physical !== undefined) {
-      obj.physical = message.physical;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<CompactionRequest>): CompactionRequest {
     return CompactionRequest.fromPartial(base ?? {});
   },
@@ -3207,18 +2477,6 @@ export const CompactionResponse: MessageFns<CompactionResponse> = {
     }
   },
 
-  fromJSON(object: any): CompactionResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: CompactionResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<CompactionResponse>): CompactionResponse {
     return CompactionResponse.fromPartial(base ?? {});
   },
@@ -3263,15 +2521,6 @@ export const HashRequest: MessageFns<HashRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(_: any): HashRequest {
-    return {};
-  },
-
-  toJSON(_: HashRequest): unknown {
-    const obj: any = {};
-    return obj;
   },
 
   create(base?: DeepPartial<HashRequest>): HashRequest {
@@ -3329,18 +2578,6 @@ export const HashKVRequest: MessageFns<HashKVRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): HashKVRequest {
-    return { revision: isSet(object.revision) ? BigInt(object.revision) : 0n };
-  },
-
-  toJSON(message: HashKVRequest): unknown {
-    const obj: any = {};
-    if (message.revision !== undefined) {
-      obj.revision = message.revision.toString();
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<HashKVRequest>): HashKVRequest {
@@ -3423,32 +2660,6 @@ export const HashKVResponse: MessageFns<HashKVResponse> = {
     }
   },
 
-  fromJSON(object: any): HashKVResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      hash: isSet(object.hash) ? globalThis.Number(object.hash) : 0,
-      compactRevision: isSet(object.compactRevision)
-        ? BigInt(object.compactRevision)
-        : isSet(object.compact_revision)
-        ? BigInt(object.compact_revision)
-        : 0n,
-    };
-  },
-
-  toJSON(message: HashKVResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.hash !== undefined) {
-      obj.hash = Math.round(message.hash);
-    }
-    if (message.compactRevision !== undefined) {
-      obj.compactRevision = message.compactRevision.toString();
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<HashKVResponse>): HashKVResponse {
     return HashKVResponse.fromPartial(base ?? {});
   },
@@ -3521,24 +2732,6 @@ export const HashResponse: MessageFns<HashResponse> = {
     }
   },
 
-  fromJSON(object: any): HashResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      hash: isSet(object.hash) ? globalThis.Number(object.hash) : 0,
-    };
-  },
-
-  toJSON(message: HashResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.hash !== undefined) {
-      obj.hash = Math.round(message.hash);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<HashResponse>): HashResponse {
     return HashResponse.fromPartial(base ?? {});
   },
@@ -3584,15 +2777,6 @@ export const SnapshotRequest: MessageFns<SnapshotRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(_: any): SnapshotRequest {
-    return {};
-  },
-
-  toJSON(_: SnapshotRequest): unknown {
-    const obj: any = {};
-    return obj;
   },
 
   create(base?: DeepPartial<SnapshotRequest>): SnapshotRequest {
@@ -3672,32 +2856,6 @@ export const SnapshotResponse: MessageFns<SnapshotResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): SnapshotResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      remainingBytes: isSet(object.remainingBytes)
-        ? BigInt(object.remainingBytes)
-        : isSet(object.remaining_bytes)
-        ? BigInt(object.remaining_bytes)
-        : 0n,
-      blob: isSet(object.blob) ? Buffer.from(bytesFromBase64(object.blob)) : Buffer.alloc(0),
-    };
-  },
-
-  toJSON(message: SnapshotResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.remainingBytes !== undefined) {
-      obj.remainingBytes = message.remainingBytes.toString();
-    }
-    if (message.blob !== undefined) {
-      obj.blob = base64FromBytes(message.blob);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<SnapshotResponse>): SnapshotResponse {
@@ -3792,36 +2950,6 @@ export const WatchRequest: MessageFns<WatchRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): WatchRequest {
-    return {
-      requestUnion: isSet(object.createRequest)
-        ? { $case: "createRequest", value: WatchCreateRequest.fromJSON(object.createRequest) }
-        : isSet(object.create_request)
-        ? { $case: "createRequest", value: WatchCreateRequest.fromJSON(object.create_request) }
-        : isSet(object.cancelRequest)
-        ? { $case: "cancelRequest", value: WatchCancelRequest.fromJSON(object.cancelRequest) }
-        : isSet(object.cancel_request)
-        ? { $case: "cancelRequest", value: WatchCancelRequest.fromJSON(object.cancel_request) }
-        : isSet(object.progressRequest)
-        ? { $case: "progressRequest", value: WatchProgressRequest.fromJSON(object.progressRequest) }
-        : isSet(object.progress_request)
-        ? { $case: "progressRequest", value: WatchProgressRequest.fromJSON(object.progress_request) }
-        : undefined,
-    };
-  },
-
-  toJSON(message: WatchRequest): unknown {
-    const obj: any = {};
-    if (message.requestUnion?.$case === "createRequest") {
-      obj.createRequest = WatchCreateRequest.toJSON(message.requestUnion.value);
-    } else if (message.requestUnion?.$case === "cancelRequest") {
-      obj.cancelRequest = WatchCancelRequest.toJSON(message.requestUnion.value);
-    } else if (message.requestUnion?.$case === "progressRequest") {
-      obj.progressRequest = WatchProgressRequest.toJSON(message.requestUnion.value);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<WatchRequest>): WatchRequest {
@@ -4013,66 +3141,6 @@ export const WatchCreateRequest: MessageFns<WatchCreateRequest> = {
     }
   },
 
-  fromJSON(object: any): WatchCreateRequest {
-    return {
-      key: isSet(object.key) ? Buffer.from(bytesFromBase64(object.key)) : Buffer.alloc(0),
-      rangeEnd: isSet(object.rangeEnd)
-        ? Buffer.from(bytesFromBase64(object.rangeEnd))
-        : isSet(object.range_end)
-        ? Buffer.from(bytesFromBase64(object.range_end))
-        : Buffer.alloc(0),
-      startRevision: isSet(object.startRevision)
-        ? BigInt(object.startRevision)
-        : isSet(object.start_revision)
-        ? BigInt(object.start_revision)
-        : 0n,
-      progressNotify: isSet(object.progressNotify)
-        ? globalThis.Boolean(object.progressNotify)
-        : isSet(object.progress_notify)
-        ? globalThis.Boolean(object.progress_notify)
-        : false,
-      filters: globalThis.Array.isArray(object?.filters)
-        ? object.filters.map((e: any) => watchCreateRequest_FilterTypeFromJSON(e))
-        : [],
-      prevKv: isSet(object.prevKv)
-        ? globalThis.Boolean(object.prevKv)
-        : isSet(object.prev_kv)
-        ? globalThis.Boolean(object.prev_kv)
-        : false,
-      watchId: isSet(object.watchId) ? BigInt(object.watchId) : isSet(object.watch_id) ? BigInt(object.watch_id) : 0n,
-      fragment: isSet(object.fragment) ? globalThis.Boolean(object.fragment) : false,
-    };
-  },
-
-  toJSON(message: WatchCreateRequest): unknown {
-    const obj: any = {};
-    if (message.key !== undefined) {
-      obj.key = base64FromBytes(message.key);
-    }
-    if (message.rangeEnd !== undefined) {
-      obj.rangeEnd = base64FromBytes(message.rangeEnd);
-    }
-    if (message.startRevision !== undefined) {
-      obj.startRevision = message.startRevision.toString();
-    }
-    if (message.progressNotify !== undefined) {
-      obj.progressNotify = message.progressNotify;
-    }
-    if (message.filters?.length) {
-      obj.filters = message.filters.map((e) => watchCreateRequest_FilterTypeToJSON(e));
-    }
-    if (message.prevKv !== undefined) {
-      obj.prevKv = message.prevKv;
-    }
-    if (message.watchId !== undefined) {
-      obj.watchId = message.watchId.toString();
-    }
-    if (message.fragment !== undefined) {
-      obj.fragment = message.fragment;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<WatchCreateRequest>): WatchCreateRequest {
     return WatchCreateRequest.fromPartial(base ?? {});
   },
@@ -4140,20 +3208,6 @@ export const WatchCancelRequest: MessageFns<WatchCancelRequest> = {
     }
   },
 
-  fromJSON(object: any): WatchCancelRequest {
-    return {
-      watchId: isSet(object.watchId) ? BigInt(object.watchId) : isSet(object.watch_id) ? BigInt(object.watch_id) : 0n,
-    };
-  },
-
-  toJSON(message: WatchCancelRequest): unknown {
-    const obj: any = {};
-    if (message.watchId !== undefined) {
-      obj.watchId = message.watchId.toString();
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<WatchCancelRequest>): WatchCancelRequest {
     return WatchCancelRequest.fromPartial(base ?? {});
   },
@@ -4196,15 +3250,6 @@ export const WatchProgressRequest: MessageFns<WatchProgressRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(_: any): WatchProgressRequest {
-    return {};
-  },
-
-  toJSON(_: WatchProgressRequest): unknown {
-    const obj: any = {};
-    return obj;
   },
 
   create(base?: DeepPartial<WatchProgressRequest>): WatchProgressRequest {
@@ -4353,56 +3398,6 @@ export const WatchResponse: MessageFns<WatchResponse> = {
     }
   },
 
-  fromJSON(object: any): WatchResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      watchId: isSet(object.watchId) ? BigInt(object.watchId) : isSet(object.watch_id) ? BigInt(object.watch_id) : 0n,
-      created: isSet(object.created) ? globalThis.Boolean(object.created) : false,
-      canceled: isSet(object.canceled) ? globalThis.Boolean(object.canceled) : false,
-      compactRevision: isSet(object.compactRevision)
-        ? BigInt(object.compactRevision)
-        : isSet(object.compact_revision)
-        ? BigInt(object.compact_revision)
-        : 0n,
-      cancelReason: isSet(object.cancelReason)
-        ? globalThis.String(object.cancelReason)
-        : isSet(object.cancel_reason)
-        ? globalThis.String(object.cancel_reason)
-        : "",
-      fragment: isSet(object.fragment) ? globalThis.Boolean(object.fragment) : false,
-      events: globalThis.Array.isArray(object?.events) ? object.events.map((e: any) => Event.fromJSON(e)) : [],
-    };
-  },
-
-  toJSON(message: WatchResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.watchId !== undefined) {
-      obj.watchId = message.watchId.toString();
-    }
-    if (message.created !== undefined) {
-      obj.created = message.created;
-    }
-    if (message.canceled !== undefined) {
-      obj.canceled = message.canceled;
-    }
-    if (message.compactRevision !== undefined) {
-      obj.compactRevision = message.compactRevision.toString();
-    }
-    if (message.cancelReason !== undefined) {
-      obj.cancelReason = message.cancelReason;
-    }
-    if (message.fragment !== undefined) {
-      obj.fragment = message.fragment;
-    }
-    if (message.events?.length) {
-      obj.events = message.events.map((e) => Event.toJSON(e));
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<WatchResponse>): WatchResponse {
     return WatchResponse.fromPartial(base ?? {});
   },
@@ -4484,21 +3479,6 @@ export const LeaseGrantRequest: MessageFns<LeaseGrantRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): LeaseGrantRequest {
-    return { TTL: isSet(object.TTL) ? BigInt(object.TTL) : 0n, ID: isSet(object.ID) ? BigInt(object.ID) : 0n };
-  },
-
-  toJSON(message: LeaseGrantRequest): unknown {
-    const obj: any = {};
-    if (message.TTL !== undefined) {
-      obj.TTL = message.TTL.toString();
-    }
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<LeaseGrantRequest>): LeaseGrantRequest {
@@ -4596,32 +3576,6 @@ export const LeaseGrantResponse: MessageFns<LeaseGrantResponse> = {
     }
   },
 
-  fromJSON(object: any): LeaseGrantResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      ID: isSet(object.ID) ? BigInt(object.ID) : 0n,
-      TTL: isSet(object.TTL) ? BigInt(object.TTL) : 0n,
-      error: isSet(object.error) ? globalThis.String(object.error) : "",
-    };
-  },
-
-  toJSON(message: LeaseGrantResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    if (message.TTL !== undefined) {
-      obj.TTL = message.TTL.toString();
-    }
-    if (message.error !== undefined) {
-      obj.error = message.error;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<LeaseGrantResponse>): LeaseGrantResponse {
     return LeaseGrantResponse.fromPartial(base ?? {});
   },
@@ -4685,18 +3639,6 @@ export const LeaseRevokeRequest: MessageFns<LeaseRevokeRequest> = {
     }
   },
 
-  fromJSON(object: any): LeaseRevokeRequest {
-    return { ID: isSet(object.ID) ? BigInt(object.ID) : 0n };
-  },
-
-  toJSON(message: LeaseRevokeRequest): unknown {
-    const obj: any = {};
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<LeaseRevokeRequest>): LeaseRevokeRequest {
     return LeaseRevokeRequest.fromPartial(base ?? {});
   },
@@ -4750,18 +3692,6 @@ export const LeaseRevokeResponse: MessageFns<LeaseRevokeResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): LeaseRevokeResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: LeaseRevokeResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<LeaseRevokeResponse>): LeaseRevokeResponse {
@@ -4838,28 +3768,6 @@ export const LeaseCheckpoint: MessageFns<LeaseCheckpoint> = {
     }
   },
 
-  fromJSON(object: any): LeaseCheckpoint {
-    return {
-      ID: isSet(object.ID) ? BigInt(object.ID) : 0n,
-      remainingTTL: isSet(object.remainingTTL)
-        ? BigInt(object.remainingTTL)
-        : isSet(object.remaining_TTL)
-        ? BigInt(object.remaining_TTL)
-        : 0n,
-    };
-  },
-
-  toJSON(message: LeaseCheckpoint): unknown {
-    const obj: any = {};
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    if (message.remainingTTL !== undefined) {
-      obj.remainingTTL = message.remainingTTL.toString();
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<LeaseCheckpoint>): LeaseCheckpoint {
     return LeaseCheckpoint.fromPartial(base ?? {});
   },
@@ -4918,22 +3826,6 @@ export const LeaseCheckpointRequest: MessageFns<LeaseCheckpointRequest> = {
     }
   },
 
-  fromJSON(object: any): LeaseCheckpointRequest {
-    return {
-      checkpoints: globalThis.Array.isArray(object?.checkpoints)
-        ? object.checkpoints.map((e: any) => LeaseCheckpoint.fromJSON(e))
-        : [],
-    };
-  },
-
-  toJSON(message: LeaseCheckpointRequest): unknown {
-    const obj: any = {};
-    if (message.checkpoints?.length) {
-      obj.checkpoints = message.checkpoints.map((e) => LeaseCheckpoint.toJSON(e));
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<LeaseCheckpointRequest>): LeaseCheckpointRequest {
     return LeaseCheckpointRequest.fromPartial(base ?? {});
   },
@@ -4987,18 +3879,6 @@ export const LeaseCheckpointResponse: MessageFns<LeaseCheckpointResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): LeaseCheckpointResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: LeaseCheckpointResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<LeaseCheckpointResponse>): LeaseCheckpointResponse {
@@ -5059,18 +3939,6 @@ export const LeaseKeepAliveRequest: MessageFns<LeaseKeepAliveRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): LeaseKeepAliveRequest {
-    return { ID: isSet(object.ID) ? BigInt(object.ID) : 0n };
-  },
-
-  toJSON(message: LeaseKeepAliveRequest): unknown {
-    const obj: any = {};
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<LeaseKeepAliveRequest>): LeaseKeepAliveRequest {
@@ -5156,28 +4024,6 @@ export const LeaseKeepAliveResponse: MessageFns<LeaseKeepAliveResponse> = {
     }
   },
 
-  fromJSON(object: any): LeaseKeepAliveResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      ID: isSet(object.ID) ? BigInt(object.ID) : 0n,
-      TTL: isSet(object.TTL) ? BigInt(object.TTL) : 0n,
-    };
-  },
-
-  toJSON(message: LeaseKeepAliveResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    if (message.TTL !== undefined) {
-      obj.TTL = message.TTL.toString();
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<LeaseKeepAliveResponse>): LeaseKeepAliveResponse {
     return LeaseKeepAliveResponse.fromPartial(base ?? {});
   },
@@ -5249,24 +4095,6 @@ export const LeaseTimeToLiveRequest: MessageFns<LeaseTimeToLiveRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): LeaseTimeToLiveRequest {
-    return {
-      ID: isSet(object.ID) ? BigInt(object.ID) : 0n,
-      keys: isSet(object.keys) ? globalThis.Boolean(object.keys) : false,
-    };
-  },
-
-  toJSON(message: LeaseTimeToLiveRequest): unknown {
-    const obj: any = {};
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    if (message.keys !== undefined) {
-      obj.keys = message.keys;
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<LeaseTimeToLiveRequest>): LeaseTimeToLiveRequest {
@@ -5378,36 +4206,6 @@ export const LeaseTimeToLiveResponse: MessageFns<LeaseTimeToLiveResponse> = {
     }
   },
 
-  fromJSON(object: any): LeaseTimeToLiveResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      ID: isSet(object.ID) ? BigInt(object.ID) : 0n,
-      TTL: isSet(object.TTL) ? BigInt(object.TTL) : 0n,
-      grantedTTL: isSet(object.grantedTTL) ? BigInt(object.grantedTTL) : 0n,
-      keys: globalThis.Array.isArray(object?.keys) ? object.keys.map((e: any) => Buffer.from(bytesFromBase64(e))) : [],
-    };
-  },
-
-  toJSON(message: LeaseTimeToLiveResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    if (message.TTL !== undefined) {
-      obj.TTL = message.TTL.toString();
-    }
-    if (message.grantedTTL !== undefined) {
-      obj.grantedTTL = message.grantedTTL.toString();
-    }
-    if (message.keys?.length) {
-      obj.keys = message.keys.map((e) => base64FromBytes(e));
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<LeaseTimeToLiveResponse>): LeaseTimeToLiveResponse {
     return LeaseTimeToLiveResponse.fromPartial(base ?? {});
   },
@@ -5458,15 +4256,6 @@ export const LeaseLeasesRequest: MessageFns<LeaseLeasesRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(_: any): LeaseLeasesRequest {
-    return {};
-  },
-
-  toJSON(_: LeaseLeasesRequest): unknown {
-    const obj: any = {};
-    return obj;
   },
 
   create(base?: DeepPartial<LeaseLeasesRequest>): LeaseLeasesRequest {
@@ -5524,18 +4313,6 @@ export const LeaseStatus: MessageFns<LeaseStatus> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): LeaseStatus {
-    return { ID: isSet(object.ID) ? BigInt(object.ID) : 0n };
-  },
-
-  toJSON(message: LeaseStatus): unknown {
-    const obj: any = {};
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<LeaseStatus>): LeaseStatus {
@@ -5602,24 +4379,6 @@ export const LeaseLeasesResponse: MessageFns<LeaseLeasesResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): LeaseLeasesResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      leases: globalThis.Array.isArray(object?.leases) ? object.leases.map((e: any) => LeaseStatus.fromJSON(e)) : [],
-    };
-  },
-
-  toJSON(message: LeaseLeasesResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.leases?.length) {
-      obj.leases = message.leases.map((e) => LeaseStatus.toJSON(e));
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<LeaseLeasesResponse>): LeaseLeasesResponse {
@@ -5727,38 +4486,6 @@ export const Member: MessageFns<Member> = {
     }
   },
 
-  fromJSON(object: any): Member {
-    return {
-      ID: isSet(object.ID) ? BigInt(object.ID) : 0n,
-      name: isSet(object.name) ? globalThis.String(object.name) : "",
-      peerURLs: globalThis.Array.isArray(object?.peerURLs) ? object.peerURLs.map((e: any) => globalThis.String(e)) : [],
-      clientURLs: globalThis.Array.isArray(object?.clientURLs)
-        ? object.clientURLs.map((e: any) => globalThis.String(e))
-        : [],
-      isLearner: isSet(object.isLearner) ? globalThis.Boolean(object.isLearner) : false,
-    };
-  },
-
-  toJSON(message: Member): unknown {
-    const obj: any = {};
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    if (message.name !== undefined) {
-      obj.name = message.name;
-    }
-    if (message.peerURLs?.length) {
-      obj.peerURLs = message.peerURLs;
-    }
-    if (message.clientURLs?.length) {
-      obj.clientURLs = message.clientURLs;
-    }
-    if (message.isLearner !== undefined) {
-      obj.isLearner = message.isLearner;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<Member>): Member {
     return Member.fromPartial(base ?? {});
   },
@@ -5827,24 +4554,6 @@ export const MemberAddRequest: MessageFns<MemberAddRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): MemberAddRequest {
-    return {
-      peerURLs: globalThis.Array.isArray(object?.peerURLs) ? object.peerURLs.map((e: any) => globalThis.String(e)) : [],
-      isLearner: isSet(object.isLearner) ? globalThis.Boolean(object.isLearner) : false,
-    };
-  },
-
-  toJSON(message: MemberAddRequest): unknown {
-    const obj: any = {};
-    if (message.peerURLs?.length) {
-      obj.peerURLs = message.peerURLs;
-    }
-    if (message.isLearner !== undefined) {
-      obj.isLearner = message.isLearner;
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<MemberAddRequest>): MemberAddRequest {
@@ -5925,28 +4634,6 @@ export const MemberAddResponse: MessageFns<MemberAddResponse> = {
     }
   },
 
-  fromJSON(object: any): MemberAddResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      member: isSet(object.member) ? Member.fromJSON(object.member) : undefined,
-      members: globalThis.Array.isArray(object?.members) ? object.members.map((e: any) => Member.fromJSON(e)) : [],
-    };
-  },
-
-  toJSON(message: MemberAddResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.member !== undefined) {
-      obj.member = Member.toJSON(message.member);
-    }
-    if (message.members?.length) {
-      obj.members = message.members.map((e) => Member.toJSON(e));
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<MemberAddResponse>): MemberAddResponse {
     return MemberAddResponse.fromPartial(base ?? {});
   },
@@ -6009,18 +4696,6 @@ export const MemberRemoveRequest: MessageFns<MemberRemoveRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): MemberRemoveRequest {
-    return { ID: isSet(object.ID) ? BigInt(object.ID) : 0n };
-  },
-
-  toJSON(message: MemberRemoveRequest): unknown {
-    const obj: any = {};
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<MemberRemoveRequest>): MemberRemoveRequest {
@@ -6087,24 +4762,6 @@ export const MemberRemoveResponse: MessageFns<MemberRemoveResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): MemberRemoveResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      members: globalThis.Array.isArray(object?.members) ? object.members.map((e: any) => Member.fromJSON(e)) : [],
-    };
-  },
-
-  toJSON(message: MemberRemoveResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.members?.length) {
-      obj.members = message.members.map((e) => Member.toJSON(e));
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<MemberRemoveResponse>): MemberRemoveResponse {
@@ -6179,24 +4836,6 @@ export const MemberUpdateRequest: MessageFns<MemberUpdateRequest> = {
     }
   },
 
-  fromJSON(object: any): MemberUpdateRequest {
-    return {
-      ID: isSet(object.ID) ? BigInt(object.ID) : 0n,
-      peerURLs: globalThis.Array.isArray(object?.peerURLs) ? object.peerURLs.map((e: any) => globalThis.String(e)) : [],
-    };
-  },
-
-  toJSON(message: MemberUpdateRequest): unknown {
-    const obj: any = {};
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    if (message.peerURLs?.length) {
-      obj.peerURLs = message.peerURLs;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<MemberUpdateRequest>): MemberUpdateRequest {
     return MemberUpdateRequest.fromPartial(base ?? {});
   },
@@ -6264,24 +4903,6 @@ export const MemberUpdateResponse: MessageFns<MemberUpdateResponse> = {
     }
   },
 
-  fromJSON(object: any): MemberUpdateResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      members: globalThis.Array.isArray(object?.members) ? object.members.map((e: any) => Member.fromJSON(e)) : [],
-    };
-  },
-
-  toJSON(message: MemberUpdateResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.members?.length) {
-      obj.members = message.members.map((e) => Member.toJSON(e));
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<MemberUpdateResponse>): MemberUpdateResponse {
     return MemberUpdateResponse.fromPartial(base ?? {});
   },
@@ -6338,18 +4959,6 @@ export const MemberListRequest: MessageFns<MemberListRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): MemberListRequest {
-    return { linearizable: isSet(object.linearizable) ? globalThis.Boolean(object.linearizable) : false };
-  },
-
-  toJSON(message: MemberListRequest): unknown {
-    const obj: any = {};
-    if (message.linearizable !== undefined) {
-      obj.linearizable = message.linearizable;
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<MemberListRequest>): MemberListRequest {
@@ -6418,24 +5027,6 @@ export const MemberListResponse: MessageFns<MemberListResponse> = {
     }
   },
 
-  fromJSON(object: any): MemberListResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      members: globalThis.Array.isArray(object?.members) ? object.members.map((e: any) => Member.fromJSON(e)) : [],
-    };
-  },
-
-  toJSON(message: MemberListResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.members?.length) {
-      obj.members = message.members.map((e) => Member.toJSON(e));
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<MemberListResponse>): MemberListResponse {
     return MemberListResponse.fromPartial(base ?? {});
   },
@@ -6495,18 +5086,6 @@ export const MemberPromoteRequest: MessageFns<MemberPromoteRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): MemberPromoteRequest {
-    return { ID: isSet(object.ID) ? BigInt(object.ID) : 0n };
-  },
-
-  toJSON(message: MemberPromoteRequest): unknown {
-    const obj: any = {};
-    if (message.ID !== undefined) {
-      obj.ID = message.ID.toString();
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<MemberPromoteRequest>): MemberPromoteRequest {
@@ -6575,24 +5154,6 @@ export const MemberPromoteResponse: MessageFns<MemberPromoteResponse> = {
     }
   },
 
-  fromJSON(object: any): MemberPromoteResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      members: globalThis.Array.isArray(object?.members) ? object.members.map((e: any) => Member.fromJSON(e)) : [],
-    };
-  },
-
-  toJSON(message: MemberPromoteResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.members?.length) {
-      obj.members = message.members.map((e) => Member.toJSON(e));
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<MemberPromoteResponse>): MemberPromoteResponse {
     return MemberPromoteResponse.fromPartial(base ?? {});
   },
@@ -6638,15 +5199,6 @@ export const DefragmentRequest: MessageFns<DefragmentRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(_: any): DefragmentRequest {
-    return {};
-  },
-
-  toJSON(_: DefragmentRequest): unknown {
-    const obj: any = {};
-    return obj;
   },
 
   create(base?: DeepPartial<DefragmentRequest>): DefragmentRequest {
@@ -6701,18 +5253,6 @@ export const DefragmentResponse: MessageFns<DefragmentResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): DefragmentResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: DefragmentResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<DefragmentResponse>): DefragmentResponse {
@@ -6775,18 +5315,6 @@ export const MoveLeaderRequest: MessageFns<MoveLeaderRequest> = {
     }
   },
 
-  fromJSON(object: any): MoveLeaderRequest {
-    return { targetID: isSet(object.targetID) ? BigInt(object.targetID) : 0n };
-  },
-
-  toJSON(message: MoveLeaderRequest): unknown {
-    const obj: any = {};
-    if (message.targetID !== undefined) {
-      obj.targetID = message.targetID.toString();
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<MoveLeaderRequest>): MoveLeaderRequest {
     return MoveLeaderRequest.fromPartial(base ?? {});
   },
@@ -6840,18 +5368,6 @@ export const MoveLeaderResponse: MessageFns<MoveLeaderResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): MoveLeaderResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: MoveLeaderResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<MoveLeaderResponse>): MoveLeaderResponse {
@@ -6936,28 +5452,6 @@ export const AlarmRequest: MessageFns<AlarmRequest> = {
     }
   },
 
-  fromJSON(object: any): AlarmRequest {
-    return {
-      action: isSet(object.action) ? alarmRequest_AlarmActionFromJSON(object.action) : 0,
-      memberID: isSet(object.memberID) ? BigInt(object.memberID) : 0n,
-      alarm: isSet(object.alarm) ? alarmTypeFromJSON(object.alarm) : 0,
-    };
-  },
-
-  toJSON(message: AlarmRequest): unknown {
-    const obj: any = {};
-    if (message.action !== undefined) {
-      obj.action = alarmRequest_AlarmActionToJSON(message.action);
-    }
-    if (message.memberID !== undefined) {
-      obj.memberID = message.memberID.toString();
-    }
-    if (message.alarm !== undefined) {
-      obj.alarm = alarmTypeToJSON(message.alarm);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AlarmRequest>): AlarmRequest {
     return AlarmRequest.fromPartial(base ?? {});
   },
@@ -7029,24 +5523,6 @@ export const AlarmMember: MessageFns<AlarmMember> = {
     }
   },
 
-  fromJSON(object: any): AlarmMember {
-    return {
-      memberID: isSet(object.memberID) ? BigInt(object.memberID) : 0n,
-      alarm: isSet(object.alarm) ? alarmTypeFromJSON(object.alarm) : 0,
-    };
-  },
-
-  toJSON(message: AlarmMember): unknown {
-    const obj: any = {};
-    if (message.memberID !== undefined) {
-      obj.memberID = message.memberID.toString();
-    }
-    if (message.alarm !== undefined) {
-      obj.alarm = alarmTypeToJSON(message.alarm);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AlarmMember>): AlarmMember {
     return AlarmMember.fromPartial(base ?? {});
   },
@@ -7112,24 +5588,6 @@ export const AlarmResponse: MessageFns<AlarmResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AlarmResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      alarms: globalThis.Array.isArray(object?.alarms) ? object.alarms.map((e: any) => AlarmMember.fromJSON(e)) : [],
-    };
-  },
-
-  toJSON(message: AlarmResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.alarms?.length) {
-      obj.alarms = message.alarms.map((e) => AlarmMember.toJSON(e));
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AlarmResponse>): AlarmResponse {
@@ -7201,24 +5659,6 @@ export const DowngradeRequest: MessageFns<DowngradeRequest> = {
     }
   },
 
-  fromJSON(object: any): DowngradeRequest {
-    return {
-      action: isSet(object.action) ? downgradeRequest_DowngradeActionFromJSON(object.action) : 0,
-      version: isSet(object.version) ? globalThis.String(object.version) : "",
-    };
-  },
-
-  toJSON(message: DowngradeRequest): unknown {
-    const obj: any = {};
-    if (message.action !== undefined) {
-      obj.action = downgradeRequest_DowngradeActionToJSON(message.action);
-    }
-    if (message.version !== undefined) {
-      obj.version = message.version;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<DowngradeRequest>): DowngradeRequest {
     return DowngradeRequest.fromPartial(base ?? {});
   },
@@ -7286,24 +5726,6 @@ export const DowngradeResponse: MessageFns<DowngradeResponse> = {
     }
   },
 
-  fromJSON(object: any): DowngradeResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      version: isSet(object.version) ? globalThis.String(object.version) : "",
-    };
-  },
-
-  toJSON(message: DowngradeResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.version !== undefined) {
-      obj.version = message.version;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<DowngradeResponse>): DowngradeResponse {
     return DowngradeResponse.fromPartial(base ?? {});
   },
@@ -7349,15 +5771,6 @@ export const StatusRequest: MessageFns<StatusRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(_: any): StatusRequest {
-    return {};
-  },
-
-  toJSON(_: StatusRequest): unknown {
-    const obj: any = {};
-    return obj;
   },
 
   create(base?: DeepPartial<StatusRequest>): StatusRequest {
@@ -7542,56 +5955,6 @@ export const StatusResponse: MessageFns<StatusResponse> = {
     }
   },
 
-  fromJSON(object: any): StatusResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      version: isSet(object.version) ? globalThis.String(object.version) : "",
-      dbSize: isSet(object.dbSize) ? BigInt(object.dbSize) : 0n,
-      leader: isSet(object.leader) ? BigInt(object.leader) : 0n,
-      raftIndex: isSet(object.raftIndex) ? BigInt(object.raftIndex) : 0n,
-      raftTerm: isSet(object.raftTerm) ? BigInt(object.raftTerm) : 0n,
-      raftAppliedIndex: isSet(object.raftAppliedIndex) ? BigInt(object.raftAppliedIndex) : 0n,
-      errors: globalThis.Array.isArray(object?.errors) ? object.errors.map((e: any) => globalThis.String(e)) : [],
-      dbSizeInUse: isSet(object.dbSizeInUse) ? BigInt(object.dbSizeInUse) : 0n,
-      isLearner: isSet(object.isLearner) ? globalThis.Boolean(object.isLearner) : false,
-    };
-  },
-
-  toJSON(message: StatusResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.version !== undefined) {
-      obj.version = message.version;
-    }
-    if (message.dbSize !== undefined) {
-      obj.dbSize = message.dbSize.toString();
-    }
-    if (message.leader !== undefined) {
-      obj.leader = message.leader.toString();
-    }
-    if (message.raftIndex !== undefined) {
-      obj.raftIndex = message.raftIndex.toString();
-    }
-    if (message.raftTerm !== undefined) {
-      obj.raftTerm = message.raftTerm.toString();
-    }
-    if (message.raftAppliedIndex !== undefined) {
-      obj.raftAppliedIndex = message.raftAppliedIndex.toString();
-    }
-    if (message.errors?.length) {
-      obj.errors = message.errors;
-    }
-    if (message.dbSizeInUse !== undefined) {
-      obj.dbSizeInUse = message.dbSizeInUse.toString();
-    }
-    if (message.isLearner !== undefined) {
-      obj.isLearner = message.isLearner;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<StatusResponse>): StatusResponse {
     return StatusResponse.fromPartial(base ?? {});
   },
@@ -7651,15 +6014,6 @@ export const AuthEnableRequest: MessageFns<AuthEnableRequest> = {
     }
   },
 
-  fromJSON(_: any): AuthEnableRequest {
-    return {};
-  },
-
-  toJSON(_: AuthEnableRequest): unknown {
-    const obj: any = {};
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthEnableRequest>): AuthEnableRequest {
     return AuthEnableRequest.fromPartial(base ?? {});
   },
@@ -7703,15 +6057,6 @@ export const AuthDisableRequest: MessageFns<AuthDisableRequest> = {
     }
   },
 
-  fromJSON(_: any): AuthDisableRequest {
-    return {};
-  },
-
-  toJSON(_: AuthDisableRequest): unknown {
-    const obj: any = {};
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthDisableRequest>): AuthDisableRequest {
     return AuthDisableRequest.fromPartial(base ?? {});
   },
@@ -7753,15 +6098,6 @@ export const AuthStatusRequest: MessageFns<AuthStatusRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(_: any): AuthStatusRequest {
-    return {};
-  },
-
-  toJSON(_: AuthStatusRequest): unknown {
-    const obj: any = {};
-    return obj;
   },
 
   create(base?: DeepPartial<AuthStatusRequest>): AuthStatusRequest {
@@ -7827,24 +6163,6 @@ export const AuthenticateRequest: MessageFns<AuthenticateRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthenticateRequest {
-    return {
-      name: isSet(object.name) ? globalThis.String(object.name) : "",
-      password: isSet(object.password) ? globalThis.String(object.password) : "",
-    };
-  },
-
-  toJSON(message: AuthenticateRequest): unknown {
-    const obj: any = {};
-    if (message.name !== undefined) {
-      obj.name = message.name;
-    }
-    if (message.password !== undefined) {
-      obj.password = message.password;
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthenticateRequest>): AuthenticateRequest {
@@ -7925,28 +6243,6 @@ export const AuthUserAddRequest: MessageFns<AuthUserAddRequest> = {
     }
   },
 
-  fromJSON(object: any): AuthUserAddRequest {
-    return {
-      name: isSet(object.name) ? globalThis.String(object.name) : "",
-      password: isSet(object.password) ? globalThis.String(object.password) : "",
-      options: isSet(object.options) ? UserAddOptions.fromJSON(object.options) : undefined,
-    };
-  },
-
-  toJSON(message: AuthUserAddRequest): unknown {
-    const obj: any = {};
-    if (message.name !== undefined) {
-      obj.name = message.name;
-    }
-    if (message.password !== undefined) {
-      obj.password = message.password;
-    }
-    if (message.options !== undefined) {
-      obj.options = UserAddOptions.toJSON(message.options);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthUserAddRequest>): AuthUserAddRequest {
     return AuthUserAddRequest.fromPartial(base ?? {});
   },
@@ -8006,18 +6302,6 @@ export const AuthUserGetRequest: MessageFns<AuthUserGetRequest> = {
     }
   },
 
-  fromJSON(object: any): AuthUserGetRequest {
-    return { name: isSet(object.name) ? globalThis.String(object.name) : "" };
-  },
-
-  toJSON(message: AuthUserGetRequest): unknown {
-    const obj: any = {};
-    if (message.name !== undefined) {
-      obj.name = message.name;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthUserGetRequest>): AuthUserGetRequest {
     return AuthUserGetRequest.fromPartial(base ?? {});
   },
@@ -8071,18 +6355,6 @@ export const AuthUserDeleteRequest: MessageFns<AuthUserDeleteRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthUserDeleteRequest {
-    return { name: isSet(object.name) ? globalThis.String(object.name) : "" };
-  },
-
-  toJSON(message: AuthUserDeleteRequest): unknown {
-    const obj: any = {};
-    if (message.name !== undefined) {
-      obj.name = message.name;
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthUserDeleteRequest>): AuthUserDeleteRequest {
@@ -8149,24 +6421,6 @@ export const AuthUserChangePasswordRequest: MessageFns<AuthUserChangePasswordReq
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthUserChangePasswordRequest {
-    return {
-      name: isSet(object.name) ? globalThis.String(object.name) : "",
-      password: isSet(object.password) ? globalThis.String(object.password) : "",
-    };
-  },
-
-  toJSON(message: AuthUserChangePasswordRequest): unknown {
-    const obj: any = {};
-    if (message.name !== undefined) {
-      obj.name = message.name;
-    }
-    if (message.password !== undefined) {
-      obj.password = message.password;
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthUserChangePasswordRequest>): AuthUserChangePasswordRequest {
@@ -8236,24 +6490,6 @@ export const AuthUserGrantRoleRequest: MessageFns<AuthUserGrantRoleRequest> = {
     }
   },
 
-  fromJSON(object: any): AuthUserGrantRoleRequest {
-    return {
-      user: isSet(object.user) ? globalThis.String(object.user) : "",
-      role: isSet(object.role) ? globalThis.String(object.role) : "",
-    };
-  },
-
-  toJSON(message: AuthUserGrantRoleRequest): unknown {
-    const obj: any = {};
-    if (message.user !== undefined) {
-      obj.user = message.user;
-    }
-    if (message.role !== undefined) {
-      obj.role = message.role;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthUserGrantRoleRequest>): AuthUserGrantRoleRequest {
     return AuthUserGrantRoleRequest.fromPartial(base ?? {});
   },
@@ -8321,24 +6557,6 @@ export const AuthUserRevokeRoleRequest: MessageFns<AuthUserRevokeRoleRequest> = 
     }
   },
 
-  fromJSON(object: any): AuthUserRevokeRoleRequest {
-    return {
-      name: isSet(object.name) ? globalThis.String(object.name) : "",
-      role: isSet(object.role) ? globalThis.String(object.role) : "",
-    };
-  },
-
-  toJSON(message: AuthUserRevokeRoleRequest): unknown {
-    const obj: any = {};
-    if (message.name !== undefined) {
-      obj.name = message.name;
-    }
-    if (message.role !== undefined) {
-      obj.role = message.role;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthUserRevokeRoleRequest>): AuthUserRevokeRoleRequest {
     return AuthUserRevokeRoleRequest.fromPartial(base ?? {});
   },
@@ -8393,18 +6611,6 @@ export const AuthRoleAddRequest: MessageFns<AuthRoleAddRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthRoleAddRequest {
-    return { name: isSet(object.name) ? globalThis.String(object.name) : "" };
-  },
-
-  toJSON(message: AuthRoleAddRequest): unknown {
-    const obj: any = {};
-    if (message.name !== undefined) {
-      obj.name = message.name;
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthRoleAddRequest>): AuthRoleAddRequest {
@@ -8462,18 +6668,6 @@ export const AuthRoleGetRequest: MessageFns<AuthRoleGetRequest> = {
     }
   },
 
-  fromJSON(object: any): AuthRoleGetRequest {
-    return { role: isSet(object.role) ? globalThis.String(object.role) : "" };
-  },
-
-  toJSON(message: AuthRoleGetRequest): unknown {
-    const obj: any = {};
-    if (message.role !== undefined) {
-      obj.role = message.role;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthRoleGetRequest>): AuthRoleGetRequest {
     return AuthRoleGetRequest.fromPartial(base ?? {});
   },
@@ -8518,15 +6712,6 @@ export const AuthUserListRequest: MessageFns<AuthUserListRequest> = {
     }
   },
 
-  fromJSON(_: any): AuthUserListRequest {
-    return {};
-  },
-
-  toJSON(_: AuthUserListRequest): unknown {
-    const obj: any = {};
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthUserListRequest>): AuthUserListRequest {
     return AuthUserListRequest.fromPartial(base ?? {});
   },
@@ -8568,15 +6753,6 @@ export const AuthRoleListRequest: MessageFns<AuthRoleListRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(_: any): AuthRoleListRequest {
-    return {};
-  },
-
-  toJSON(_: AuthRoleListRequest): unknown {
-    const obj: any = {};
-    return obj;
   },
 
   create(base?: DeepPartial<AuthRoleListRequest>): AuthRoleListRequest {
@@ -8631,18 +6807,6 @@ export const AuthRoleDeleteRequest: MessageFns<AuthRoleDeleteRequest> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthRoleDeleteRequest {
-    return { role: isSet(object.role) ? globalThis.String(object.role) : "" };
-  },
-
-  toJSON(message: AuthRoleDeleteRequest): unknown {
-    const obj: any = {};
-    if (message.role !== undefined) {
-      obj.role = message.role;
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthRoleDeleteRequest>): AuthRoleDeleteRequest {
@@ -8709,24 +6873,6 @@ export const AuthRoleGrantPermissionRequest: MessageFns<AuthRoleGrantPermissionR
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthRoleGrantPermissionRequest {
-    return {
-      name: isSet(object.name) ? globalThis.String(object.name) : "",
-      perm: isSet(object.perm) ? Permission.fromJSON(object.perm) : undefined,
-    };
-  },
-
-  toJSON(message: AuthRoleGrantPermissionRequest): unknown {
-    const obj: any = {};
-    if (message.name !== undefined) {
-      obj.name = message.name;
-    }
-    if (message.perm !== undefined) {
-      obj.perm = Permission.toJSON(message.perm);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthRoleGrantPermissionRequest>): AuthRoleGrantPermissionRequest {
@@ -8809,32 +6955,6 @@ export const AuthRoleRevokePermissionRequest: MessageFns<AuthRoleRevokePermissio
     }
   },
 
-  fromJSON(object: any): AuthRoleRevokePermissionRequest {
-    return {
-      role: isSet(object.role) ? globalThis.String(object.role) : "",
-      key: isSet(object.key) ? Buffer.from(bytesFromBase64(object.key)) : Buffer.alloc(0),
-      rangeEnd: isSet(object.rangeEnd)
-        ? Buffer.from(bytesFromBase64(object.rangeEnd))
-        : isSet(object.range_end)
-        ? Buffer.from(bytesFromBase64(object.range_end))
-        : Buffer.alloc(0),
-    };
-  },
-
-  toJSON(message: AuthRoleRevokePermissionRequest): unknown {
-    const obj: any = {};
-    if (message.role !== undefined) {
-      obj.role = message.role;
-    }
-    if (message.key !== undefined) {
-      obj.key = base64FromBytes(message.key);
-    }
-    if (message.rangeEnd !== undefined) {
-      obj.rangeEnd = base64FromBytes(message.rangeEnd);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthRoleRevokePermissionRequest>): AuthRoleRevokePermissionRequest {
     return AuthRoleRevokePermissionRequest.fromPartial(base ?? {});
   },
@@ -8892,18 +7012,6 @@ export const AuthEnableResponse: MessageFns<AuthEnableResponse> = {
     }
   },
 
-  fromJSON(object: any): AuthEnableResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: AuthEnableResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthEnableResponse>): AuthEnableResponse {
     return AuthEnableResponse.fromPartial(base ?? {});
   },
@@ -8959,18 +7067,6 @@ export const AuthDisableResponse: MessageFns<AuthDisableResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthDisableResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: AuthDisableResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthDisableResponse>): AuthDisableResponse {
@@ -9055,28 +7151,6 @@ export const AuthStatusResponse: MessageFns<AuthStatusResponse> = {
     }
   },
 
-  fromJSON(object: any): AuthStatusResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      enabled: isSet(object.enabled) ? globalThis.Boolean(object.enabled) : false,
-      authRevision: isSet(object.authRevision) ? BigInt(object.authRevision) : 0n,
-    };
-  },
-
-  toJSON(message: AuthStatusResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.enabled !== undefined) {
-      obj.enabled = message.enabled;
-    }
-    if (message.authRevision !== undefined) {
-      obj.authRevision = message.authRevision.toString();
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthStatusResponse>): AuthStatusResponse {
     return AuthStatusResponse.fromPartial(base ?? {});
   },
@@ -9149,24 +7223,6 @@ export const AuthenticateResponse: MessageFns<AuthenticateResponse> = {
     }
   },
 
-  fromJSON(object: any): AuthenticateResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      token: isSet(object.token) ? globalThis.String(object.token) : "",
-    };
-  },
-
-  toJSON(message: AuthenticateResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.token !== undefined) {
-      obj.token = message.token;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthenticateResponse>): AuthenticateResponse {
     return AuthenticateResponse.fromPartial(base ?? {});
   },
@@ -9223,18 +7279,6 @@ export const AuthUserAddResponse: MessageFns<AuthUserAddResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthUserAddResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: AuthUserAddResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthUserAddResponse>): AuthUserAddResponse {
@@ -9305,24 +7349,6 @@ export const AuthUserGetResponse: MessageFns<AuthUserGetResponse> = {
     }
   },
 
-  fromJSON(object: any): AuthUserGetResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      roles: globalThis.Array.isArray(object?.roles) ? object.roles.map((e: any) => globalThis.String(e)) : [],
-    };
-  },
-
-  toJSON(message: AuthUserGetResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.roles?.length) {
-      obj.roles = message.roles;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthUserGetResponse>): AuthUserGetResponse {
     return AuthUserGetResponse.fromPartial(base ?? {});
   },
@@ -9379,18 +7405,6 @@ export const AuthUserDeleteResponse: MessageFns<AuthUserDeleteResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthUserDeleteResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: AuthUserDeleteResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthUserDeleteResponse>): AuthUserDeleteResponse {
@@ -9450,18 +7464,6 @@ export const AuthUserChangePasswordResponse: MessageFns<AuthUserChangePasswordRe
     }
   },
 
-  fromJSON(object: any): AuthUserChangePasswordResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: AuthUserChangePasswordResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthUserChangePasswordResponse>): AuthUserChangePasswordResponse {
     return AuthUserChangePasswordResponse.fromPartial(base ?? {});
   },
@@ -9517,18 +7519,6 @@ export const AuthUserGrantRoleResponse: MessageFns<AuthUserGrantRoleResponse> = 
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthUserGrantRoleResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: AuthUserGrantRoleResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthUserGrantRoleResponse>): AuthUserGrantRoleResponse {
@@ -9588,18 +7578,6 @@ export const AuthUserRevokeRoleResponse: MessageFns<AuthUserRevokeRoleResponse> 
     }
   },
 
-  fromJSON(object: any): AuthUserRevokeRoleResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: AuthUserRevokeRoleResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthUserRevokeRoleResponse>): AuthUserRevokeRoleResponse {
     return AuthUserRevokeRoleResponse.fromPartial(base ?? {});
   },
@@ -9655,18 +7633,6 @@ export const AuthRoleAddResponse: MessageFns<AuthRoleAddResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthRoleAddResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: AuthRoleAddResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthRoleAddResponse>): AuthRoleAddResponse {
@@ -9735,24 +7701,6 @@ export const AuthRoleGetResponse: MessageFns<AuthRoleGetResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthRoleGetResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      perm: globalThis.Array.isArray(object?.perm) ? object.perm.map((e: any) => Permission.fromJSON(e)) : [],
-    };
-  },
-
-  toJSON(message: AuthRoleGetResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.perm?.length) {
-      obj.perm = message.perm.map((e) => Permission.toJSON(e));
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthRoleGetResponse>): AuthRoleGetResponse {
@@ -9824,24 +7772,6 @@ export const AuthRoleListResponse: MessageFns<AuthRoleListResponse> = {
     }
   },
 
-  fromJSON(object: any): AuthRoleListResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      roles: globalThis.Array.isArray(object?.roles) ? object.roles.map((e: any) => globalThis.String(e)) : [],
-    };
-  },
-
-  toJSON(message: AuthRoleListResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.roles?.length) {
-      obj.roles = message.roles;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthRoleListResponse>): AuthRoleListResponse {
     return AuthRoleListResponse.fromPartial(base ?? {});
   },
@@ -9911,24 +7841,6 @@ export const AuthUserListResponse: MessageFns<AuthUserListResponse> = {
     }
   },
 
-  fromJSON(object: any): AuthUserListResponse {
-    return {
-      header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined,
-      users: globalThis.Array.isArray(object?.users) ? object.users.map((e: any) => globalThis.String(e)) : [],
-    };
-  },
-
-  toJSON(message: AuthUserListResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    if (message.users?.length) {
-      obj.users = message.users;
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthUserListResponse>): AuthUserListResponse {
     return AuthUserListResponse.fromPartial(base ?? {});
   },
@@ -9985,18 +7897,6 @@ export const AuthRoleDeleteResponse: MessageFns<AuthRoleDeleteResponse> = {
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthRoleDeleteResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: AuthRoleDeleteResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthRoleDeleteResponse>): AuthRoleDeleteResponse {
@@ -10056,18 +7956,6 @@ export const AuthRoleGrantPermissionResponse: MessageFns<AuthRoleGrantPermission
     }
   },
 
-  fromJSON(object: any): AuthRoleGrantPermissionResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: AuthRoleGrantPermissionResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
-  },
-
   create(base?: DeepPartial<AuthRoleGrantPermissionResponse>): AuthRoleGrantPermissionResponse {
     return AuthRoleGrantPermissionResponse.fromPartial(base ?? {});
   },
@@ -10123,18 +8011,6 @@ export const AuthRoleRevokePermissionResponse: MessageFns<AuthRoleRevokePermissi
     } finally {
       (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
     }
-  },
-
-  fromJSON(object: any): AuthRoleRevokePermissionResponse {
-    return { header: isSet(object.header) ? ResponseHeader.fromJSON(object.header) : undefined };
-  },
-
-  toJSON(message: AuthRoleRevokePermissionResponse): unknown {
-    const obj: any = {};
-    if (message.header !== undefined) {
-      obj.header = ResponseHeader.toJSON(message.header);
-    }
-    return obj;
   },
 
   create(base?: DeepPartial<AuthRoleRevokePermissionResponse>): AuthRoleRevokePermissionResponse {
@@ -11506,14 +9382,6 @@ export const AuthClient = makeGenericClientConstructor(AuthService, "etcdserverp
   serviceName: string;
 };
 
-function bytesFromBase64(b64: string): Uint8Array {
-  return Uint8Array.from(globalThis.Buffer.from(b64, "base64"));
-}
-
-function base64FromBytes(arr: Uint8Array): string {
-  return globalThis.Buffer.from(arr).toString("base64");
-}
-
 type Builtin = Date | Function | Uint8Array | string | number | boolean | bigint | undefined;
 
 export type DeepPartial<T> = T extends bigint ? string | number | bigint
@@ -11523,15 +9391,9 @@ export type DeepPartial<T> = T extends bigint ? string | number | bigint
   : T extends {} ? { [K in keyof T]?: DeepPartial<T[K]> }
   : Partial<T>;
 
-function isSet(value: any): boolean {
-  return value !== null && value !== undefined;
-}
-
 export interface MessageFns<T> {
   encode(message: T, writer?: BinaryWriter): BinaryWriter;
   decode(input: BinaryReader | Uint8Array, length?: number): T;
-  fromJSON(object: any): T;
-  toJSON(message: T): unknown;
   create(base?: DeepPartial<T>): T;
   fromPartial(object: DeepPartial<T>): T;
 }
