@@ -18,7 +18,7 @@ if (Number(process.versions.node.split(".")[0]) >= 24) {
   await import(pathToFileURL(bundle).href);
 } else {
   const node = join(root, "node_modules/node/bin/node");
-  const child = spawn(node, [bundle, ...process.argv.slice(2)], { stdio: "inherit" });
+  const child = spawn(node, [...process.execArgv, bundle, ...process.argv.slice(2)], { stdio: "inherit" });
   // A terminal sends control-C to both; what was sent to this process alone is passed on, and waited for.
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
     process.on(signal, () => {

@@ -28,9 +28,17 @@ export function bundle(name: DaemonName): string {
   });
 }
 
+/**
+ * A node's own daemons keep little alive: with the engine's default of 16 MB they hold 5 to 7 MB more for its garbage. As in
+ * the first line of bin/noded and bin/netd.
+ */
+function engineFlags(name: DaemonName): string[] {
+  return name === "clusterd" ? [] : ["--max-semi-space-size=1"];
+}
+
 /** What a daemon is started with; the defaults of paths and ports hold, as each host has its own. */
 export function daemonCommand(lab: LabRecord, name: DaemonName): string[] {
-  const command = [nodeBinary, bundle(name), "run"];
+  const command = [nodeBinary, ...engineFlags(name), bundle(name), "run"];
   if (name !== "noded") return command;
   const registries = [`registry.lab:${registryPort}`, `${registryAddress(lab)}:${registryPort}`];
   return [...command, ...registries.flatMap((registry) => ["--insecure-registry", registry])];
