@@ -13,6 +13,7 @@ import { serveStatus } from "../lib/http/status.ts";
 import { lockDirectory } from "../lib/lock/lock.ts";
 import { createLog, type Log } from "../lib/log/log.ts";
 import { loadIdentity, writeWhole } from "../lib/pki/identity.ts";
+import { version } from "../lib/version/version.ts";
 import {
   ClusterClient,
   ClusterService,
@@ -58,7 +59,6 @@ import { maintainEtcd } from "./store/maintenance.ts";
 import { createCodecs } from "./store/schema.ts";
 import { createBlobCodec } from "./store/seal.ts";
 
-const version = "0.1.0";
 /** How long the start waits for etcd. */
 const startPatienceMs = 60_000;
 const silentTooLongMs = 12_000;
@@ -303,7 +303,7 @@ async function createTokenByApi(stateDir: string, ttlMs: number): Promise<string
 }
 
 function commands(): Command {
-  const program = new Command("clusterd").description("The control plane of an Embassy cluster.").version(version);
+  const program = new Command("clusterd").description("The control plane of an Embassy cluster.").version(`clusterd ${version}`);
   const stateDir = ["--state-dir <dir>", "where this member keeps its certificates and data", defaultStateDir] as const;
 
   program

@@ -11,6 +11,8 @@ describe("parseConfig", () => {
     });
     expect(parseConfig(["cleanup"])).toMatchObject({ command: "cleanup", runDir: "/run/embassy/netns" });
     expect(parseConfig(["--help"])).toBe("help");
+    expect(parseConfig(["--version"])).toBe("version");
+    expect(parseConfig(["version"])).toBe("version");
   });
 
   it.each([

@@ -6,6 +6,7 @@ import { type LogLevel, logLevels } from "../lib/log/log.ts";
 export const usage = `Usage:
   netd [run] [options]      this host's overlay, name server and ambassadors (the default)
   netd cleanup [options]    take everything of netd's off this host
+  netd version              print the version
 
   --state-dir DIR           what netd keeps                     (default /var/lib/embassy/netd)
   --run-dir DIR             what lasts until the next boot      (default /run/embassy/netns)
@@ -48,6 +49,7 @@ const options = {
   pool: { type: "string", default: "4" },
   "log-level": { type: "string", default: "info" },
   help: { type: "boolean", default: false },
+  version: { type: "boolean", default: false },
 } as const;
 
 function parse(argv: readonly string[]) {
@@ -58,13 +60,14 @@ function parse(argv: readonly string[]) {
   }
 }
 
-/** The configuration that the arguments say, or "help". Throws `invalid`, naming the flag, its value and what it accepts. */
-export function parseConfig(argv: readonly string[]): Config | "help" {
+/** The configuration that the arguments say, or "help" or "version". Throws `invalid`, naming the flag, its value and what it accepts. */
+export function parseConfig(argv: readonly string[]): Config | "help" | "version" {
   const { values, positionals } = parse(argv);
   const [command = "run", ...rest] = positionals;
   if (values.help || command === "help") return "help";
+  if (values.version || command === "version") return "version";
   if ((command !== "run" && command !== "cleanup") || rest.length > 0) {
-    throw bad("command", positionals.join(" "), "run or cleanup");
+    throw bad("command", positionals.join(" "), "run, cleanup, version or help");
   }
   const path = (flag: "state-dir" | "run-dir" | "noded-dir" | "socket" | "resolv-conf") => {
     const value = values[flag];

@@ -2,13 +2,12 @@ import { systemClock } from "../lib/clock/clock.ts";
 import { asClusterError, hasCode } from "../lib/errors/errors.ts";
 import { serveStatus } from "../lib/http/status.ts";
 import { createLog } from "../lib/log/log.ts";
+import { version } from "../lib/version/version.ts";
 import { type Config, parseConfig, usage } from "./config.ts";
 import { cleanup } from "./kernel/cleanup.ts";
 import { Netd } from "./netd.ts";
 import { serveNetd } from "./server/grpc.ts";
 import { NetworkSession } from "./session/session.ts";
-
-const version = "0.1.0";
 
 async function run(config: Config, signal: AbortSignal): Promise<void> {
   const log = createLog("netd", config.logLevel);
@@ -54,6 +53,10 @@ async function main(): Promise<void> {
   const config = parseConfig(process.argv.slice(2));
   if (config === "help") {
     process.stdout.write(usage);
+    return;
+  }
+  if (config === "version") {
+    process.stdout.write(`netd ${version}\n`);
     return;
   }
   if (config.command === "cleanup") {

@@ -20,6 +20,11 @@ describe("parseConfig", () => {
     expect(parseConfig(["--log-level", "debug"])).toEqual({ ...expected, logLevel: "debug" });
   });
 
+  it("says its version and its help", () => {
+    for (const words of [["version"], ["--version"]]) expect(parseConfig(words)).toEqual({ command: "version" });
+    for (const words of [["help"], ["join", "--help"], ["-h"]]) expect(parseConfig(words)).toEqual({ command: "help" });
+  });
+
   it("takes several registries", () => {
     const config = parseConfig(["run", "--insecure-registry", "r:5000", "--insecure-registry", "10.0.0.1:5000"]);
     expect(config).toMatchObject({ insecureRegistries: ["r:5000", "10.0.0.1:5000"] });

@@ -7,6 +7,7 @@ import { type LogLevel, logLevels } from "../lib/log/log.ts";
 export const usage = `Usage:
   noded [run] [options]     run this host's tasks (the default)
   noded join [options]      make this host a node of a cluster
+  noded version             print the version
 
 run:
   --state-dir DIR           what the node keeps              (default /var/lib/embassy/noded)
@@ -55,7 +56,7 @@ export interface JoinConfig {
   readonly underlay: string | undefined;
 }
 
-export type Config = RunConfig | JoinConfig | { readonly command: "help" };
+export type Config = RunConfig | JoinConfig | { readonly command: "help" | "version" };
 
 function bad(flag: string, value: string, accepted: string): ClusterError {
   return new ClusterError(`${flag} ${JSON.stringify(value)}: must be ${accepted}`, {
@@ -115,12 +116,13 @@ const defaultStateDir = "/var/lib/embassy/noded";
 export function parseConfig(argv: readonly string[]): Config {
   const [first = "run", ...rest] = argv;
   if (first === "help" || argv.includes("--help") || argv.includes("-h")) return { command: "help" };
+  if (first === "version" || first === "--version") return { command: "version" };
   if (first === "join") return Object.freeze(joinConfig(rest));
   if (first === "run") return Object.freeze(runConfig(rest));
   if (first.startsWith("-")) return Object.freeze(runConfig([...argv]));
   throw new ClusterError(`noded has no command ${JSON.stringify(first)}`, {
     code: "invalid",
-    hint: "The commands are run, join and help.",
+    hint: "The commands are run, join, version and help.",
   });
 }
 

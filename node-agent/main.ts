@@ -9,6 +9,7 @@ import { lockDirectory } from "../lib/lock/lock.ts";
 import { createLog } from "../lib/log/log.ts";
 import { readCertificate } from "../lib/pki/certificate.ts";
 import { loadIdentity, writeIdentity } from "../lib/pki/identity.ts";
+import { version } from "../lib/version/version.ts";
 import { parseConfig, type RunConfig, usage } from "./config.ts";
 import { describeNode } from "./describe/describe.ts";
 import { openImageStore } from "./images/store.ts";
@@ -26,7 +27,6 @@ import { TaskManager } from "./task/manager.ts";
 import { RecordStore } from "./task/record.ts";
 import { Volumes } from "./volumes/volumes.ts";
 
-const version = "0.1.0";
 const agentPort = 7410;
 
 async function run(config: RunConfig): Promise<void> {
@@ -160,6 +160,9 @@ async function main(): Promise<void> {
   switch (config.command) {
     case "help":
       process.stdout.write(usage);
+      return;
+    case "version":
+      process.stdout.write(`noded ${version}\n`);
       return;
     case "join": {
       // Loaded only here: the running daemon has no use for it.

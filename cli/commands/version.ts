@@ -1,4 +1,4 @@
-import packageFile from "../../package.json" with { type: "json" };
+import { version } from "../../lib/version/version.ts";
 import { globalOptions, printJson, type Register } from "../cli.ts";
 
 export const registerVersion: Register = (program, cli) => {
@@ -6,7 +6,6 @@ export const registerVersion: Register = (program, cli) => {
     .command("version")
     .description("Prints the version of clusterctl; `clusterctl info` has that of the cluster.")
     .action((_options, command) => {
-      const { version } = packageFile;
       if (globalOptions(command).output === "json") printJson(cli, { version, node: process.versions.node });
       else cli.out.write(`clusterctl ${version}\n`);
     });
