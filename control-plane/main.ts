@@ -303,7 +303,9 @@ async function createTokenByApi(stateDir: string, ttlMs: number): Promise<string
 }
 
 function commands(): Command {
-  const program = new Command("clusterd").description("The control plane of an Embassy cluster.").version(`clusterd ${version}`);
+  const program = new Command("clusterd")
+    .description("The control plane of an Embassy cluster.")
+    .version(`clusterd ${version}`);
   const stateDir = ["--state-dir <dir>", "where this member keeps its certificates and data", defaultStateDir] as const;
 
   program

@@ -22,7 +22,7 @@ describe("parseConfig", () => {
     [["--pool", "99"], '--pool "99": must be a number of 0-64'],
     [["--log-level", "loud"], '--log-level "loud": must be one of debug, info, warn, error'],
     [["--nonsense"], "Unknown option '--nonsense'"],
-    [["walk"], 'command "walk": must be run or cleanup'],
+    [["walk"], 'command "walk": must be run, cleanup, version or help'],
   ])("refuses %j and says what it takes", (args, message) => {
     expect(() => parseConfig(args)).toThrow(
       expect.objectContaining({ code: "invalid", message: expect.stringContaining(message) }),
