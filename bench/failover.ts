@@ -25,11 +25,11 @@ export async function run(args: readonly string[]): Promise<void> {
     await cluster.killHost(victim);
     await cluster.untilTrue(`${victim} is down`, async () => {
       const nodes = await cluster.nodes();
-      return nodes.some((node) => node.spec?.name === victim && node.status?.state === "NODE_STATE_DOWN");
+      return nodes.some((node) => node.spec?.name === victim && node.status?.state === "down");
     });
     down.push((performance.now() - killedMs) / 1_000);
     await cluster.until("12 running elsewhere", (tasks) => {
-      const running = tasks.filter((view) => view.status?.state === "TASK_STATE_RUNNING");
+      const running = tasks.filter((view) => view.status?.state === "running");
       return running.filter((view) => view.nodeName !== victim).length === 12;
     });
     elsewhere.push((performance.now() - killedMs) / 1_000);

@@ -55,7 +55,7 @@ export async function run(args: readonly string[]): Promise<void> {
         await cluster.exec(victim?.nodeName ?? "", ["kill", "-9", String(victim?.status?.pid)]);
         await cluster.until("the task is replaced", (tasks) => {
           const running = tasks.filter(
-            (view) => view.status?.state === "TASK_STATE_RUNNING" && view.task?.id !== victim?.task?.id,
+            (view) => view.status?.state === "running" && view.task?.id !== victim?.task?.id,
           );
           return running.length === runs;
         });

@@ -397,7 +397,7 @@ describe("what is read", () => {
   it("has every field in JSON", async () => {
     const { stdout } = await clusterctl(["nodes", "--output", "json"]);
     expect(JSON.parse(stdout)).toMatchObject({
-      nodes: [{ spec: { name: "host-1", labels: {} }, status: { state: "NODE_STATE_READY" }, tasks: 0 }],
+      nodes: [{ spec: { name: "host-1", labels: {} }, status: { state: "ready" }, tasks: 0 }],
     });
     expect(JSON.parse((await clusterctl(["stacks", "-o", "json"])).stdout)).toEqual({ stacks: [] });
   });

@@ -56,7 +56,7 @@ async function tasks(): Promise<Placed[]> {
     tasks: { task: { serviceName: string; slot: number }; status: { state: string; pid: number }; nodeName: string }[];
   };
   return listed
-    .filter(({ status }) => status?.state === "TASK_STATE_RUNNING")
+    .filter(({ status }) => status?.state === "running")
     .map(({ task, status, nodeName }) => ({
       name: `${task.serviceName}.${task.slot}`,
       node: nodeName,

@@ -7,7 +7,7 @@ export const counterStack = join(import.meta.dirname, "../../examples/counter/st
 
 /** The running tasks among these, of one service. */
 export function running(tasks: readonly TaskView[], service: string): TaskView[] {
-  return tasks.filter((view) => view.task?.serviceName === service && view.status?.state === "TASK_STATE_RUNNING");
+  return tasks.filter((view) => view.task?.serviceName === service && view.status?.state === "running");
 }
 
 /** Pid by task id of the service's running tasks that are not on the node. */

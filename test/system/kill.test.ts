@@ -37,9 +37,7 @@ describe("SIGKILL under steady requests", () => {
     await load.untilSucceeded(50);
     for (const process of one.start) await cluster.start("host-1", process);
     await load.untilSucceeded(100);
-    await cluster.untilNodes("all nodes are ready", (nodes) =>
-      nodes.every(({ status }) => status?.state === "NODE_STATE_READY"),
-    );
+    await cluster.untilNodes("all nodes are ready", (nodes) => nodes.every(({ status }) => status?.state === "ready"));
     expect(await running()).toEqual(before);
 
     // A change goes through all that was killed, and only what it asks for happens.
