@@ -69,7 +69,10 @@ const implementation: ClusterServer = {
   }),
   listStacks: unary(() => ({ stacks: [] })),
   listServices: unary(() => ({ services: [] })),
-  listTasks: unary(() => ({ tasks: answers.tasks })),
+  listTasks: unary(({ node }) => ({
+    tasks: answers.tasks.filter(({ nodeName }) => node === "" || nodeName === node),
+    nowMs: 1_000_000,
+  })),
   listNodes: unary((_request, call) => {
     requirePeer(call, ["admin"]);
     return {
@@ -405,7 +408,7 @@ describe("what is read", () => {
   it("is refused of a stack that is not there", async () => {
     const result = await clusterctl(["services", "nosuch"]);
     expect(result.code).toBe(1);
-    expect(result.stderr).toMatch(/^error: there is no stack nosuch\n/);
+    expect(result.stderr).toMatch(/^error: there is no stack or service nosuch\n/);
   });
 
   it("puts the parts of a long line together, and warnings on stderr", async () => {
@@ -418,6 +421,23 @@ describe("what is read", () => {
     answers.tasks = [task("web", TaskStates.TASK_STATE_FAILED, { exitCode: 3, message: "no such file" })];
     const { stdout } = await clusterctl(["ps"]);
     expect(stdout).toMatch(/shop_web\.1 +idweb +host-2 +failed \(3\) +- +no such file/);
+  });
+
+  it("shows what comes after a task that failed", async () => {
+    const failed = task("web", TaskStates.TASK_STATE_FAILED, { exitCode: 3, message: "no such file" });
+    answers.tasks = [
+      { ...failed, retryAtMs: 1_004_100 },
+      { ...task("api", TaskStates.TASK_STATE_FAILED, { message: "out of files" }), retryAtMs: 999_000 },
+      { ...task("job", TaskStates.TASK_STATE_FAILED, { message: "no luck" }), gaveUp: "its restart condition is none" },
+    ];
+    const { stdout } = await clusterctl(["ps"]);
+    expect(stdout).toMatch(/shop_web\.1 .* no such file; next try in 5 s\n/);
+    expect(stdout).toMatch(/shop_api\.1 .* out of files; next try now\n/);
+    expect(stdout).toMatch(/shop_job\.1 .* gave up after 1 attempt: no luck\n/);
+    expect(JSON.parse((await clusterctl(["ps", "-o", "json"])).stdout)).toMatchObject({
+      nowMs: 1_000_000,
+      tasks: [{ retryAtMs: 1_004_100, gaveUp: "" }, {}, { retryAtMs: 0, gaveUp: "its restart condition is none" }],
+    });
   });
 
   it("shows what a task waits for, and what became of it after that", async () => {
@@ -439,6 +459,22 @@ describe("what changes something says so", () => {
   ])("%j", async (words, expected) => {
     expect(await clusterctl(words)).toEqual({ code: 0, stdout: "", stderr: expected });
     expect(await clusterctl([...words, "-o", "json"])).toEqual({ code: 0, stdout: "", stderr: "" });
+  });
+});
+
+describe("node drain", () => {
+  it("warns of the node's own tasks that find no place, and of no others", async () => {
+    const waiting = (name: string, replaces: string) => {
+      const view = task(name, TaskStates.TASK_STATE_PENDING, { unplaced: "no node fits: 1 is drained" });
+      return { ...view, nodeName: "", task: view.task && { ...view.task, replaces } };
+    };
+    const gone = { ...task("old", TaskStates.TASK_STATE_SHUTDOWN), nodeName: "host-1" };
+    const elsewhere = { ...task("before", TaskStates.TASK_STATE_SHUTDOWN), nodeName: "host-3" };
+    answers.tasks = [gone, elsewhere, waiting("web", "idold"), waiting("api", "idbefore"), waiting("new", "")];
+    const { stderr } = await clusterctl(["node", "drain", "host-1"]);
+    expect(stderr).toBe(
+      "host-1 is drained: no task runs there\nwarning: shop_web.1 has no place: no node fits: 1 is drained\n",
+    );
   });
 });
 

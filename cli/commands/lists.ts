@@ -1,6 +1,4 @@
 import type { Command } from "commander";
-import { ClusterError } from "../../lib/errors/errors.ts";
-import { nearest } from "../../lib/words/nearest.ts";
 import type { ClusterClient, NetworkView, NodeView, ServiceView, StackView } from "../../proto/gen/embassy/v1/api.ts";
 import { Availability, NodeState } from "../../proto/gen/embassy/v1/state.ts";
 import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
@@ -28,12 +26,15 @@ const heavy = async () => ({
   api: await import("../../proto/gen/embassy/v1/api.ts"),
 });
 
-const services = (stack: string): Listing<ServiceView> => ({
+const services = (target: string): Listing<ServiceView> => ({
   read: async (client, signal) => {
     const { call, api } = await heavy();
-    const response = await call(client.listServices.bind(client), { stack }, { signal });
-    if (stack !== "" && response.services.length === 0) await requireStack(client, stack, signal);
-    const rows = response.services.toSorted((a, b) => serviceName(a).localeCompare(serviceName(b)));
+    const { stackOrService } = await import("../lookup.ts");
+    const chosen = target === "" ? { stack: "", service: "" } : await stackOrService(client, target, signal);
+    const response = await call(client.listServices.bind(client), { stack: chosen.stack }, { signal });
+    const isChosen = (view: ServiceView) =>
+      chosen.service === "" || [serviceName(view), view.service?.spec?.name].includes(chosen.service);
+    const rows = response.services.filter(isChosen).toSorted((a, b) => serviceName(a).localeCompare(serviceName(b)));
     return { rows, json: jsonOf(api.ListServicesResponse, { services: rows }) };
   },
   columns: () => [
@@ -44,8 +45,8 @@ const services = (stack: string): Listing<ServiceView> => ({
     },
     {
       title: "RUNNING",
-      value: ({ running, desired }) => `${running}/${desired}`,
-      style: ({ running, desired }) => (running >= desired ? "green" : "yellow"),
+      value: runningOf,
+      style: ({ running, completed, desired }) => (running + completed >= desired ? "green" : "yellow"),
       align: "right",
     },
     { title: "IMAGE", value: ({ service }) => service?.spec?.container?.image ?? "", shrinkTo: 16 },
@@ -73,18 +74,12 @@ const services = (stack: string): Listing<ServiceView> => ({
   ],
 });
 
-/** Throws `not-found`, with the nearest name, unless there is such a stack. */
-async function requireStack(client: ClusterClient, stack: string, signal: AbortSignal): Promise<void> {
-  const { call } = await heavy();
-  const { stacks: known } = await call(client.listStacks.bind(client), {}, { signal });
-  const names = known.map(({ name }) => name);
-  if (names.includes(stack)) return;
-  const similar = nearest(stack, names);
-  throw new ClusterError(`there is no stack ${stack}`, {
-    code: "not-found",
-    subject: `stack/${stack}`,
-    hint: similar === undefined ? "`clusterctl stacks` lists those there are." : `Did you mean ${similar}?`,
-  });
+/** "2/3"; of a service whose tasks have done their work "completed 1/1", and of one that is about to "1/3, 2 completed". */
+function runningOf({ running, completed, desired }: ServiceView): string {
+  if (completed === 0) return `${running}/${desired}`;
+  return running === 0 && completed >= desired
+    ? `completed ${completed}/${desired}`
+    : `${running}/${desired}, ${completed} completed`;
 }
 
 function serviceName({ service }: ServiceView): string {
@@ -189,9 +184,9 @@ export const registerLists: Register = (program, cli) => {
   program
     .command("services")
     .summary("list services")
-    .description("Lists the services of the cluster or of a stack.")
-    .argument("[stack]", "stack")
-    .action(async (stack: string | undefined, _options, command) => await show(cli, command, services(stack ?? "")));
+    .description("Lists the services of the cluster or of a stack, or one service.")
+    .argument("[stack|service]", "stack, <stack>_<service>, or service")
+    .action(async (target: string | undefined, _options, command) => await show(cli, command, services(target ?? "")));
   program
     .command("stacks")
     .description("Lists the stacks.")

@@ -60,9 +60,9 @@ export const registerNode: Register = (program, cli) => {
         for (const name of names) {
           await untilDrained(client, name, limits);
           say(command, `${name} is drained: no task runs there`);
-        }
-        for (const { name, why } of await unplacedTasks(client, cli.signal)) {
-          say(command, `warning: ${name} has no place: ${why}`);
+          for (const { name: task, why } of await unplacedTasks(client, name, cli.signal)) {
+            say(command, `warning: ${task} has no place: ${why}`);
+          }
         }
       });
     });

@@ -1,5 +1,6 @@
-import type { TaskView } from "../../proto/gen/embassy/v1/api.ts";
+import type { ListTasksResponse, TaskView } from "../../proto/gen/embassy/v1/api.ts";
 import { DesiredState, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import { gaveUpAfter, nextTry } from "../attempts.ts";
 import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
 import { taskName } from "../names.ts";
@@ -11,9 +12,11 @@ export const registerPs: Register = (program, cli) => {
   program
     .command("ps")
     .summary("list tasks")
-    .description("Lists the tasks of the cluster, of a stack, or of a service.")
+    .description(
+      "Lists the tasks of the cluster, of a stack, or of a service: those that have not ended, and of a slot that has none such the newest, with what comes next.",
+    )
     .argument("[stack|service]", "stack, <stack>_<service>, or service")
-    .option("-a, --all", "also tasks that have ended")
+    .option("-a, --all", "every task that is remembered")
     .option("--node <name>", "only those on this node")
     .action(async (target: string | undefined, options: { all?: boolean; node?: string }, command) => {
       const global = globalOptions(command);
@@ -25,26 +28,13 @@ export const registerPs: Register = (program, cli) => {
           target === undefined ? { stack: "", service: "" } : await stackOrService(client, target, cli.signal);
         const request = { ...chosen, node: options.node ?? "", all: options.all === true };
         const response = await call(client.listTasks.bind(client), request, { signal: cli.signal });
-        const tasks = response.tasks.toSorted(byName);
-        if (global.output === "json") {
-          printJson(cli, jsonOf(ListTasksResponse, { tasks }));
-        } else printTasks(cli, tasks);
+        if (global.output === "json") printJson(cli, jsonOf(ListTasksResponse, response));
+        else printTasks(cli, response);
       });
     });
 };
 
-function byName(a: TaskView, b: TaskView): number {
-  const { task: x, status: xs } = a;
-  const { task: y, status: ys } = b;
-  if (x === undefined || y === undefined) return 0;
-  const name = `${x.stack}_${x.serviceName}`.localeCompare(`${y.stack}_${y.serviceName}`);
-  if (name !== 0) return name;
-  if (x.slot !== y.slot) return x.slot - y.slot;
-  return a.nodeName.localeCompare(b.nodeName) || y.createdAtMs - x.createdAtMs || (ys?.state ?? 0) - (xs?.state ?? 0);
-}
-
-function printTasks(cli: Cli, tasks: readonly TaskView[]): void {
-  const nowMs = Date.now();
+function printTasks(cli: Cli, { tasks, nowMs }: ListTasksResponse): void {
   cli.out.write(
     table<TaskView>(
       cli.out,
@@ -55,7 +45,7 @@ function printTasks(cli: Cli, tasks: readonly TaskView[]): void {
         { title: "NODE", value: ({ nodeName }) => nodeName || "-", shrinkTo: 10 },
         { title: "STATE", value: stateOf, style: styleOf },
         { title: "AGE", value: ({ task }) => formatAge(task?.createdAtMs ?? 0, nowMs), align: "right" },
-        { title: "MESSAGE", value: messageOf, shrinkTo: 10, wish: 40 },
+        { title: "MESSAGE", value: (view) => messageOf(view, nowMs), shrinkTo: 10, wish: 40 },
       ],
       tasks,
     ),
@@ -96,9 +86,16 @@ function styleOf({ task, status }: TaskView): Style | undefined {
   }
 }
 
-/** What a task waits for says something only until it runs; after that, its node knows best. */
-export function messageOf({ task, status }: TaskView): string {
+/**
+ * What a task waits for says something only until it runs; after that, its node knows best. With one that ended, what comes
+ * next: "exited with code 1; next try in 5 s", "gave up after 3 attempts: exited with code 1".
+ */
+export function messageOf(view: TaskView, nowMs: number): string {
+  const { task, status } = view;
   const waits = (status?.state ?? TaskState.TASK_STATE_PENDING) < TaskState.TASK_STATE_RUNNING;
   const waitsFor = waits ? task?.unplaced || task?.waitsFor : "";
-  return waitsFor || status?.message || "";
+  const message = waitsFor || status?.message || "";
+  const gaveUp = gaveUpAfter(view);
+  if (gaveUp !== undefined) return message === "" ? gaveUp : `${gaveUp}: ${message}`;
+  return [message, nextTry(view, nowMs) ?? ""].filter((part) => part !== "").join("; ");
 }

@@ -209,9 +209,12 @@ class Follower {
     const { stack } = this.#options;
     const [first] = failures;
     const logs = first === undefined ? "" : ` and \`clusterctl logs ${stack}_${first.service}\``;
+    const state = failures.some(({ triedAgain }) => triedAgain)
+      ? "The stack stays as declared and the cluster goes on trying."
+      : "The stack stays as declared; what gave up is not tried again until its service changes.";
     return new GivenUp(
       failures,
-      `The stack stays as declared and the cluster goes on trying. Mend it and deploy again, look at it with \`clusterctl ps ${stack} -a\`${logs}, or remove it with \`clusterctl rm ${stack}\`.`,
+      `${state} Mend it and deploy again, look at it with \`clusterctl ps ${stack} -a\`${logs}, or remove it with \`clusterctl rm ${stack}\`.`,
     );
   }
 
@@ -236,10 +239,13 @@ class Follower {
   }
 }
 
-/** "web  2/3 running, 1 old to stop; web.3 cannot be started on host-2: ..." */
+/** "migrate  1/1 completed", "web  2/3 running, 1 to stop; web.3 cannot be started on host-2: ..." */
 export function describe(service: ServiceProgress, width = 0): string {
   const old = service.old > 0 ? `, ${service.old} to stop` : "";
-  const numbers = `${service.name.padEnd(width)}  ${service.running}/${service.desired} running${old}`;
+  const { running, desired, completed } = service;
+  const done = completed > 0 && completed === running;
+  const some = completed > 0 && !done ? `, ${completed} of them completed` : "";
+  const numbers = `${service.name.padEnd(width)}  ${running}/${desired} ${done ? "completed" : "running"}${some}${old}`;
   if (isSettled(service)) return numbers;
   const [problem] = service.problems;
   const told = problem === undefined ? undefined : (problemOf(problem)?.why ?? waitOf(problem));

@@ -39,6 +39,7 @@ describe("judge", () => {
       taskId: "a",
       kind: "unplaced",
       why: "no node fits: 3 are short of memory",
+      triedAgain: true,
     });
   });
 
@@ -61,6 +62,15 @@ describe("judge", () => {
     expect(judge(crashing, patience.failedMs, none, 3)?.why).toBe("ended on host-1 (exit code 1)");
     const words = task("f", { state: TaskState.TASK_STATE_FAILED, exitCode: 1, message: "exited with code 1" });
     expect(judge(service([words]), patience.failedMs, none, 3)?.why).toBe("ended on host-1 (exit code 1)");
+  });
+
+  it("gives up at once on a task that gave up, whenever that was", () => {
+    const task = { ...failed("g"), gaveUp: "it was restarted 2 times, as often as max_attempts allows" };
+    const last = { ...task, task: task.task && { ...task.task, restarts: 2 } };
+    expect(judge(service([last]), 0, new Set(["g"]), 0)).toMatchObject({
+      why: "ended on host-1 (exit code 1); gave up after 3 attempts",
+      triedAgain: false,
+    });
   });
 
   it("does not count failures from before the deploy", () => {
@@ -86,6 +96,13 @@ describe("what a service is still short of", () => {
 });
 
 describe("isSettled", () => {
+  it("counts work that is done, and the line says so", () => {
+    const done = ServiceProgress.fromPartial({ name: "job", desired: 1, running: 1, completed: 1 });
+    expect(describeService(done)).toBe("job  1/1 completed");
+    expect(isSettled(done)).toBe(true);
+    expect(describeService({ ...done, desired: 3, running: 2 })).toBe("job  2/3 running, 1 of them completed");
+  });
+
   it("means enough running and nothing old", () => {
     expect(isSettled(ServiceProgress.fromPartial({ desired: 2, running: 2 }))).toBe(true);
     expect(isSettled(ServiceProgress.fromPartial({ desired: 2, running: 1 }))).toBe(false);

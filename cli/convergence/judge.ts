@@ -1,5 +1,6 @@
 import type { ServiceProgress, TaskView } from "../../proto/gen/embassy/v1/api.ts";
 import { Health, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import { gaveUpAfter } from "../attempts.ts";
 
 /** How long a service may make no headway before `deploy` gives up on it. Longer for what often mends itself. */
 export const patience = {
@@ -22,6 +23,8 @@ export interface Failure {
   readonly taskId: string;
   readonly kind: "unplaced" | "rejected" | "failed";
   readonly why: string;
+  /** The cluster goes on trying; otherwise nothing happens until the service changes. */
+  readonly triedAgain: boolean;
 }
 
 /** How the problem of a task reads; undefined when it has none. */
@@ -30,14 +33,16 @@ export function problemOf(
 ): { readonly kind: "unplaced" | "rejected" | "failed"; readonly why: string } | undefined {
   const { task, status } = view;
   const on = view.nodeName === "" ? "" : ` on ${view.nodeName}`;
+  const gaveUp = gaveUpAfter(view);
+  const end = gaveUp === undefined ? "" : `; ${gaveUp}`;
   switch (status?.state) {
     case TaskState.TASK_STATE_REJECTED:
-      return { kind: "rejected", why: `cannot be started${on}: ${status.message || "no cause was given"}` };
+      return { kind: "rejected", why: `cannot be started${on}: ${status.message || "no cause was given"}${end}` };
     case TaskState.TASK_STATE_FAILED: {
       const words = status.oomKilled ? "out of memory" : `exit code ${status.exitCode}`;
       // The node says the code in words of its own when it knows no more.
       const more = /^exited with code -?\d+$/.test(status.message) ? "" : status.message;
-      return { kind: "failed", why: `ended${on} (${words})${more === "" ? "" : `: ${more}`}` };
+      return { kind: "failed", why: `ended${on} (${words})${more === "" ? "" : `: ${more}`}${end}` };
     }
     default:
       return task?.unplaced ? { kind: "unplaced", why: task.unplaced } : undefined;
@@ -65,7 +70,8 @@ export function shortName(view: TaskView): string {
 /**
  * Decides whether a service that has made no headway for `stuckMs` has failed; undefined: it may still come. Pure.
  * `known` holds ids of tasks that had failed before this deploy and say nothing about it; `attempts` is how many have
- * failed since, as the cluster shows only the latest.
+ * failed since, as the cluster shows only the latest. A task that gave up has failed at once, and whenever that was: nothing
+ * comes after it.
  */
 export function judge(
   progress: ServiceProgress,
@@ -73,7 +79,8 @@ export function judge(
   known: ReadonlySet<string>,
   attempts: number,
 ): Failure | undefined {
-  const fresh = progress.problems.filter(({ task }) => task !== undefined && !known.has(task.id));
+  const isNews = ({ task, gaveUp }: TaskView) => task !== undefined && (gaveUp !== "" || !known.has(task.id));
+  const fresh = progress.problems.filter(isNews);
   const found = fresh.flatMap((view) => {
     const problem = problemOf(view);
     return problem === undefined ? [] : [{ view, ...problem }];
@@ -85,7 +92,10 @@ export function judge(
     taskId: problem.view.task?.id ?? "",
     kind: problem.kind,
     why: problem.why,
+    triedAgain: problem.view.gaveUp === "",
   });
+  const gaveUp = found.find(({ view }) => view.gaveUp !== "");
+  if (gaveUp !== undefined) return give(gaveUp);
   const unplaced = first("unplaced");
   if (unplaced !== undefined && stuckMs >= (progress.old > 0 ? patience.unplacedBehindOldMs : patience.unplacedMs)) {
     return give(unplaced);

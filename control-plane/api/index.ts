@@ -102,7 +102,7 @@ export function createApi(deps: ApiDeps): Api {
     ),
     listStacks: admin(() => ({ stacks: listStacks(index).stacks as StackView[] })),
     listServices: admin(({ stack }) => listServices(index, stack)),
-    listTasks: admin((request) => listTasks(index, request)),
+    listTasks: admin((request) => listTasks(index, request, deps.clock.nowMs())),
     listNodes: admin(() => listNodes(index, deps.network)),
     listNetworks: admin(() => listNetworks(index)),
     updateNode: admin(async (request, user) => {

@@ -1,10 +1,11 @@
 import { expect, it } from "vitest";
-import { ContainerSpec } from "../../proto/gen/embassy/v1/stack.ts";
+import { ListTasksRequest } from "../../proto/gen/embassy/v1/api.ts";
+import { ContainerSpec, RestartCondition, RestartPolicy } from "../../proto/gen/embassy/v1/stack.ts";
 import { Health, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import { SteppedCluster } from "../controllers/testing.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { aService, aStack, replicas } from "../domain/testing.ts";
-import { listServices } from "./reads.ts";
+import { listServices, listTasks } from "./reads.ts";
 
 const web = (image: string) =>
   aService("web", { mode: replicas(2), container: ContainerSpec.create({ image: `registry/${image}` }) });
@@ -35,4 +36,80 @@ it("an unhealthy task does not count as running, and is told as what keeps its s
     running: 1,
     problems: [{ task: { id: task.id }, status: { message: "unhealthy: no answer" } }],
   });
+});
+
+const listed = (cluster: SteppedCluster, request: Partial<ListTasksRequest> = {}) =>
+  listTasks(cluster.index, ListTasksRequest.create(request), cluster.nowMs).tasks;
+
+it("a slot that waits for its next attempt shows its last one and when that begins; one that gave up, why", async () => {
+  using cluster = new SteppedCluster();
+  await cluster.addNodes("a");
+  const restart = RestartPolicy.create({
+    condition: RestartCondition.RESTART_CONDITION_ON_FAILURE,
+    maxAttempts: 1,
+    delayMs: 5_000,
+  });
+  cluster.crashing.add("web");
+  await cluster.deploy(aStack("s", [aService("web", { mode: replicas(1), restart })]));
+  await cluster.settle();
+  expect(listed(cluster)).toMatchObject([
+    { status: { state: TaskState.TASK_STATE_FAILED }, retryAtMs: cluster.nowMs + 5_000, gaveUp: "" },
+  ]);
+  cluster.nowMs += 5_000;
+  await cluster.settle();
+  expect(listed(cluster)).toMatchObject([
+    {
+      task: { restarts: 1 },
+      status: { state: TaskState.TASK_STATE_FAILED },
+      retryAtMs: 0,
+      gaveUp: "it was restarted once, as often as max_attempts allows",
+    },
+  ]);
+  expect(listed(cluster, { node: "a" })).toHaveLength(1);
+  // Of all tasks only the newest says what comes next, and it comes first.
+  expect(listed(cluster, { all: true })).toMatchObject([
+    { task: { epoch: 2 }, gaveUp: expect.stringContaining("restarted") },
+    { task: { epoch: 1 }, gaveUp: "", retryAtMs: 0 },
+  ]);
+  expect(stackProgress(cluster.index, "s").services[0]?.problems).toMatchObject([
+    { gaveUp: expect.stringContaining("restarted") },
+  ]);
+});
+
+it("a job that has done its work is completed and does not run; a slot that is to be empty shows nothing", async () => {
+  using cluster = new SteppedCluster();
+  await cluster.addNodes("a");
+  const restart = RestartPolicy.create({ condition: RestartCondition.RESTART_CONDITION_NONE });
+  const job = (count: number) => aStack("s", [aService("job", { mode: replicas(count), restart })]);
+  await cluster.deploy(job(2));
+  await cluster.settle();
+  const [first] = cluster.tasks("s", "job");
+  if (first === undefined) throw new Error("no task");
+  await cluster.report(first, TaskState.TASK_STATE_COMPLETE);
+  await cluster.settle();
+  expect(listServices(cluster.index, "s").services[0]).toMatchObject({ desired: 2, running: 1, completed: 1 });
+  expect(stackProgress(cluster.index, "s").services[0]).toMatchObject({ desired: 2, running: 2, completed: 1 });
+  expect(listed(cluster)).toMatchObject([
+    { status: { state: TaskState.TASK_STATE_COMPLETE }, gaveUp: "", retryAtMs: 0 },
+    { status: { state: TaskState.TASK_STATE_RUNNING } },
+  ]);
+  await cluster.deploy(job(0));
+  await cluster.settle();
+  expect(listed(cluster)).toEqual([]);
+  expect(listServices(cluster.index, "s").services[0]).toMatchObject({ desired: 0, running: 0, completed: 0 });
+});
+
+it("tasks are in the order of their slots, as numbers, and of one slot the newest is first", async () => {
+  using cluster = new SteppedCluster();
+  await cluster.addNodes("a", "b");
+  await cluster.deploy(aStack("s", [aService("web", { mode: replicas(11) })]));
+  await cluster.settle();
+  await cluster.deploy(
+    aStack("s", [
+      aService("web", { mode: replicas(11), container: ContainerSpec.create({ image: "registry/web:2" }) }),
+    ]),
+  );
+  await cluster.settle();
+  const order = listed(cluster, { all: true }).map(({ task }) => `${task?.slot}/${task?.epoch}`);
+  expect(order).toEqual(Array.from({ length: 11 }, (_, n) => [`${n + 1}/2`, `${n + 1}/1`]).flat());
 });

@@ -9,8 +9,8 @@ import type {
 import type { Block, Service, Task } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { serviceProgress, taskView } from "../domain/progress.ts";
-import { isComplete, type SeatTasks, seatsOf } from "../domain/service-tasks.ts";
-import { hasEnded, isUp, isWanted, observedState, serviceFullName, taskName } from "../domain/tasks.ts";
+import { leftBehind, seatsOf } from "../domain/service-tasks.ts";
+import { hasEnded, isUp, isWanted, observedState, observedStatus, serviceFullName, slotName } from "../domain/tasks.ts";
 import { resolveNode, resolveService } from "./resolve.ts";
 
 // Reads of the view in memory: no round trip to the store. Lists are in order of the names that users see.
@@ -42,37 +42,42 @@ export function listServices(index: ClusterIndex, stack: string): ListServicesRe
   const services = stack === "" ? [...index.view.services.values()] : index.servicesOfStack(stack);
   return {
     services: services.sort(by(serviceFullName)).map((service) => {
-      const { desired } = serviceProgress(index, service);
-      // Of any version: during an update the old tasks still serve. One that has done its work counts, as it does for the stack.
-      const running = seatsOf(index, service).reduce((sum, seat) => sum + runningOf(index, service, seat), 0);
-      return { service, status: index.view.serviceStatuses.get(service.id), desired, running };
+      const { desired, completed } = serviceProgress(index, service);
+      // Of any version: during an update the old tasks still serve.
+      const up = index.tasksOfService(service.id).filter((task) => isUp(observedStatus(index.view, task)));
+      return { service, status: index.view.serviceStatuses.get(service.id), desired, running: up.length, completed };
     }),
   };
 }
 
-function runningOf(index: ClusterIndex, service: Service, seat: SeatTasks): number {
-  const up = [...seat.good, ...seat.stale, ...seat.going].filter(({ id }) => isUp(index.view.taskStatuses.get(id)));
-  return up.length > 0 ? up.length : seat.wanted && isComplete(index, service, seat) ? 1 : 0;
-}
-
-export function listTasks(index: ClusterIndex, request: ListTasksRequest): ListTasksResponse {
+export function listTasks(index: ClusterIndex, request: ListTasksRequest, nowMs: number): ListTasksResponse {
   const node = request.node === "" ? undefined : resolveNode(index, request.node);
-  const chosen = tasksOf(index, request).filter((task) => {
-    if (node !== undefined && task.nodeId !== node.id) return false;
-    return request.all || !hasEnded(observedState(index.view, task));
-  });
-  const key = (task: Task) => `${taskName(index.view, task)} ${String(task.epoch).padStart(12, "0")}`;
-  return { tasks: chosen.sort(by(key)).map((task) => taskView(index, task)) };
+  const services = servicesOf(index, request);
+  const left = new Set(
+    services.flatMap((service) => seatsOf(index, service).flatMap((seat) => leftBehind(seat, index)?.id ?? [])),
+  );
+  const chosen = services
+    .flatMap(({ id }) => index.tasksOfService(id))
+    .filter((task) => {
+      if (node !== undefined && task.nodeId !== node.id) return false;
+      return request.all || left.has(task.id) || !hasEnded(observedState(index.view, task));
+    });
+  return { tasks: chosen.sort(byPlace(index)).map((task) => taskView(index, task, left.has(task.id))), nowMs };
 }
 
-function tasksOf(index: ClusterIndex, { stack, service }: ListTasksRequest): Task[] {
+/** By stack, service, and slot or node; of one slot the newest first. */
+function byPlace({ view }: ClusterIndex): (a: Task, b: Task) => number {
+  const service = by<Task>(({ stack, serviceName }) => `${stack}_${serviceName}`);
+  const node = by<Task>((task) => slotName(view, task));
+  const id = by<Task>((task) => task.id);
+  return (a, b) => service(a, b) || a.slot - b.slot || (a.slot === 0 ? node(a, b) : 0) || b.epoch - a.epoch || id(a, b);
+}
+
+function servicesOf(index: ClusterIndex, { stack, service }: ListTasksRequest): Service[] {
   if (service !== "") {
-    const found =
-      index.servicesOfStack(stack).find(({ spec }) => spec?.name === service) ?? resolveService(index, service);
-    return index.tasksOfService(found.id);
+    return [index.servicesOfStack(stack).find(({ spec }) => spec?.name === service) ?? resolveService(index, service)];
   }
-  if (stack !== "") return index.servicesOfStack(stack).flatMap(({ id }) => index.tasksOfService(id));
-  return [...index.view.tasks.values()];
+  return stack === "" ? [...index.view.services.values()] : index.servicesOfStack(stack);
 }
 
 /** How far the nodes' netds have come. */

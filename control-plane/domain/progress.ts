@@ -1,17 +1,21 @@
 import type { ServiceProgress, StackProgress, TaskView } from "../../proto/gen/embassy/v1/api.ts";
 import { type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "./index.ts";
-import { hasFailed, isSatisfied, lastEnded, type SeatTasks, seatsOf } from "./service-tasks.ts";
+import { hasFailed, isComplete, isSatisfied, lastEnded, restartOf, type SeatTasks, seatsOf } from "./service-tasks.ts";
 import { isUp, observedStatus } from "./tasks.ts";
 
 const mostProblems = 10;
 
-/** A task with all that is known of it. */
-export function taskView(index: ClusterIndex, task: Task): TaskView {
+/** A task with all that is known of it. `newest`: it is the newest of its slot, so that what comes next hangs on it. */
+export function taskView(index: ClusterIndex, task: Task, newest: boolean): TaskView {
+  const service = newest ? index.view.services.get(task.serviceId) : undefined;
+  const next = service !== undefined && hasFailed(index, task) ? restartOf(index, service, task) : undefined;
   return {
     task,
     status: observedStatus(index.view, task),
     nodeName: index.view.nodes.get(task.nodeId)?.name ?? "",
+    retryAtMs: next?.kind === "restart" ? next.atMs : 0,
+    gaveUp: next?.kind === "never" ? next.why : "",
   };
 }
 
@@ -38,8 +42,11 @@ export function serviceProgress(index: ClusterIndex, service: Service): ServiceP
   const problems: Task[] = [];
   // No failures yet: they come after those that are, so that they never push one out.
   const waiting: Task[] = [];
+  const newest = new Set<Task>();
   for (const seat of unsatisfied) {
-    const last = lastEnded(seat) ?? (seat.good.length > 0 ? seat.ended.at(-1) : undefined);
+    const newestEnded = lastEnded(seat);
+    if (newestEnded !== undefined) newest.add(newestEnded);
+    const last = newestEnded ?? (seat.good.length > 0 ? seat.ended.at(-1) : undefined);
     if (last?.serviceVersion === service.version && hasFailed(index, last)) problems.push(last);
     problems.push(...seat.good.filter(({ unplaced }) => unplaced !== ""));
     waiting.push(...seat.good.filter((task) => task.unplaced === "" && isHeldBack(index, task)));
@@ -52,7 +59,8 @@ export function serviceProgress(index: ClusterIndex, service: Service): ServiceP
     desired: wanted.length,
     running: wanted.length - unsatisfied.length,
     old,
-    problems: problems.slice(0, mostProblems).map((task) => taskView(index, task)),
+    problems: problems.slice(0, mostProblems).map((task) => taskView(index, task, newest.has(task))),
+    completed: wanted.filter((seat) => isComplete(index, service, seat)).length,
   };
 }
 

@@ -46,7 +46,10 @@ export function decideRestart(policy: RestartPolicy | undefined, task: Task, sta
   const restarts = (windowMs > 0 && ranMs >= windowMs ? 0 : task.restarts) + 1;
   const maxAttempts = policy?.maxAttempts ?? 0;
   if (maxAttempts > 0 && restarts > maxAttempts) {
-    return { kind: "never", why: `it was restarted ${maxAttempts} times, as often as max_attempts allows` };
+    return {
+      kind: "never",
+      why: `it was restarted ${maxAttempts === 1 ? "once" : `${maxAttempts} times`}, as often as max_attempts allows`,
+    };
   }
   const failures = (ranMs >= settledMs ? 0 : task.failures) + 1;
   const firstMs = policy?.delayMs ?? 0;

@@ -1,6 +1,6 @@
 import { Availability, DesiredState, type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "./index.ts";
-import { decideRestart, endedByItself } from "./restart.ts";
+import { decideRestart, endedByItself, type RestartDecision } from "./restart.ts";
 import { type Seat, seatOf, wantedSeats } from "./seats.ts";
 import { hasEnded, isUp, isWanted, observedState, observedStatus } from "./tasks.ts";
 
@@ -63,15 +63,28 @@ export function lastEnded({ good, stale, going, ended }: SeatTasks): Task | unde
   return last !== undefined && last.epoch > newestLive ? last : undefined;
 }
 
+/** What follows on a task of a service, which ended by itself; undefined: it did not, or its version counts no longer. */
+export function restartOf(index: ClusterIndex, service: Service, task: Task): RestartDecision | undefined {
+  if (task.serviceVersion !== service.version || task.desired === DesiredState.DESIRED_STATE_SHUTDOWN) return undefined;
+  const status = observedStatus(index.view, task);
+  return endedByItself(status.state) ? decideRestart(service.spec?.restart, task, status) : undefined;
+}
+
+/**
+ * The task that tells how a seat stands which nothing fills, though it is wanted: its newest, when that ended by itself or
+ * was lost with its node.
+ */
+export function leftBehind({ wanted, good, stale, going, ended }: SeatTasks, index: ClusterIndex): Task | undefined {
+  const last = ended.at(-1);
+  if (!wanted || last === undefined || good.length + stale.length + going.length > 0) return undefined;
+  return observedState(index.view, last) === TaskState.TASK_STATE_SHUTDOWN ? undefined : last;
+}
+
 /** Did the seat's work end as it should, so that nothing is to be started any more? */
 export function isComplete(index: ClusterIndex, service: Service, seat: SeatTasks): boolean {
   const last = lastEnded(seat);
-  if (last === undefined || last.serviceVersion !== service.version) return false;
-  const status = observedStatus(index.view, last);
-  return (
-    status.state === TaskState.TASK_STATE_COMPLETE &&
-    decideRestart(service.spec?.restart, last, status).kind === "never"
-  );
+  if (last === undefined || observedState(index.view, last) !== TaskState.TASK_STATE_COMPLETE) return false;
+  return restartOf(index, service, last)?.kind === "never";
 }
 
 /** Does the seat have what it wants: a task of the newest version that is up, or one that has done its work? */

@@ -119,7 +119,7 @@ export class Cluster implements AsyncDisposable {
     return JSON.parse((await this.run([...args, "--output", "json"])).stdout) as T;
   }
 
-  /** Tasks that have not ended; with `all`, every task that is remembered. */
+  /** Tasks that have not ended, and of a slot that has none such the newest; with `all`, every task that is remembered. */
   async tasks(options: { readonly all?: boolean } = {}): Promise<TaskView[]> {
     return (await this.json<{ tasks: TaskView[] }>(["ps", ...(options.all === true ? ["--all"] : [])])).tasks;
   }

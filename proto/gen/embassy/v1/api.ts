@@ -98,6 +98,8 @@ export interface ServiceProgress {
    * healthy (yet).
    */
   problems: TaskView[];
+  /** of those running: have done their work and ended */
+  completed: number;
 }
 
 export interface ListStacksRequest {
@@ -130,6 +132,8 @@ export interface ServiceView {
   desired: number;
   /** of any version, up */
   running: number;
+  /** have done their work and ended, and need not run again */
+  completed: number;
 }
 
 export interface ListTasksRequest {
@@ -139,18 +143,30 @@ export interface ListTasksRequest {
   service: string;
   /** name or id; empty: all */
   node: string;
-  /** with tasks that have ended */
+  /**
+   * Every task that is remembered. Otherwise those that have not ended, and of a slot that has none such and is not told to
+   * be empty the newest that ended.
+   */
   all: boolean;
 }
 
 export interface ListTasksResponse {
+  /** by stack, service and slot; of a slot the newest first */
   tasks: TaskView[];
+  /** the control plane's clock */
+  nowMs: number;
 }
 
 export interface TaskView {
   task: Task | undefined;
   status: TaskStatus | undefined;
   nodeName: string;
+  /**
+   * Of the newest task of a slot, when it ended without having done its work; by the control plane's clock when the next
+   * attempt begins (0: there is none), or why there will be none.
+   */
+  retryAtMs: number;
+  gaveUp: string;
 }
 
 export interface ListNodesRequest {
@@ -969,7 +985,7 @@ export const StackProgress: MessageFns<StackProgress> = {
 };
 
 function createBaseServiceProgress(): ServiceProgress {
-  return { name: "", desired: 0, running: 0, old: 0, problems: [] };
+  return { name: "", desired: 0, running: 0, old: 0, problems: [], completed: 0 };
 }
 
 export const ServiceProgress: MessageFns<ServiceProgress> = {
@@ -988,6 +1004,9 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     }
     for (const v of message.problems) {
       TaskView.encode(v!, writer.uint32(42).fork()).join();
+    }
+    if (message.completed !== 0) {
+      writer.uint32(48).uint32(message.completed);
     }
     return writer;
   },
@@ -1045,6 +1064,14 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
             message.problems.push(TaskView.decode(reader, reader.uint32()));
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.completed = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1064,6 +1091,7 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
       running: isSet(object.running) ? globalThis.Number(object.running) : 0,
       old: isSet(object.old) ? globalThis.Number(object.old) : 0,
       problems: globalThis.Array.isArray(object?.problems) ? object.problems.map((e: any) => TaskView.fromJSON(e)) : [],
+      completed: isSet(object.completed) ? globalThis.Number(object.completed) : 0,
     };
   },
 
@@ -1084,6 +1112,9 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     if (message.problems?.length) {
       obj.problems = message.problems.map((e) => TaskView.toJSON(e));
     }
+    if (message.completed !== undefined) {
+      obj.completed = Math.round(message.completed);
+    }
     return obj;
   },
 
@@ -1097,6 +1128,7 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     message.running = object.running ?? 0;
     message.old = object.old ?? 0;
     message.problems = object.problems?.map((e) => TaskView.fromPartial(e)) || [];
+    message.completed = object.completed ?? 0;
     return message;
   },
 };
@@ -1518,7 +1550,7 @@ export const ListServicesResponse: MessageFns<ListServicesResponse> = {
 };
 
 function createBaseServiceView(): ServiceView {
-  return { service: undefined, status: undefined, desired: 0, running: 0 };
+  return { service: undefined, status: undefined, desired: 0, running: 0, completed: 0 };
 }
 
 export const ServiceView: MessageFns<ServiceView> = {
@@ -1534,6 +1566,9 @@ export const ServiceView: MessageFns<ServiceView> = {
     }
     if (message.running !== 0) {
       writer.uint32(32).uint32(message.running);
+    }
+    if (message.completed !== 0) {
+      writer.uint32(40).uint32(message.completed);
     }
     return writer;
   },
@@ -1583,6 +1618,14 @@ export const ServiceView: MessageFns<ServiceView> = {
             message.running = reader.uint32();
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.completed = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1601,6 +1644,7 @@ export const ServiceView: MessageFns<ServiceView> = {
       status: isSet(object.status) ? ServiceStatus.fromJSON(object.status) : undefined,
       desired: isSet(object.desired) ? globalThis.Number(object.desired) : 0,
       running: isSet(object.running) ? globalThis.Number(object.running) : 0,
+      completed: isSet(object.completed) ? globalThis.Number(object.completed) : 0,
     };
   },
 
@@ -1618,6 +1662,9 @@ export const ServiceView: MessageFns<ServiceView> = {
     if (message.running !== undefined) {
       obj.running = Math.round(message.running);
     }
+    if (message.completed !== undefined) {
+      obj.completed = Math.round(message.completed);
+    }
     return obj;
   },
 
@@ -1634,6 +1681,7 @@ export const ServiceView: MessageFns<ServiceView> = {
       : undefined;
     message.desired = object.desired ?? 0;
     message.running = object.running ?? 0;
+    message.completed = object.completed ?? 0;
     return message;
   },
 };
@@ -1756,13 +1804,16 @@ export const ListTasksRequest: MessageFns<ListTasksRequest> = {
 };
 
 function createBaseListTasksResponse(): ListTasksResponse {
-  return { tasks: [] };
+  return { tasks: [], nowMs: 0 };
 }
 
 export const ListTasksResponse: MessageFns<ListTasksResponse> = {
   encode(message: ListTasksResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     for (const v of message.tasks) {
       TaskView.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.nowMs !== 0) {
+      writer.uint32(16).int64(message.nowMs);
     }
     return writer;
   },
@@ -1788,6 +1839,14 @@ export const ListTasksResponse: MessageFns<ListTasksResponse> = {
             message.tasks.push(TaskView.decode(reader, reader.uint32()));
             continue;
           }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.nowMs = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1801,13 +1860,23 @@ export const ListTasksResponse: MessageFns<ListTasksResponse> = {
   },
 
   fromJSON(object: any): ListTasksResponse {
-    return { tasks: globalThis.Array.isArray(object?.tasks) ? object.tasks.map((e: any) => TaskView.fromJSON(e)) : [] };
+    return {
+      tasks: globalThis.Array.isArray(object?.tasks) ? object.tasks.map((e: any) => TaskView.fromJSON(e)) : [],
+      nowMs: isSet(object.nowMs)
+        ? globalThis.Number(object.nowMs)
+        : isSet(object.now_ms)
+        ? globalThis.Number(object.now_ms)
+        : 0,
+    };
   },
 
   toJSON(message: ListTasksResponse): unknown {
     const obj: any = {};
     if (message.tasks?.length) {
       obj.tasks = message.tasks.map((e) => TaskView.toJSON(e));
+    }
+    if (message.nowMs !== undefined) {
+      obj.nowMs = Math.round(message.nowMs);
     }
     return obj;
   },
@@ -1818,12 +1887,13 @@ export const ListTasksResponse: MessageFns<ListTasksResponse> = {
   fromPartial(object: DeepPartial<ListTasksResponse>): ListTasksResponse {
     const message = createBaseListTasksResponse();
     message.tasks = object.tasks?.map((e) => TaskView.fromPartial(e)) || [];
+    message.nowMs = object.nowMs ?? 0;
     return message;
   },
 };
 
 function createBaseTaskView(): TaskView {
-  return { task: undefined, status: undefined, nodeName: "" };
+  return { task: undefined, status: undefined, nodeName: "", retryAtMs: 0, gaveUp: "" };
 }
 
 export const TaskView: MessageFns<TaskView> = {
@@ -1836,6 +1906,12 @@ export const TaskView: MessageFns<TaskView> = {
     }
     if (message.nodeName !== "") {
       writer.uint32(26).string(message.nodeName);
+    }
+    if (message.retryAtMs !== 0) {
+      writer.uint32(32).int64(message.retryAtMs);
+    }
+    if (message.gaveUp !== "") {
+      writer.uint32(42).string(message.gaveUp);
     }
     return writer;
   },
@@ -1877,6 +1953,22 @@ export const TaskView: MessageFns<TaskView> = {
             message.nodeName = reader.string();
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.retryAtMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.gaveUp = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1898,6 +1990,16 @@ export const TaskView: MessageFns<TaskView> = {
         : isSet(object.node_name)
         ? globalThis.String(object.node_name)
         : "",
+      retryAtMs: isSet(object.retryAtMs)
+        ? globalThis.Number(object.retryAtMs)
+        : isSet(object.retry_at_ms)
+        ? globalThis.Number(object.retry_at_ms)
+        : 0,
+      gaveUp: isSet(object.gaveUp)
+        ? globalThis.String(object.gaveUp)
+        : isSet(object.gave_up)
+        ? globalThis.String(object.gave_up)
+        : "",
     };
   },
 
@@ -1912,6 +2014,12 @@ export const TaskView: MessageFns<TaskView> = {
     if (message.nodeName !== undefined) {
       obj.nodeName = message.nodeName;
     }
+    if (message.retryAtMs !== undefined) {
+      obj.retryAtMs = Math.round(message.retryAtMs);
+    }
+    if (message.gaveUp !== undefined) {
+      obj.gaveUp = message.gaveUp;
+    }
     return obj;
   },
 
@@ -1925,6 +2033,8 @@ export const TaskView: MessageFns<TaskView> = {
       ? TaskStatus.fromPartial(object.status)
       : undefined;
     message.nodeName = object.nodeName ?? "";
+    message.retryAtMs = object.retryAtMs ?? 0;
+    message.gaveUp = object.gaveUp ?? "";
     return message;
   },
 };
