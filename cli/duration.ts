@@ -4,11 +4,15 @@ const unitsMs: Readonly<Record<string, number>> = { ms: 1, s: 1_000, m: 60_000, 
 
 /** Milliseconds of "90s", "1h30m", "500ms", or a plain number of seconds. Throws commander's error for a bad option. */
 export function parseDuration(text: string): number {
+  const found = durationOf(text);
+  if (found !== undefined) return found;
+  throw new InvalidArgumentError("Give a time such as 90s, 5m or 1h30m.");
+}
+
+function durationOf(text: string): number | undefined {
   if (/^\d+(\.\d+)?$/.test(text)) return Number(text) * 1_000;
   const parts = [...text.matchAll(/(\d+(?:\.\d+)?)(ms|s|m|h|d)/g)];
-  if (parts.length === 0 || parts.map(([part]) => part).join("") !== text) {
-    throw new InvalidArgumentError("Give a time such as 90s, 5m or 1h30m.");
-  }
+  if (parts.length === 0 || parts.map(([part]) => part).join("") !== text) return undefined;
   return parts.reduce((sum, [, value, unit]) => sum + Number(value) * (unitsMs[unit ?? ""] ?? 0), 0);
 }
 
@@ -23,12 +27,10 @@ export function formatDuration(ms: number): string {
 
 /** Milliseconds since 1970 of "10m" (that long before `nowMs`) or "2025-01-31T12:00:00Z". */
 export function parseSince(text: string, nowMs: number): number {
-  if (/^\d{4}-\d\d-\d\d/.test(text)) {
-    const at = Date.parse(text);
-    if (!Number.isNaN(at)) return at;
-  } else {
-    return Math.max(1, nowMs - parseDuration(text));
-  }
+  const ago = /^\d{4}-\d\d-\d\d/.test(text) ? undefined : durationOf(text);
+  if (ago !== undefined) return Math.max(1, nowMs - ago);
+  const at = Date.parse(text);
+  if (!Number.isNaN(at) && /^\d{4}-/.test(text)) return at;
   throw new InvalidArgumentError("Give a time such as 10m (ago) or 2025-01-31T12:00:00Z.");
 }
 

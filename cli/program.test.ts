@@ -16,6 +16,7 @@ import {
   type DeployRequest,
   type ExecInput,
   type ExecOutput,
+  type ExecStart,
   StackProgress,
   type TaskView,
   TaskView as TaskViews,
@@ -30,6 +31,7 @@ let answers: {
   deploy: (request: DeployRequest) => void;
   progress: Parameters<typeof StackProgress.create>[0][];
   tasks: TaskView[];
+  started?: ExecStart;
 };
 
 function task(
@@ -100,6 +102,27 @@ const implementation: ClusterServer = {
   removeNode: unary(absent),
   createJoinToken: unary(absent),
   logs: streaming(async (call, signal) => {
+    if (call.request.target !== "shop_web") {
+      // Every target means the same two tasks.
+      for (const [name, at] of [
+        ["shop_db.1", 2],
+        ["shop_api.1", 1],
+        ["shop_db.1", 3],
+      ] as const) {
+        const line = Buffer.from(`at ${at}`);
+        const more = {
+          taskId: name,
+          taskName: name,
+          nodeName: "host-1",
+          timeUs: at,
+          stderr: false,
+          partial: false,
+          warning: "",
+        };
+        if (name.startsWith(call.request.target)) await send(call, { ...more, line }, signal);
+      }
+      return;
+    }
     const chunk = { taskId: "t", taskName: "shop_web.1", nodeName: "host-1", timeUs: 1_000_000, stderr: false };
     await send(call, { ...chunk, line: Buffer.from("one, "), partial: true, warning: "" }, signal);
     await send(call, { ...chunk, line: Buffer.from("line"), partial: false, warning: "" }, signal);
@@ -108,6 +131,7 @@ const implementation: ClusterServer = {
   // Answers stdin in capitals, and exits with 7 when it is closed.
   exec: (call: ServerDuplexStream<ExecInput, ExecOutput>) => {
     call.on("data", ({ message }: ExecInput) => {
+      if (message?.$case === "start") answers.started = message.value;
       if (message?.$case === "stdin") {
         const value = Buffer.from(Buffer.from(message.value).toString().toUpperCase());
         call.write({ message: { $case: "stdout", value } });
@@ -228,6 +252,10 @@ describe("the command line", () => {
     [["node"], /a subcommand is missing: one of drain, activate/],
     [["ps", "--al"], /unknown option '--al' \(did you mean --all\?\)\nusage: clusterctl ps/],
     [["scale", "web"], /"web" is not SERVICE=NUMBER/],
+    [["logs"], /missing required argument 'target'/],
+    [["logs", "web", "--tail", "few"], /argument 'few' is invalid\. Give a whole number of at least 0, or all/],
+    [["logs", "web", "--since", "yesterday"], /argument 'yesterday' is invalid\. Give a time such as 10m/],
+    [["exec", "web"], /missing required argument 'command'/],
     [["inspect", "web"], /"web" is not KIND\/NAME\nKIND is one of/],
     [["deploy", "/nowhere/stack.yml"], /\/nowhere\/stack\.yml/],
   ])("%j is refused in one sentence, with exit code 1", async (words, expected) => {
@@ -243,7 +271,8 @@ describe("the command line", () => {
     );
     expect((await clusterctl(["help"])).stdout).toMatch(/^Usage: clusterctl /);
     expect((await clusterctl(["--version"])).stdout).toMatch(/^clusterctl \d/);
-    expect((await clusterctl(["exec", "web", "id", "-u"])).stderr).toMatch(/\nPut -- before the command/);
+    expect((await clusterctl(["--help"])).stdout).toMatch(/--version +print the version\n/);
+    expect((await clusterctl(["logs", "--help"])).stdout).toMatch(/\(default:\s+all\)/);
   });
 
   it("prints help on stdout and succeeds when asked for it", async () => {
@@ -417,6 +446,18 @@ describe("what is read", () => {
     expect(result.stderr).toBe("warning: host-3 is down\n");
   });
 
+  it("merges the lines of several targets by time, and says each once", async () => {
+    const result = await clusterctl(["logs", "shop_db", "shop", "shop_api", "shop_db"]);
+    expect(result).toEqual({ code: 0, stdout: "shop_api.1 | at 1\nshop_db.1 | at 2\nshop_db.1 | at 3\n", stderr: "" });
+    const followed = await clusterctl(["logs", "-f", "shop_db", "shop_api", "shop"]);
+    expect(followed.stdout.split("\n").toSorted()).toEqual([
+      "",
+      "shop_api.1 | at 1",
+      "shop_db.1 | at 2",
+      "shop_db.1 | at 3",
+    ]);
+  });
+
   it("shows why a task failed", async () => {
     answers.tasks = [task("web", TaskStates.TASK_STATE_FAILED, { exitCode: 3, message: "no such file" })];
     const { stdout } = await clusterctl(["ps"]);
@@ -482,5 +523,28 @@ describe("exec", () => {
   it("passes stdin on and exits with the command's code", async () => {
     const result = await clusterctl(["exec", "-i", "shop_web.1", "--", "tr", "a-z", "A-Z"], { input: "hello" });
     expect(result).toEqual({ code: 7, stdout: "HELLO", stderr: "" });
+  });
+
+  it.each([
+    [["exec", "shop_web.1", "id", "-u"], ["id", "-u"], "", false],
+    [["exec", "shop_web.1", "--", "id", "-u"], ["id", "-u"], "", false],
+    [
+      ["exec", "-iu", "root", "shop_web.1", "sh", "-c", "ls -l", "--", "-x"],
+      ["sh", "-c", "ls -l", "--", "-x"],
+      "root",
+      true,
+    ],
+    [["exec", "-e", "A=1", "--user=root", "shop_web.1", "-i", "env", "-i"], ["env", "-i"], "root", true],
+    [
+      ["-o", "json", "exec", "-w/tmp", "shop_web.1", "ps", "-o", "pid", "--help"],
+      ["ps", "-o", "pid", "--help"],
+      "",
+      false,
+    ],
+    [["exec", "shop_web.1", "exec", "-u", "x"], ["exec", "-u", "x"], "", false],
+  ])("%j runs %j", async (words, command, user, stdin) => {
+    const result = await clusterctl(words);
+    expect(result).toMatchObject({ code: 7, stderr: "" });
+    expect(answers.started).toMatchObject({ target: "shop_web.1", command, user, stdin });
   });
 });

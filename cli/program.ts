@@ -1,5 +1,6 @@
 import { Command, CommanderError, Option } from "commander";
 import { ClusterError, messageOf } from "../lib/errors/errors.ts";
+import { version } from "../lib/version/version.ts";
 import { type Cli, outputs, type Register } from "./cli.ts";
 import { registerConfig } from "./commands/config.ts";
 import { registerContext } from "./commands/context.ts";
@@ -41,6 +42,7 @@ const registers: readonly Register[] = [
 function makeProgram(cli: Cli): Command {
   const program = new Command("clusterctl")
     .description("Runs Compose stacks across hosts.")
+    .version(`clusterctl ${version}`, "--version", "print the version")
     .addOption(new Option("--context <name|file>", "cluster to talk to, instead of the current context"))
     .addOption(new Option("-o, --output <form>", "how to print what is read").choices(outputs).default("table"))
     .helpCommand(false)
@@ -73,10 +75,12 @@ function everyCommand(command: Command): Command[] {
 /** The command that a command line means, as far as it is right. */
 function commandOf(program: Command, words: readonly string[]): Command {
   let command = program;
-  for (const word of words) {
+  for (let at = 0; at < words.length; at++) {
+    const word = words[at] ?? "";
     const next = command.commands.find((candidate) => candidate.name() === word || candidate.aliases().includes(word));
     if (next !== undefined) command = next;
     else if (!word.startsWith("-")) break;
+    else if (takesNext([...program.options, ...command.options], word)) at++;
   }
   return command;
 }
@@ -88,28 +92,50 @@ function usageOf(command: Command): string {
   return `usage: ${names.join(" ")} ${command.usage()}`;
 }
 
-/** An option of the command that `exec` runs is taken for one of `exec`, unless dashes stand before it. */
-function missingDashes(command: Command, words: readonly string[]): string {
-  if (command.name() !== "exec" || words.includes("--")) return "";
-  return "\nPut -- before the command that is to be run, or its options are taken for those of exec.";
-}
-
 function report(cli: Cli, error: unknown): void {
   cli.err.write(`${styled(cli.err, "red", "error:")} ${messageOf(error)}\n`);
   if (error instanceof ClusterError && error.hint !== undefined) cli.err.write(`${error.hint}\n`);
   if (cli.environment["EMBASSY_DEBUG"] && error instanceof Error) cli.err.write(`${error.stack}\n`);
 }
 
-/** What other programs call `help` and `--version`, in the words of this one. */
+/** What other programs call `help`, in the words of this one. */
 function usualWords(words: readonly string[]): readonly string[] {
-  if (words[0] === "help") return [...words.slice(1), "--help"];
-  return words.length === 1 && words[0] === "--version" ? ["version"] : words;
+  return words[0] === "help" ? [...words.slice(1), "--help"] : words;
+}
+
+/**
+ * Puts `--` before the command that `exec` is to run, as its options are its own: `exec -it web sh -c 'ls -l'`. Whoever has put
+ * it there has said so already.
+ */
+function withDashes(program: Command, words: readonly string[]): readonly string[] {
+  const command = commandOf(program, words);
+  if (command.name() !== "exec") return words;
+  const options = [...program.options, ...command.options];
+  const depth = command.parent === program ? 1 : 2;
+  for (let at = 0, operands = 0; at < words.length; at++) {
+    const word = words[at] ?? "";
+    if (word === "--") return words;
+    if (word.startsWith("-") && word !== "-") {
+      if (takesNext(options, word)) at++;
+    } else if (++operands === depth + 2) return [...words.slice(0, at), "--", ...words.slice(at)];
+  }
+  return words;
+}
+
+/** Whether the word after an option is its value: `-u root` and `-iu root`, not `-uroot` or `--user=root`. */
+function takesNext(options: readonly Option[], word: string): boolean {
+  if (word.startsWith("--")) return options.some(({ long, required }) => long === word && required);
+  for (const [index, letter] of [...word.slice(1)].entries()) {
+    const option = options.find(({ short }) => short === `-${letter}`);
+    if (option?.required) return index === word.length - 2;
+  }
+  return false;
 }
 
 /** Runs a command line. Returns the process's exit code; errors are told on the screen, message then hint. */
 export async function runCli(given: readonly string[], cli: Cli): Promise<number> {
-  const words = usualWords(given);
   const program = makeProgram(cli);
+  const words = withDashes(program, usualWords(given));
   if (words.length === 0) {
     cli.err.write(program.helpInformation());
     return exitCodes.error;
@@ -136,6 +162,6 @@ function reportUsage(cli: Cli, program: Command, words: readonly string[], error
   const subcommands = command.commands.map((candidate) => candidate.name()).join(", ");
   // commander's own word for a command that needs a subcommand.
   const shown = error.code === "commander.help" ? `a subcommand is missing: one of ${subcommands}` : message;
-  report(cli, new ClusterError(shown, { code: "invalid", hint: usageOf(command) + missingDashes(command, words) }));
+  report(cli, new ClusterError(shown, { code: "invalid", hint: usageOf(command) }));
   return exitCodes.error;
 }

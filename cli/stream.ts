@@ -15,3 +15,40 @@ export async function* messages<T>(stream: ClientReadableStream<T>, signal: Abor
     stream.cancel();
   }
 }
+
+/** What the streams give, as it comes, each with its stream's number. Throws what the first to fail fails with, and ends the others. */
+export async function* merged<T>(streams: readonly AsyncGenerator<T>[]): AsyncGenerator<readonly [T, number]> {
+  const pull = (index: number, stream: AsyncGenerator<T>) => stream.next().then((next) => ({ index, stream, next }));
+  const heads = new Map(streams.map((stream, index) => [index, pull(index, stream)]));
+  try {
+    while (heads.size > 0) {
+      const { index, stream, next } = await Promise.race(heads.values());
+      if (next.done === true) heads.delete(index);
+      else {
+        yield [next.value, index];
+        heads.set(index, pull(index, stream));
+      }
+    }
+  } finally {
+    // Not awaited: one that waits for its next message ends with the connection.
+    for (const [index, stream] of streams.entries())
+      if (heads.has(index)) stream.return(undefined).catch(() => undefined);
+    for (const head of heads.values()) head.catch(() => undefined);
+  }
+}
+
+/** What streams that are each in order of time give, in order of time, each with its stream's number. */
+export async function* mergedByTime<T>(
+  streams: readonly AsyncGenerator<T>[],
+  timeOf: (message: T) => number,
+): AsyncGenerator<readonly [T, number]> {
+  const heads = await Promise.all(streams.map(async (stream, index) => ({ stream, index, next: await stream.next() })));
+  for (;;) {
+    const first = heads
+      .filter(({ next }) => next.done !== true)
+      .toSorted((a, b) => timeOf(a.next.value as T) - timeOf(b.next.value as T))[0];
+    if (first === undefined) return;
+    yield [first.next.value as T, first.index];
+    first.next = await first.stream.next();
+  }
+}

@@ -28,5 +28,12 @@ describe("nearest", () => {
   it("finds what was meant, and nothing for something else", () => {
     expect(nearest("counter_wb", ["counter_web", "counter_redis"])).toBe("counter_web");
     expect(nearest("database", ["web", "redis"])).toBeUndefined();
+    expect(nearest("b", ["a"])).toBeUndefined();
+    expect(nearest("WEB", ["web"])).toBe("web");
+  });
+
+  it("is never the word itself", () => {
+    expect(nearest("web", ["web"])).toBeUndefined();
+    expect(nearest("web", ["web", "wed"])).toBe("wed");
   });
 });

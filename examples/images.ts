@@ -3,7 +3,7 @@
  * "HOST:PORT"; the lab's when none is given.
  */
 import { spawnSync } from "node:child_process";
-import { cp, mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
+import { chmod, cp, mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { type BuiltImage, buildImage, type Layer, layerOfDirectory, type RunConfig } from "../test/images/image.ts";
@@ -46,7 +46,9 @@ async function baseLayer(): Promise<Layer> {
   return await layer(async (directory) => {
     unpackDebianPackages(basePackages, directory, cache);
     for (const path of ["tmp", "etc", "proc", "sys", "dev", "run", "root"]) {
-      await mkdir(join(directory, path), { recursive: true, mode: path === "tmp" ? 0o1777 : 0o755 });
+      await mkdir(join(directory, path), { recursive: true });
+      // Not by mkdir, which takes away what the umask forbids.
+      await chmod(join(directory, path), path === "tmp" ? 0o1777 : 0o755);
     }
     await writeFile(
       join(directory, "etc/passwd"),

@@ -168,5 +168,5 @@ say("That is the main job. The lab is still up; look around:");
 console.log(`    curl ${page}
     npx clusterctl ps counter
     npx clusterctl logs -f counter_web
-    npx clusterctl exec -it counter_web.1 -- sh
+    npx clusterctl exec -it counter_web.1 sh
     npx clusterctl lab down        # removes everything`);

@@ -18,11 +18,10 @@ export const registerExec: Register = (program, cli) => {
     .command("exec")
     .summary("run a command in a task")
     .description(
-      "Runs a command in a running task: clusterctl exec -it counter_web.1 -- sh. Exits with the command's exit code.",
+      "Runs a command in a running task: clusterctl exec -it counter_web.1 sh. Exits with the command's exit code. Options stand before the task: what follows it is the command.",
     )
-    .usage("[options] <task> -- <command...>")
     .argument("<task>", "task name or id, or a service with one running task")
-    .argument("<command...>", "command and its arguments, after --")
+    .argument("<command...>", "command and its arguments")
     .option("-i, --interactive", "pass stdin on")
     .option("-t, --tty", "give it a terminal")
     .option("-e, --env <name=value>", "environment variable; may be given again", collect)

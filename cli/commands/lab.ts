@@ -133,10 +133,9 @@ export const registerLab: Register = (program, cli) => {
     });
 
   named(group.command("exec"))
-    .description("Runs a command on a host: clusterctl lab exec host-1 -- ip address. Exits with its exit code.")
-    .usage("[options] <host> -- <command...>")
+    .description("Runs a command on a host: clusterctl lab exec host-1 ip address. Exits with its exit code.")
     .argument("<host>", "host")
-    .argument("<command...>", "command and its arguments, after --")
+    .argument("<command...>", "command and its arguments")
     .action(async (host: string, words: string[], options: { name: string }) => {
       const { layout, paths, require } = await lab(cli, options.name);
       const { requireRoot } = await import("../lab/requirements.ts");

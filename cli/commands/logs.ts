@@ -1,11 +1,12 @@
+import { InvalidArgumentError, Option } from "commander";
 import { globalOptions, type Register, withCluster } from "../cli.ts";
-import { parseCount, parseSince } from "../duration.ts";
+import { parseSince } from "../duration.ts";
 import { styled, styleFor } from "../render/style.ts";
 
 interface LogsOptions {
   readonly follow?: boolean;
   readonly tail: number;
-  readonly since?: string;
+  readonly since?: number;
   readonly timestamps?: boolean;
 }
 
@@ -13,23 +14,38 @@ export const registerLogs: Register = (program, cli) => {
   program
     .command("logs")
     .summary("print what tasks wrote")
-    .description("Prints what tasks wrote to stdout and stderr, those of several tasks merged.")
-    .argument("<target>", "stack, <stack>_<service>, service, task name, or task id")
+    .description(
+      "Prints what tasks wrote to stdout and stderr, each line after the name of its task, those of several tasks merged by time.",
+    )
+    .argument("<target...>", "stack, <stack>_<service>, service, task name, or task id")
     .option("-f, --follow", "go on with new lines")
-    .option("-n, --tail <lines>", "lines of each task, from its end; all: every line", tail, -1)
-    .option("--since <time>", "not before: 10m (ago), or 2025-01-31T12:00:00Z")
-    .option("-t, --timestamps", "the time before each line")
-    .action(async (target: string, options: LogsOptions, command) => {
+    .addOption(
+      new Option("-n, --tail <lines>", "lines of each task, from its end").default(-1, "all").argParser(parseTail),
+    )
+    .option("--since <time>", "not before: 10m (ago), or 2025-01-31T12:00:00Z", (text) => parseSince(text, Date.now()))
+    .option("-t, --timestamps", "the time before each name")
+    .action(async (targets: string[], options: LogsOptions, command) => {
       const global = globalOptions(command);
-      const sinceMs = options.since === undefined ? 0 : parseSince(options.since, Date.now());
       await withCluster(cli, global, async (client) => {
-        const { messages } = await import("../stream.ts");
+        const { messages, merged, mergedByTime } = await import("../stream.ts");
         const { LogChunk } = await import("../../proto/gen/embassy/v1/api.ts");
-        const request = { target, follow: options.follow === true, tail: options.tail, sinceMs };
+        const request = { follow: options.follow === true, tail: options.tail, sinceMs: options.since ?? 0 };
+        const streams = [...new Set(targets)].map((target) =>
+          messages(client.logs({ ...request, target }), cli.signal),
+        );
+        // A task that two targets mean writes once.
+        const ownerOf = new Map<string, number>();
+        const isRepeated = ({ taskId }: { taskId: string }, stream: number) => {
+          const owner = ownerOf.get(taskId) ?? stream;
+          ownerOf.set(taskId, owner);
+          return owner !== stream;
+        };
         // A line that goes on must not get a second prefix, nor another task's line into its middle.
         const unfinished = new Map<string, Buffer[]>();
         try {
-          for await (const chunk of messages(client.logs(request), cli.signal)) {
+          const all = request.follow ? merged(streams) : mergedByTime(streams, ({ timeUs }) => timeUs);
+          for await (const [chunk, from] of all) {
+            if (isRepeated(chunk, from)) continue;
             if (global.output === "json") {
               const json = LogChunk.toJSON(chunk) as Record<string, unknown>;
               cli.out.write(`${JSON.stringify({ ...json, line: Buffer.from(chunk.line).toString() })}\n`);
@@ -58,6 +74,8 @@ export const registerLogs: Register = (program, cli) => {
     });
 };
 
-function tail(text: string): number {
-  return text === "all" ? -1 : parseCount(0)(text);
+function parseTail(text: string): number {
+  if (text === "all") return -1;
+  if (/^\d{1,9}$/.test(text)) return Number(text);
+  throw new InvalidArgumentError("Give a whole number of at least 0, or all.");
 }

@@ -88,12 +88,14 @@ class Checker {
     const listed =
       known.length === 0
         ? `The stack has no ${what}s.`
-        : `It has: ${known.slice(0, 20).join(", ")}${known.length > 20 ? ", ..." : ""}.`;
+        : known.length === 1
+          ? suggestion === undefined && `Its only ${what} is ${known[0]}.`
+          : `Its ${what}s are ${known.slice(0, 20).join(", ")}${known.length > 20 ? ", ..." : ""}.`;
     this.#error(
       "reference",
       path,
       `no ${what} of this stack is called ${JSON.stringify(name)}`,
-      hint ?? listed,
+      hint ?? (listed || undefined),
       suggestion,
     );
   }

@@ -1,12 +1,14 @@
-import { expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { nearest } from "../../lib/words/nearest.ts";
 import {
   type Diagnostic,
   diagnosticJson,
   formatDiagnostic,
   formatDiagnosticLine,
+  formatDiagnostics,
   sortDiagnostics,
 } from "./diagnostics.ts";
+import { loadStack, memoryFiles } from "./index.ts";
 import { Source } from "./source.ts";
 
 function diagnostic(text: string, word: string, more: Partial<Diagnostic> = {}): Diagnostic {
@@ -92,4 +94,23 @@ it.each([
   ["x".repeat(100), undefined],
 ])("nearest to %s is %s", (word, expected) => {
   expect(nearest(word, ["image", "ports", "restart_policy", "networks"])).toBe(expected);
+});
+
+describe("a file that would write to the terminal", () => {
+  it.each([
+    ["an escape in a name", 'services: {"we\\u001b[31mb": {imag: a}}'],
+    ["a name that turns the direction", "services: {web: {image: a, links: [\u202egnol]}}"],
+  ])("is escaped: %s", (_what, text) => {
+    const reader = memoryFiles({ "/x/stack.yml": Buffer.from(text) });
+    const loaded = loadStack({ files: ["stack.yml"], workingDirectory: "/x", reader, environment: {} });
+    const result = loaded.ok ? "" : formatDiagnostics(loaded.errors);
+    for (const character of ["\u001b", "\u202e"]) expect(result).not.toContain(character);
+    expect(result).toMatch(/\\u\{?(?:1b|001b|202e)|\u{fffd}/u);
+  });
+
+  it("is not shown when it is no text at all", () => {
+    const reader = memoryFiles({ "/x/stack.yml": Uint8Array.of(0x7f, 0x45, 0x4c, 0x46, 0x02, 0x00, 0xff, 0x00) });
+    const loaded = loadStack({ files: ["stack.yml"], workingDirectory: "/x", reader, environment: {} });
+    expect(loaded.ok ? "" : formatDiagnostics(loaded.errors)).toBe("error: the file stack.yml is not a text file");
+  });
 });

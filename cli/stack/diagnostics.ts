@@ -96,7 +96,7 @@ export function formatDiagnosticLine(diagnostic: Diagnostic): string {
   const place = at === undefined ? "" : `${at.source.name}:${placeOf(at)}: `;
   const where = path.length > 0 ? `${formatPath(path)}: ` : "";
   const guess = suggestion === undefined ? "" : ` Did you mean ${suggestion}?`;
-  return `${place}${where}${message}${guess}${hint === undefined ? "" : ` ${hint}`}`;
+  return escaped(`${place}${where}${message}${guess}${hint === undefined ? "" : ` ${hint}`}`);
 }
 
 /**
@@ -112,15 +112,15 @@ export function formatDiagnosticLine(diagnostic: Diagnostic): string {
  */
 export function formatDiagnostic(diagnostic: Diagnostic): string {
   const { severity, at, path, message, hint, suggestion } = diagnostic;
-  const lines = [`${severity}: ${path.length > 0 ? `${formatPath(path)}: ` : ""}${message}`];
+  const lines = [escaped(`${severity}: ${path.length > 0 ? `${formatPath(path)}: ` : ""}${message}`)];
   let margin = "  ";
   if (at !== undefined) {
     const { line, column } = at.source.lineColumn(at.start);
     margin = " ".repeat(String(line).length);
-    lines.push(`${margin}--> ${at.source.name}:${line}:${column}`, ...excerpt(at, line, column, margin));
+    lines.push(`${margin}--> ${escaped(at.source.name)}:${line}:${column}`, ...excerpt(at, line, column, margin));
   }
-  if (suggestion !== undefined) lines.push(`${margin} = did you mean ${suggestion}?`);
-  if (hint !== undefined) lines.push(`${margin} = ${hint}`);
+  if (suggestion !== undefined) lines.push(`${margin} = did you mean ${escaped(suggestion)}?`);
+  if (hint !== undefined) lines.push(`${margin} = ${escaped(hint)}`);
   return lines.join("\n");
 }
 
@@ -152,12 +152,19 @@ function excerpt(at: Position, line: number, column: number, margin: string): st
   return [`${margin} |`, `${line} | ${text}`, `${margin} | ${pad}${"^".repeat(length)}`];
 }
 
-/** Control characters would let a file write to the terminal. */
+// What moves the cursor, ends the line, or turns the direction of writing would let a file write to the terminal.
+const unwritable = /[^\P{Cc}\t]|[\u2028-\u202e\u2066-\u2069]/gu;
+
+/** An excerpt, in which everything keeps its width. */
 function visible(text: string): string {
-  return Array.from(text, (character) => {
-    const code = character.codePointAt(0) ?? 0;
-    return (code < 32 && character !== "\t") || (code >= 127 && code < 160) ? "\u{fffd}" : character;
-  }).join("");
+  return text.replace(unwritable, "\u{fffd}");
+}
+
+/** Words around the excerpt, on their lines. */
+function escaped(text: string): string {
+  return text.replace(unwritable, (character) =>
+    character === "\n" ? character : `\\u{${character.codePointAt(0)?.toString(16)}}`,
+  );
 }
 
 function placeOf(at: Position): string {

@@ -112,6 +112,8 @@ function readText(
     text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch {
     const loose = new TextDecoder("utf-8").decode(bytes);
+    // What it says would be noise.
+    if (bytes.includes(0)) return fail("is not a text file");
     const at = loose.indexOf("\u{fffd}");
     return fail("is not UTF-8 here", {
       source: new Source(name, path, loose),

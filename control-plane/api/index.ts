@@ -203,7 +203,7 @@ function removal(index: ClusterIndex, stack: string): Write[] {
     throw new ClusterError(`there is no stack ${stack}`, {
       code: "not-found",
       subject: `stack/${stack}`,
-      hint: names.length === 0 ? "Nothing is deployed." : `There is ${names.join(", ")}.`,
+      hint: names.length === 0 ? "Nothing is deployed." : `There is: ${names.join(", ")}.`,
     });
   }
   for (const network of networks) {

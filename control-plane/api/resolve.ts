@@ -11,7 +11,8 @@ const mostListed = 8;
 function list(names: readonly string[], none: string): string {
   if (names.length === 0) return none;
   const more = names.length > mostListed ? `, and ${names.length - mostListed} more` : "";
-  return `There is ${names.slice(0, mostListed).join(", ")}${more}.`;
+  if (names.length === 1) return `There is only ${names[0]}.`;
+  return `There are ${names.slice(0, mostListed).join(", ")}${more}.`;
 }
 
 /** A node by its name or id. */

@@ -1,10 +1,14 @@
-/** The candidate nearest to a word by edit distance, or undefined when none is near enough to be a slip. */
+/**
+ * The candidate nearest to a word by edit distance, or undefined when none is near enough to be a slip. Never the word itself;
+ * for a single letter only the same one in another case.
+ */
 export function nearest(word: string, candidates: Iterable<string>): string | undefined {
   const wanted = word.toLowerCase().replaceAll("-", "_");
   if (wanted.length > 64) return undefined;
   let best: string | undefined;
-  let bestDistance = Math.max(1, Math.floor(wanted.length / 3)) + 1;
+  let bestDistance = (wanted.length < 2 ? 0 : Math.max(1, Math.floor(wanted.length / 3))) + 1;
   for (const candidate of candidates) {
+    if (candidate === word) continue;
     const other = candidate.toLowerCase().replaceAll("-", "_");
     if (Math.abs(other.length - wanted.length) >= bestDistance) continue;
     const distance = editDistance(wanted, other);

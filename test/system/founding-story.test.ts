@@ -21,6 +21,11 @@ describe("a linked service that moves", () => {
     return { byName, byDns, byEnvironment };
   }
 
+  it("has a /tmp for everybody in its image", async () => {
+    const { stdout } = await cluster.run(["exec", "counter_web.1", "busybox", "stat", "-c", "%a", "/tmp"]);
+    expect(stdout.trim()).toBe("1777");
+  });
+
   it("has Docker's whole set of link variables in its consumer", async () => {
     const { stdout } = await cluster.run(["exec", "counter_web.1", "--", "sh", "-c", "env | grep ^REDIS_ | sort"]);
     const { byName } = await redisAsSeenBy("counter_web.1");

@@ -45,7 +45,7 @@ describe("every command of the README", () => {
       "npm run quickstart",
       "npm test",
       "npx clusterctl lab up --hosts 3",
-      "npx clusterctl exec counter_web.2 -- getent hosts redis",
+      "npx clusterctl exec counter_web.2 getent hosts redis",
       "npx clusterctl rm counter",
       "npm run setup",
     ]);
