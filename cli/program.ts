@@ -125,9 +125,9 @@ function withDashes(program: Command, words: readonly string[]): readonly string
 /** Whether the word after an option is its value: `-u root` and `-iu root`, not `-uroot` or `--user=root`. */
 function takesNext(options: readonly Option[], word: string): boolean {
   if (word.startsWith("--")) return options.some(({ long, required }) => long === word && required);
-  for (const [index, letter] of [...word.slice(1)].entries()) {
-    const option = options.find(({ short }) => short === `-${letter}`);
-    if (option?.required) return index === word.length - 2;
+  for (let at = 1; at < word.length; at++) {
+    const option = options.find(({ short }) => short === `-${word.charAt(at)}`);
+    if (option?.required) return at === word.length - 1;
   }
   return false;
 }
