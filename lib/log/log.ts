@@ -1,4 +1,5 @@
 import pino from "pino";
+import { LogWriter } from "./writer.ts";
 
 /** A structured logger: `log.info("task assigned", { taskId, nodeId })`. Messages are constants, what varies is a field. */
 export interface Log {
@@ -35,7 +36,7 @@ export function createLog(program: string, level: LogLevel = "info"): Log {
         formatters: { level: (label) => ({ level: label }) },
         serializers: { error: pino.stdSerializers.err },
       },
-      pino.destination({ dest: 2, sync: true }),
+      new LogWriter(2),
     ),
   );
 }
