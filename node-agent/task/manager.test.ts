@@ -304,7 +304,7 @@ describe("TaskManager", () => {
     expect(await node.until(id, inState(TASK_STATE_SHUTDOWN))).toMatchObject({ exitCode: 0 });
   });
 
-  it("stops what it is asked to stop when the disk is full, and begins nothing", async () => {
+  it("stops what it is asked to stop when the disk is full, and rejects what is new", async () => {
     const host = new Host();
     const node = spawn(host);
     await using manager = node.manager;
@@ -313,10 +313,15 @@ describe("TaskManager", () => {
     await node.until(id, inState(TASK_STATE_RUNNING));
     const full = new ClusterError("no space left on device", { code: "unavailable" });
     host.fail.set("write assignment", [full, full]);
-    const change = assignments([assignment(DESIRED_STATE_SHUTDOWN), assignment(DESIRED_STATE_RUNNING, other)]);
-    await expect(manager.assign(change)).rejects.toThrow("no space left on device");
+    await manager.assign(assignments([assignment(DESIRED_STATE_SHUTDOWN), assignment(DESIRED_STATE_RUNNING, other)]));
     await node.until(id, inState(TASK_STATE_SHUTDOWN));
-    expect(manager.find(other)).toBeUndefined();
+    const message = "the node cannot write it down: no space left on device";
+    expect(await node.until(other, inState(TASK_STATE_REJECTED))).toMatchObject({ message });
+    expect(node.told.get(other)).toMatchObject({ message });
+    expect(host.runs.get(other)).toBeUndefined();
+    await manager.assign(assignments([], true));
+    for (const taskId of [id, other]) await gone(node, taskId);
+    expectNothingLeft(host);
   });
 
   it("stops what is unhealthy, and tells it failed in the words of its check, over a restart too", async () => {

@@ -20,7 +20,7 @@ import type { TaskFiles } from "./files.ts";
 import { nextStep, type Outcome, type Step } from "./next-step.ts";
 import type { RecordStore, TaskRecord } from "./record.ts";
 import { Semaphore } from "./semaphore.ts";
-import { describeExit, newRecord, outcomeStates, statusOf } from "./status.ts";
+import { describeExit, newRecord, outcomeStates, rejectedRecord, statusOf } from "./status.ts";
 import { type ManagedTask, newTask, observe, sameSlot, wantedOf } from "./task.ts";
 
 export interface TaskManagerDeps {
@@ -121,8 +121,9 @@ export class TaskManager implements AsyncDisposable {
 
   /**
    * Takes what the control plane says the node is to hold. Nothing is done about it before it is written down: whoever comes
-   * after a crash must know why it was done. Resolves then, and the work goes on by itself; rejects when something could not
-   * be written down, which is then not begun. What a complete set does not name is removed.
+   * after a crash must know why it was done. Resolves then, and the work goes on by itself. What a complete set does not name
+   * is removed. With no room to write, a new task is rejected; one that is known changes all the same, since a full disk must
+   * not keep it from stopping.
    */
   async assign(assignments: Assignments): Promise<void> {
     const { set, remove, complete } = assignments;
@@ -134,15 +135,17 @@ export class TaskManager implements AsyncDisposable {
     );
     // All at once: who starts in a slot looks at whether the one before it is to stop.
     for (const [index, assignment] of changes.entries()) {
-      const failed = written[index]?.status === "rejected";
-      // A full disk must not keep a task from stopping.
-      if (!failed || assignment.desired > DesiredState.DESIRED_STATE_RUNNING) this.#apply(assignment);
+      const result = written[index];
+      const failure = result?.status === "rejected" ? asClusterError(result.reason) : undefined;
+      if (failure !== undefined) {
+        const { taskId, taskName } = assignment;
+        this.#deps.log.warn("assignment not written down", { taskId, task: taskName, error: failure });
+      }
+      this.#apply(assignment, failure);
     }
     if (set.length + dropped.length > 0) {
       this.#deps.log.info("assigned", { set: set.length, removed: dropped.length, complete, changed: changes.length });
     }
-    const failure = written.find((one) => one.status === "rejected");
-    if (failure !== undefined) throw failure.reason;
   }
 
   /** The assignment as it is to be from now on; none when nothing changes. What is wanted only moves forward. */
@@ -161,14 +164,16 @@ export class TaskManager implements AsyncDisposable {
     return known === undefined || known.desired === desired ? [] : [{ ...known, desired }];
   }
 
-  #apply(assignment: Assignment): void {
+  #apply(assignment: Assignment, unwritten: ClusterError | undefined): void {
     const { desired, taskId } = assignment;
     const running = DesiredState.DESIRED_STATE_RUNNING;
     let task = this.#tasks.get(taskId);
     const before = task?.assignment.desired;
     if (task === undefined) {
-      task = newTask(assignment, { ...newRecord(), ...this.#stamp() }, true);
+      const record = { ...newRecord(), ...this.#stamp() };
+      task = newTask(assignment, unwritten === undefined ? record : rejectedRecord(record, unwritten), true);
       this.#tasks.set(taskId, task);
+      if (unwritten !== undefined) this.#deps.report(statusOf(taskId, task.record));
     } else {
       task.assignment = assignment;
       // What is removed needs none any more.

@@ -1,3 +1,4 @@
+import type { ClusterError } from "../../lib/errors/errors.ts";
 import { Health, TaskState, type TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
 import type { Outcome } from "./next-step.ts";
 import type { TaskRecord } from "./record.ts";
@@ -23,6 +24,14 @@ export function newRecord(): TaskRecord {
     finishedAtMs: 0,
     released: false,
   };
+}
+
+/** Of a task that was never begun, for that reason: nothing of it is on the host. */
+export function rejectedRecord(record: TaskRecord, reason: ClusterError): TaskRecord {
+  const { observedAtMs: finishedAtMs } = record;
+  const state = TaskState.TASK_STATE_REJECTED;
+  const message = `the node cannot write it down: ${reason.message}`;
+  return { ...record, state, message, outcome: "rejected", released: true, finishedAtMs };
 }
 
 /** What the control plane is told of a task. */
