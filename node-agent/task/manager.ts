@@ -319,11 +319,7 @@ export class TaskManager implements AsyncDisposable {
       case "signal":
         return await this.#signal(task);
       case "kill":
-        await this.#update(task, {
-          killedAtMs: this.#deps.clock.nowMs(),
-          message: unhealthyWords(task) ?? "killed: its grace is over",
-        });
-        return await this.#deps.runtime.kill(task.id, "SIGKILL");
+        return await this.#kill(task);
       case "settle":
         return await this.#settle(task, step.outcome, step.exitCode, endMessage(task, step));
       case "release":
@@ -543,21 +539,35 @@ export class TaskManager implements AsyncDisposable {
     await this.#update(task, { stopSentAtMs: this.#deps.clock.nowMs(), message });
   }
 
+  async #kill(task: ManagedTask): Promise<void> {
+    const message = unhealthyWords(task) ?? "killed: its grace is over";
+    try {
+      // Before: whoever adopts it must know why it died.
+      await this.#update(task, { killedAtMs: this.#deps.clock.nowMs(), message });
+    } finally {
+      // A full disk must not keep it alive.
+      await this.#deps.runtime.kill(task.id, "SIGKILL");
+    }
+  }
+
   async #settle(task: ManagedTask, outcome: Outcome, exitCode: number, message: string): Promise<void> {
     task.preparing?.abort(new Error("it has ended"));
     const oomKilled = task.exit?.oomKilled ?? false;
     const finishedAtMs = task.exit?.finishedAtMs ?? this.#deps.clock.nowMs();
     const state = outcomeStates[outcome];
-    await this.#update(task, {
-      outcome,
-      state,
-      exitCode,
-      oomKilled,
-      finishedAtMs,
-      message,
-      health: Health.HEALTH_NONE,
-    });
-    task.ended.abort();
+    try {
+      await this.#update(task, {
+        outcome,
+        state,
+        exitCode,
+        oomKilled,
+        finishedAtMs,
+        message,
+        health: Health.HEALTH_NONE,
+      });
+    } finally {
+      task.ended.abort();
+    }
     const { taskName } = task.assignment;
     this.#deps.log.info("task ended", { taskId: task.id, task: taskName, outcome, exitCode, detail: message });
   }
