@@ -12,6 +12,21 @@ export const exitCodes = {
   interrupted: 130,
 } as const;
 
+/** What each says, for the reference. */
+export const exitMeanings: Readonly<Record<keyof typeof exitCodes, string>> = {
+  ok: "Done. Of `config`: the files are good.",
+  error:
+    "The command line or a stack file is wrong, what was named does not exist, or anything that no other code says.",
+  deployFailed:
+    "`deploy` or `scale`: the cluster has taken the stack, and a service will not run as written. The cluster goes on trying.",
+  timeout: "What was waited for did not happen within `--timeout`. It may still happen.",
+  conflict:
+    "Something is in the way: another deploy of the stack came first, a published port is taken, a node is still up.",
+  unreachable: "No cluster is chosen, none answers, or it cannot do the work at present. Trying again may help.",
+  denied: "The cluster does not accept this certificate, or its role may not do this.",
+  interrupted: "Interrupted by Ctrl-C, SIGTERM or SIGHUP. What the cluster was told, it goes on with.",
+};
+
 /** An error whose exit code its error code does not tell. */
 export class CommandFailure extends ClusterError {
   readonly exitCode: number;

@@ -1,7 +1,7 @@
 import { ClusterError } from "../lib/errors/errors.ts";
 import { call } from "../lib/grpc/client.ts";
 import { nearest } from "../lib/words/nearest.ts";
-import type { ClusterClient } from "../proto/gen/embassy/v1/api.ts";
+import type { ClusterClient, StackView } from "../proto/gen/embassy/v1/api.ts";
 
 /** Which of the two a name means, as a request takes it. A stack goes before a service of that name. Throws `not-found`. */
 export async function stackOrService(
@@ -25,5 +25,21 @@ export async function stackOrService(
     code: "not-found",
     subject: target,
     hint: similar === undefined ? "`clusterctl services` lists what there is." : `Did you mean ${similar}?`,
+  });
+}
+
+/** The stacks of the cluster, or the one of that name. Throws `not-found`. */
+export async function stacksNamed(client: ClusterClient, name: string, signal: AbortSignal): Promise<StackView[]> {
+  const { stacks } = await call(client.listStacks.bind(client), {}, { signal });
+  const chosen = stacks.filter((stack) => name === "" || stack.name === name);
+  if (name === "" || chosen.length > 0) return chosen;
+  const similar = nearest(
+    name,
+    stacks.map((stack) => stack.name),
+  );
+  throw new ClusterError(`there is no stack ${name}`, {
+    code: "not-found",
+    subject: `stack/${name}`,
+    hint: similar === undefined ? "`clusterctl stacks` lists what there is." : `Did you mean ${similar}?`,
   });
 }

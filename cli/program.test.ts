@@ -17,10 +17,13 @@ import {
   type ExecInput,
   type ExecOutput,
   type ExecStart,
+  ServiceView,
   StackProgress,
+  StackView,
   type TaskView,
   TaskView as TaskViews,
 } from "../proto/gen/embassy/v1/api.ts";
+import { MountType } from "../proto/gen/embassy/v1/stack.ts";
 import { NodeState, type TaskState, TaskState as TaskStates } from "../proto/gen/embassy/v1/state.ts";
 import type { Cli } from "./cli.ts";
 import { type Context, Contexts } from "./contexts/contexts.ts";
@@ -31,6 +34,8 @@ let answers: {
   deploy: (request: DeployRequest) => void;
   progress: Parameters<typeof StackProgress.create>[0][];
   tasks: TaskView[];
+  stacks: StackView[];
+  services: ServiceView[];
   started?: ExecStart;
 };
 
@@ -69,8 +74,8 @@ const implementation: ClusterServer = {
     for (const progress of answers.progress) await send(call, StackProgress.fromPartial(progress ?? {}), signal);
     await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
   }),
-  listStacks: unary(() => ({ stacks: [] })),
-  listServices: unary(() => ({ services: [] })),
+  listStacks: unary(() => ({ stacks: answers.stacks })),
+  listServices: unary(() => ({ services: answers.services })),
   listTasks: unary(({ node }) => ({
     tasks: answers.tasks.filter(({ nodeName }) => node === "" || nodeName === node),
     nowMs: 1_000_000,
@@ -185,7 +190,7 @@ afterAll(() => {
 });
 
 beforeEach(() => {
-  answers = { deploy: () => {}, progress: [], tasks: [] };
+  answers = { deploy: () => {}, progress: [], tasks: [], stacks: [], services: [] };
 });
 
 async function clusterctl(
@@ -456,6 +461,36 @@ describe("what is read", () => {
       "shop_db.1 | at 2",
       "shop_db.1 | at 3",
     ]);
+  });
+
+  it("lists secrets, configs and volumes with who uses them, and nothing that is in them", async () => {
+    const blob = { name: "key", content: Buffer.from("ab".repeat(32), "hex"), labels: { team: "shop" } };
+    const container = {
+      secrets: [{ source: "key" }],
+      mounts: [{ type: MountType.MOUNT_TYPE_VOLUME, source: "shop_data" }],
+    };
+    const spec = { name: "shop", secrets: [blob], services: [{ name: "db", container }, { name: "web" }] };
+    answers.stacks = [StackView.fromPartial({ name: "shop", spec })];
+    answers.services = [ServiceView.fromPartial({ service: { stack: "shop", spec: { name: "db", container } } })];
+    answers.tasks = [
+      TaskViews.fromPartial({
+        task: { spec: { container } },
+        status: { state: TaskStates.TASK_STATE_RUNNING },
+        nodeName: "host-2",
+      }),
+    ];
+    expect((await clusterctl(["secrets"])).stdout).toMatch(/NAME.*\nshop_key +abababababab +db +team=shop\n$/);
+    expect(JSON.parse((await clusterctl(["secrets", "shop", "-o", "json"])).stdout)).toEqual({
+      secrets: [{ stack: "shop", name: "key", digest: "ab".repeat(32), labels: { team: "shop" }, services: ["db"] }],
+    });
+    expect((await clusterctl(["configs", "-o", "json"])).stdout).toBe('{\n  "configs": []\n}\n');
+    expect(JSON.parse((await clusterctl(["volumes", "-o", "json"])).stdout)).toEqual({
+      volumes: [{ name: "shop_data", services: ["shop_db"], nodes: ["host-2"] }],
+    });
+    expect(await clusterctl(["volumes", "shp"])).toMatchObject({
+      code: 1,
+      stderr: "error: there is no stack shp\nDid you mean shop?\n",
+    });
   });
 
   it("shows why a task failed", async () => {

@@ -2,6 +2,7 @@ import { Command, CommanderError, Option } from "commander";
 import { ClusterError, messageOf } from "../lib/errors/errors.ts";
 import { version } from "../lib/version/version.ts";
 import { type Cli, outputs, type Register } from "./cli.ts";
+import { registerCompletion } from "./commands/completion.ts";
 import { registerConfig } from "./commands/config.ts";
 import { registerContext } from "./commands/context.ts";
 import { registerDeploy } from "./commands/deploy.ts";
@@ -15,9 +16,12 @@ import { registerNode } from "./commands/node.ts";
 import { registerPs } from "./commands/ps.ts";
 import { registerRemove } from "./commands/rm.ts";
 import { registerScale } from "./commands/scale.ts";
+import { registerStored } from "./commands/stored.ts";
 import { registerToken } from "./commands/token.ts";
+import { everyCommand, pathOf } from "./commands/tree.ts";
 import { registerVersion } from "./commands/version.ts";
 import { formatDuration, parseDuration } from "./duration.ts";
+import { examples } from "./examples.ts";
 import { exitCodeOf, exitCodes, Interrupted } from "./exit.ts";
 import { styled } from "./render/style.ts";
 
@@ -26,6 +30,7 @@ const registers: readonly Register[] = [
   registerConfig,
   registerPs,
   registerLists,
+  registerStored,
   registerLogs,
   registerExec,
   registerInspect,
@@ -37,9 +42,11 @@ const registers: readonly Register[] = [
   registerLab,
   registerInfo,
   registerVersion,
+  registerCompletion,
 ];
 
-function makeProgram(cli: Cli): Command {
+/** The whole command line, ready to be parsed once. */
+export function makeProgram(cli: Cli): Command {
   const program = new Command("clusterctl")
     .description("Runs Compose stacks across hosts.")
     .version(`clusterctl ${version}`, "--version", "print the version")
@@ -49,15 +56,19 @@ function makeProgram(cli: Cli): Command {
     .showSuggestionAfterError(true)
     .enablePositionalOptions(false);
   for (const register of registers) register(program, cli);
+  const globals = program.options.filter(({ long }) => long !== "--version");
   for (const command of everyCommand(program)) {
     for (const option of command.options) {
       if (option.parseArg === parseDuration && typeof option.defaultValue === "number") {
         option.defaultValueDescription = formatDuration(option.defaultValue);
       }
     }
+    const lines = (examples[pathOf(command)] ?? []).map((line) => `  clusterctl ${line}`);
+    if (lines.length > 0) command.addHelpText("after", `\nExamples:\n${lines.join("\n")}`);
     command
       .exitOverride()
       .helpCommand(false)
+      .configureHelp({ showGlobalOptions: true, visibleGlobalOptions: () => globals.filter(() => command !== program) })
       .configureOutput({
         // A wrong command line is told in one place, with the other errors.
         outputError: () => {},
@@ -66,10 +77,6 @@ function makeProgram(cli: Cli): Command {
       });
   }
   return program;
-}
-
-function everyCommand(command: Command): Command[] {
-  return [command, ...command.commands.flatMap(everyCommand)];
 }
 
 /** The command that a command line means, as far as it is right. */
@@ -107,7 +114,7 @@ function usualWords(words: readonly string[]): readonly string[] {
  * Puts `--` before the command that `exec` is to run, as its options are its own: `exec -it web sh -c 'ls -l'`. Whoever has put
  * it there has said so already.
  */
-function withDashes(program: Command, words: readonly string[]): readonly string[] {
+export function withDashes(program: Command, words: readonly string[]): readonly string[] {
   const command = commandOf(program, words);
   if (command.name() !== "exec") return words;
   const options = [...program.options, ...command.options];

@@ -38,7 +38,8 @@ export const registerConfig: Register = (program, cli) => {
  */
 export function configCommand(io: ConfigIo = processIo()): Command {
   const command = new Command("config")
-    .description("Check stack files and print the stack that they describe, with everything resolved.")
+    .summary("check stack files and print what they mean")
+    .description("Checks stack files and prints the stack that they describe, with everything resolved.")
     .argument("[files...]", "stack files, merged in this order")
     .addOption(new Option("--format <format>", "how to print the stack").choices(["yaml", "json"]).default("yaml"));
   withStackOptions(command);

@@ -4,6 +4,7 @@ import { jsonOf } from "../json.ts";
 export const registerInfo: Register = (program, cli) => {
   program
     .command("info")
+    .summary("print what the cluster is and how it is")
     .description("Prints what the cluster is and how it is.")
     .action(async (_options, command) => {
       const global = globalOptions(command);

@@ -7,12 +7,12 @@ import { formatAge, formatBytes } from "../render/format.ts";
 import { type Column, table } from "../render/table.ts";
 
 /** A list that a command shows: how to get it, as the proto's JSON and as a table. */
-interface Listing<Row> {
+export interface Listing<Row> {
   readonly read: (client: ClusterClient, signal: AbortSignal) => Promise<{ rows: Row[]; json: unknown }>;
   readonly columns: (nowMs: number) => readonly Column<Row>[];
 }
 
-async function show<Row>(cli: Cli, command: Command, listing: Listing<Row>): Promise<void> {
+export async function show<Row>(cli: Cli, command: Command, listing: Listing<Row>): Promise<void> {
   const global = globalOptions(command);
   await withCluster(cli, global, async (client) => {
     const { rows, json } = await listing.read(client, cli.signal);
@@ -21,7 +21,8 @@ async function show<Row>(cli: Cli, command: Command, listing: Listing<Row>): Pro
   });
 }
 
-const heavy = async () => ({
+/** What talks to a cluster: imported by the commands that do. */
+export const heavy = async () => ({
   ...(await import("../../lib/grpc/client.ts")),
   api: await import("../../proto/gen/embassy/v1/api.ts"),
 });
@@ -189,14 +190,17 @@ export const registerLists: Register = (program, cli) => {
     .action(async (target: string | undefined, _options, command) => await show(cli, command, services(target ?? "")));
   program
     .command("stacks")
+    .summary("list stacks")
     .description("Lists the stacks.")
     .action(async (_options, command) => await show(cli, command, stacks));
   program
     .command("nodes")
+    .summary("list nodes")
     .description("Lists the nodes.")
     .action(async (_options, command) => await show(cli, command, nodes));
   program
     .command("networks")
+    .summary("list networks")
     .description("Lists the networks.")
     .action(async (_options, command) => await show(cli, command, networks));
 };

@@ -92,7 +92,7 @@ function anchorOf(title: string, used: Map<string, number>): string {
 
 const INTRODUCTION = `# The stack file
 
-<!-- Generated from cli/stack/keys by \`npm run docs:stack-file\`. Change it there. -->
+<!-- Generated from cli/stack/keys by \`npm run docs\`. Change it there. -->
 
 A stack file is a Compose file. Every key of the Compose specification is either honoured, or refused with the place, the
 reason and what to use instead; none is ignored in silence.
