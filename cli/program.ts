@@ -68,7 +68,11 @@ export function makeProgram(cli: Cli): Command {
     command
       .exitOverride()
       .helpCommand(false)
-      .configureHelp({ showGlobalOptions: true, visibleGlobalOptions: () => globals.filter(() => command !== program) })
+      .configureHelp({
+        minWidthToWrap: 15,
+        showGlobalOptions: true,
+        visibleGlobalOptions: () => globals.filter(() => command !== program),
+      })
       .configureOutput({
         // A wrong command line is told in one place, with the other errors.
         outputError: () => {},
@@ -106,8 +110,12 @@ function report(cli: Cli, error: unknown): void {
 }
 
 /** What other programs call `help`, in the words of this one. */
-function usualWords(words: readonly string[]): readonly string[] {
-  return words[0] === "help" ? [...words.slice(1), "--help"] : words;
+function usualWords(program: Command, words: readonly string[]): readonly string[] {
+  const [first, ...about] = words;
+  if (first !== "help") return words;
+  // With --help the parser would not look at a word that is no command.
+  const isRight = about.length === 0 || commandOf(program, about) !== program;
+  return isRight ? [...about, "--help"] : about;
 }
 
 /**
@@ -142,7 +150,7 @@ function takesNext(options: readonly Option[], word: string): boolean {
 /** Runs a command line. Returns the process's exit code; errors are told on the screen, message then hint. */
 export async function runCli(given: readonly string[], cli: Cli): Promise<number> {
   const program = makeProgram(cli);
-  const words = withDashes(program, usualWords(given));
+  const words = withDashes(program, usualWords(program, given));
   if (words.length === 0) {
     cli.err.write(program.helpInformation());
     return exitCodes.error;
@@ -165,10 +173,15 @@ export async function runCli(given: readonly string[], cli: Cli): Promise<number
 function reportUsage(cli: Cli, program: Command, words: readonly string[], error: CommanderError): number {
   if (error.exitCode === 0) return exitCodes.ok; // --help
   const command = commandOf(program, words);
-  const message = error.message.replace(/^error: /, "").replace(/\n\(Did you mean/, " (did you mean");
+  const message = error.message
+    .replace(/^error: (?:command-argument value (.*) is invalid for (argument '.*?')\.)?/, (_all, value, name) =>
+      value === undefined ? "" : `${name} cannot be ${value}.`,
+    )
+    .replace(/\n\(Did you mean/, " (did you mean");
   const subcommands = command.commands.map((candidate) => candidate.name()).join(", ");
   // commander's own word for a command that needs a subcommand.
-  const shown = error.code === "commander.help" ? `a subcommand is missing: one of ${subcommands}` : message;
+  const missing = `a subcommand is missing: ${command.commands.length === 1 ? "" : "one of "}${subcommands}`;
+  const shown = error.code === "commander.help" ? missing : message;
   report(cli, new ClusterError(shown, { code: "invalid", hint: usageOf(command) }));
   return exitCodes.error;
 }

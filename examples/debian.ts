@@ -5,13 +5,20 @@ import { join } from "node:path";
 /**
  * Unpacks Debian packages of this machine's own release into a directory: the beginning of a root file system. Takes the
  * packages named and not what they depend on. Packages are downloaded once and kept in `cache`.
- * Throws with apt's own words when a package cannot be had.
+ * Throws with apt's own words when a package cannot be had. What takes its time is told to `say`.
  */
-export function unpackDebianPackages(packages: readonly string[], into: string, cache: string): void {
+export function unpackDebianPackages(
+  packages: readonly string[],
+  into: string,
+  cache: string,
+  say: (text: string) => void,
+): void {
   mkdirSync(into, { recursive: true });
   mkdirSync(cache, { recursive: true });
   for (const name of packages) {
-    const file = cachedPackage(name, cache) ?? download(name, cache);
+    const cached = cachedPackage(name, cache);
+    if (cached === undefined) say(`downloading ${name} from Debian`);
+    const file = cached ?? download(name, cache);
     must("dpkg-deb", ["--extract", file, into]);
   }
 }

@@ -42,9 +42,9 @@ async function layer(fill: (directory: string) => Promise<void>): Promise<Layer>
 }
 
 /** Users, name lookup by files and DNS, and a shell: what programs expect of any system. */
-async function baseLayer(): Promise<Layer> {
+async function baseLayer(say: Say): Promise<Layer> {
   return await layer(async (directory) => {
-    unpackDebianPackages(basePackages, directory, cache);
+    unpackDebianPackages(basePackages, directory, cache, say);
     for (const path of ["tmp", "etc", "proc", "sys", "dev", "run", "root"]) {
       await mkdir(join(directory, path), { recursive: true });
       // Not by mkdir, which takes away what the umask forbids.
@@ -61,9 +61,9 @@ async function baseLayer(): Promise<Layer> {
   });
 }
 
-async function image(example: ExampleImage, base: Layer): Promise<BuiltImage> {
+async function image(example: ExampleImage, base: Layer, say: Say): Promise<BuiltImage> {
   const own = await layer(async (directory) => {
-    unpackDebianPackages(example.packages, directory, cache);
+    unpackDebianPackages(example.packages, directory, cache, say);
     for (const [target, source] of Object.entries(example.files)) {
       await mkdir(dirname(join(directory, target)), { recursive: true });
       await cp(join(root, source), join(directory, target));
@@ -73,19 +73,27 @@ async function image(example: ExampleImage, base: Layer): Promise<BuiltImage> {
   return buildImage({ layers: [base, own], config });
 }
 
+/** Is told what is being done, where that takes its time. */
+type Say = (text: string) => void;
+
 /** Makes the images of an example and pushes them to the registry. Returns their references. */
-export async function pushExample(name: string, registry: string): Promise<string[]> {
+export async function pushExample(name: string, registry: string, say: Say = () => {}): Promise<string[]> {
   const example = examples[name];
-  if (example !== undefined) return await pushImages(example, registry);
+  if (example !== undefined) return await pushImages(example, registry, say);
   throw new Error(`there is no example ${name}; there is ${Object.keys(examples).join(", ")}`);
 }
 
 /** Makes images of Debian packages and pushes them to the registry. Returns their references. */
-export async function pushImages(images: readonly ExampleImage[], registry: string): Promise<string[]> {
-  const base = await baseLayer();
+export async function pushImages(
+  images: readonly ExampleImage[],
+  registry: string,
+  say: Say = () => {},
+): Promise<string[]> {
+  const base = await baseLayer(say);
   const references: string[] = [];
   for (const one of images) {
-    references.push(await pushImage(`http://${registry}`, one.repository, one.tag, await image(one, base)));
+    say(`making ${one.repository}:${one.tag}`);
+    references.push(await pushImage(`http://${registry}`, one.repository, one.tag, await image(one, base, say)));
   }
   return references;
 }
@@ -100,7 +108,8 @@ function registryOfLab(): string {
 if (import.meta.main) {
   const [name = "", registry] = process.argv.slice(2);
   try {
-    for (const reference of await pushExample(name, registry ?? registryOfLab())) console.log(`pushed ${reference}`);
+    const pushed = await pushExample(name, registry ?? registryOfLab(), (text) => console.log(`    ${text}`));
+    for (const reference of pushed) console.log(`pushed ${reference}`);
   } catch (error) {
     console.error(
       `${error instanceof Error ? error.message : String(error)}\nUsage: npm run images -- EXAMPLE [REGISTRY]`,

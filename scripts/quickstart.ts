@@ -138,6 +138,7 @@ let replaced = 0;
 const visits = await visit(page, async () => {
   for (let move = 1; move <= 2; move++) {
     const from = await placeOf("redis.1");
+    console.log(`    move ${move}: draining ${from}`);
     const bystanders = (await webs()).filter(({ node }) => node !== from);
     const observer = bystanders[0]?.name ?? "web.1";
     addresses.add(await redisAsSeenBy(observer));
@@ -148,6 +149,7 @@ const visits = await visit(page, async () => {
     console.log(
       `    move ${move}: ${from} -> ${await placeOf("redis.1")}; ${observer} sees redis at ${await redisAsSeenBy(observer)}`,
     );
+    console.log(`    move ${move}: activating ${from}, and waiting until web runs on every host again`);
     await ask("node", "activate", from);
     await until("web runs on every host again", async () => (await webs()).length === hosts.length);
   }

@@ -60,7 +60,7 @@ function ensurePackages() {
     );
   }
   const asRoot = process.getuid() === 0 ? [] : ["sudo"];
-  step(`installing ${missing.join(", ")}`);
+  step(`installing from Debian, a minute or two: ${missing.join(", ")}`);
   const environment = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
   const quiet = (words) => {
     const [command, ...args] = [...asRoot, ...words];
@@ -107,7 +107,7 @@ export function setUp() {
   if (process.platform !== "linux") fail("Embassy runs on Linux. Use a Debian 12 machine or virtual machine.");
   ensurePackages();
   whenChanged("node_modules/.embassy-installed", ["package-lock.json"], () => {
-    step("installing npm packages");
+    step("installing npm packages into node_modules, from npm's registry: a minute or two, more over a slow line");
     run(
       "npm",
       ["ci", "--no-audit", "--no-fund", "--loglevel=error"],
@@ -121,7 +121,7 @@ export function setUp() {
   }
   const inputs = ["lib", "proto/gen", "control-plane", "node-agent", "netd", "cli"].flatMap(sources);
   whenChanged("dist/.built", ["scripts/build.ts", "package-lock.json", ...inputs], () => {
-    step("building");
+    step("building the four programs into dist/: a few seconds");
     run("node_modules/node/bin/node", ["scripts/build.ts"], "The build failed; its message is above.");
   });
 }

@@ -114,7 +114,7 @@ const nodes: Listing<NodeView> = {
   },
   columns: (nowMs) => [
     { title: "NAME", value: ({ spec }) => spec?.name ?? "", shrinkTo: 12 },
-    { title: "ID", value: ({ spec }) => spec?.id ?? "" },
+    { title: "ID", value: ({ spec }) => spec?.id ?? "", drop: 1 },
     {
       title: "STATE",
       value: ({ status }) => nodeStates[status?.state ?? NodeState.NODE_STATE_UNKNOWN],
@@ -127,9 +127,19 @@ const nodes: Listing<NodeView> = {
     },
     { title: "TASKS", value: ({ tasks }) => String(tasks), align: "right" },
     { title: "ADDRESS", value: ({ status }) => status?.description?.underlayAddress ?? "" },
-    { title: "CPUS", value: ({ status }) => String((status?.description?.milliCpus ?? 0) / 1_000), align: "right" },
-    { title: "MEMORY", value: ({ status }) => formatBytes(status?.description?.memoryBytes ?? 0), align: "right" },
-    { title: "SINCE", value: ({ status }) => formatAge(status?.changedAtMs ?? 0, nowMs), align: "right" },
+    {
+      title: "CPUS",
+      value: ({ status }) => String((status?.description?.milliCpus ?? 0) / 1_000),
+      align: "right",
+      drop: 2,
+    },
+    {
+      title: "MEMORY",
+      value: ({ status }) => formatBytes(status?.description?.memoryBytes ?? 0),
+      align: "right",
+      drop: 3,
+    },
+    { title: "SINCE", value: ({ status }) => formatAge(status?.changedAtMs ?? 0, nowMs), align: "right", drop: 4 },
     {
       title: "LABELS",
       value: ({ spec }) =>

@@ -105,7 +105,7 @@ export class Contexts {
       const hint =
         names.length === 0
           ? importHint
-          : `There are: ${names.join(", ")}. Choose one with \`clusterctl context use ${names.length === 1 ? names[0] : "NAME"}\`.`;
+          : `${listed(names)} Choose it with \`clusterctl context use ${names.length === 1 ? names[0] : "NAME"}\`.`;
       throw new ClusterError("no cluster is chosen", { code: "unavailable", hint });
     }
     const isFile = wanted.includes("/");
@@ -121,10 +121,7 @@ export class Contexts {
       throw new ClusterError(isFile ? `there is no context file ${file}` : `there is no context ${wanted}`, {
         code: "not-found",
         subject: wanted,
-        hint:
-          names.length === 0
-            ? importHint
-            : `There are: ${names.join(", ")}. Choose one with \`clusterctl context use NAME\`.`,
+        hint: names.length === 0 ? importHint : listed(names),
         cause,
       });
     }
@@ -196,4 +193,8 @@ function homeOf(environment: NodeJS.ProcessEnv): string {
 /** The name that a file's context gets when none is given: the file's own, without extension. */
 export function nameOfFile(file: string): string {
   return basename(file).replace(/\.json$/, "");
+}
+
+function listed(names: readonly string[]): string {
+  return names.length === 1 ? `There is only ${names[0]}.` : `There are ${names.join(", ")}.`;
 }

@@ -75,6 +75,30 @@ describe("table", () => {
     );
   });
 
+  it("never wraps with colours either, and leaves none on", () => {
+    const plain = [
+      { title: "NAME", value: (row: readonly string[]) => row[0] ?? "", style: () => "green" as const },
+      { title: "STATE", value: (row: readonly string[]) => row[1] ?? "" },
+    ];
+    const rows = [["counter_redis", "running"]];
+    const sgr = String.fromCharCode(27);
+    for (let columns = 5; columns < 30; columns++) {
+      const bare = table(screen(columns), plain, rows);
+      const painted = table({ ...screen(columns), colours: true }, plain, rows);
+      expect(painted.replaceAll(new RegExp(`${sgr}\\[\\d+m`, "g"), "")).toBe(bare);
+      for (const line of painted.split("\n")) expect((line.split(sgr).length - 1) % 2).toBe(0);
+    }
+  });
+
+  it("leaves out an empty column before it cuts others", () => {
+    const some = [
+      { title: "NAME", value: (row: readonly string[]) => row[0] ?? "" },
+      { title: "MESSAGE", value: (row: readonly string[]) => row[1] ?? "" },
+    ];
+    expect(table(screen(8), some, [["host-1", ""]])).toBe("NAME\nhost-1\n");
+    expect(table(screen(20), some, [["host-1", ""]])).toBe("NAME    MESSAGE\nhost-1\n");
+  });
+
   it("lets no control character of somebody else's text through", () => {
     expect(table(screen(80), columns, [["a\u001b[31mb", "1\n2", "c\rd"]])).toBe(
       "NAME      N  MESSAGE\na[31mb  1 2  c d\n",

@@ -9,7 +9,10 @@ export interface Column<Row> {
   readonly shrinkTo?: number;
   /** As many characters as it needs to be of use, whatever it may shrink to. Default: all. */
   readonly wish?: number;
-  /** Left out, the lowest number first, while a screen is too narrow for what the columns wish. Default: never. */
+  /**
+   * Left out, the lowest number first, while a screen is too narrow for what the columns wish. Default: never, unless it is
+   * empty in all rows: such go before all others.
+   */
   readonly drop?: number;
   readonly align?: "left" | "right";
 }
@@ -53,7 +56,9 @@ function dropped<Row>(screen: Screen, all: readonly Column<Row>[], rows: readonl
       return [column, Math.min(widest, Math.max(column.wish ?? widest, column.title.length))];
     }),
   );
-  const order = all.filter(({ drop }) => drop !== undefined).toSorted((a, b) => (a.drop ?? 0) - (b.drop ?? 0));
+  const isEmpty = ({ value }: Column<Row>) => rows.length > 0 && rows.every((row) => oneLine(value(row)) === "");
+  const rank = (column: Column<Row>) => (isEmpty(column) ? -1 : (column.drop ?? Number.POSITIVE_INFINITY));
+  const order = all.filter((column) => Number.isFinite(rank(column))).toSorted((a, b) => rank(a) - rank(b));
   const total = () => [...wishes.values()].reduce((sum, wish) => sum + wish + gap, -gap);
   for (const column of order) if (total() > screen.columns) wishes.delete(column);
   return all.filter((column) => wishes.has(column));
@@ -84,8 +89,20 @@ export function ellipsis(text: string, most: number): string {
   return most <= 0 ? "" : `${characters.slice(0, most - 1).join("")}…`;
 }
 
+const colour = new RegExp(`(${String.fromCharCode(27)}\\[\\d+m)`);
+
 /** Last resort for a table that does not fit even when shrunk; colours do not count as characters. */
 function clip(screen: Screen, text: string): string {
-  if (screen.colours || !Number.isFinite(screen.columns)) return text;
-  return ellipsis(text, screen.columns);
+  const parts = text.split(colour);
+  const whole = parts.reduce((sum, part) => sum + (colour.test(part) ? 0 : width(part)), 0);
+  if (whole <= screen.columns) return text;
+  let left = screen.columns;
+  const kept = parts.map((part) => {
+    if (colour.test(part)) return part;
+    // What is beyond the edge ends in nothing, and the part on it in the ellipsis.
+    const shown = left > 0 && width(part) >= left ? ellipsis(`${part} `, left) : left > 0 ? part : "";
+    left -= width(part);
+    return shown;
+  });
+  return kept.join("");
 }

@@ -27,7 +27,7 @@ import { proxyExec } from "./exec.ts";
 import { streamLogs } from "./logs.ts";
 import { type AddressSettings, type DeployPlan, planDeploy } from "./plan-deploy.ts";
 import { listNetworks, listNodes, listServices, listStacks, listTasks, type NetworkProgress } from "./reads.ts";
-import { resolveNode, resolveService } from "./resolve.ts";
+import { list, resolveNode, resolveService } from "./resolve.ts";
 import { validateStack } from "./validate.ts";
 
 export interface ApiDeps {
@@ -203,7 +203,7 @@ function removal(index: ClusterIndex, stack: string): Write[] {
     throw new ClusterError(`there is no stack ${stack}`, {
       code: "not-found",
       subject: `stack/${stack}`,
-      hint: names.length === 0 ? "Nothing is deployed." : `There is: ${names.join(", ")}.`,
+      hint: list(names, "Nothing is deployed."),
     });
   }
   for (const network of networks) {

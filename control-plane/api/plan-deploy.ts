@@ -25,6 +25,7 @@ import { Allocation, Network, Service, ServiceStatus } from "../../proto/gen/emb
 import type { ClusterIndex } from "../domain/index.ts";
 import { serviceFullName } from "../domain/tasks.ts";
 import type { CommitOptions, Write } from "../store/types.ts";
+import { list } from "./resolve.ts";
 
 export interface AddressSettings {
   /** CIDR that subnets are taken from. */
@@ -228,7 +229,7 @@ class DeployPlanner {
     throw new ClusterError(`external network ${wanted} does not exist`, {
       code: "not-found",
       subject: `networks.${spec.name}`,
-      hint: names.length === 0 ? "Deploy the stack that makes it first." : `There is ${names.sort().join(", ")}.`,
+      hint: list(names.sort(), "Deploy the stack that makes it first."),
     });
   }
 

@@ -8,7 +8,8 @@ import { hasEnded, observedState, serviceFullName, taskName } from "../domain/ta
 
 const mostListed = 8;
 
-function list(names: readonly string[], none: string): string {
+/** What there is, in a sentence; `none` when there is nothing. */
+export function list(names: readonly string[], none: string): string {
   if (names.length === 0) return none;
   const more = names.length > mostListed ? `, and ${names.length - mostListed} more` : "";
   if (names.length === 1) return `There is only ${names[0]}.`;
