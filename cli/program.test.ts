@@ -70,6 +70,7 @@ const implementation: ClusterServer = {
   }),
   removeStack: unary(absent),
   scaleService: unary(absent),
+  rebalance: unary(() => ({ moves: [] })),
   watchStack: streaming(async (call, signal) => {
     for (const progress of answers.progress) await send(call, StackProgress.fromPartial(progress ?? {}), signal);
     await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));

@@ -14,6 +14,7 @@ import { registerLists } from "./commands/lists.ts";
 import { registerLogs } from "./commands/logs.ts";
 import { registerNode } from "./commands/node.ts";
 import { registerPs } from "./commands/ps.ts";
+import { registerRebalance } from "./commands/rebalance.ts";
 import { registerRemove } from "./commands/rm.ts";
 import { registerScale } from "./commands/scale.ts";
 import { registerStored } from "./commands/stored.ts";
@@ -35,6 +36,7 @@ const registers: readonly Register[] = [
   registerExec,
   registerInspect,
   registerScale,
+  registerRebalance,
   registerRemove,
   registerNode,
   registerToken,

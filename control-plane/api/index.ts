@@ -27,6 +27,7 @@ import { proxyExec } from "./exec.ts";
 import { streamLogs } from "./logs.ts";
 import { type AddressSettings, type DeployPlan, planDeploy } from "./plan-deploy.ts";
 import { listNetworks, listNodes, listServices, listStacks, listTasks, type NetworkProgress } from "./reads.ts";
+import { planMoves } from "./rebalance.ts";
 import { list, resolveNode, resolveService } from "./resolve.ts";
 import { validateStack } from "./validate.ts";
 
@@ -93,6 +94,15 @@ export function createApi(deps: ApiDeps): Api {
       const stack = await again(async () => await scale(deps, word, replicas));
       log.info("service scaled", { service: word, replicas, user });
       return { stack };
+    }),
+    rebalance: admin(async (request, user) => {
+      const moves = await again(async () => {
+        const plan = planMoves(index, request);
+        if (!request.dryRun && plan.writes.length > 0) await store.commit(plan.writes);
+        return [...plan.moves];
+      });
+      if (!request.dryRun) log.info("tasks to be moved", { tasks: moves.map(({ taskName }) => taskName), user });
+      return { moves };
     }),
     watchStack: streaming<ServerWritableStream<WatchStackRequest, StackProgress>, WatchStackRequest, StackProgress>(
       async (call, signal) => {

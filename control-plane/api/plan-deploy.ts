@@ -306,6 +306,7 @@ class DeployPlanner {
       ),
       blobDigests: pick(blobs, keys),
       createdAtMs: known?.createdAtMs ?? this.#facts.nowMs,
+      moving: known?.moving ?? [],
     });
     if (known !== undefined) service.version = known.version + (shapeOf(known) === shapeOf(service) ? 0 : 1);
 

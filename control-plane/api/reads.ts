@@ -6,12 +6,12 @@ import type {
   ListTasksRequest,
   ListTasksResponse,
 } from "../../proto/gen/embassy/v1/api.ts";
-import type { Block, Service, Task } from "../../proto/gen/embassy/v1/state.ts";
+import type { Block, Task } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { serviceProgress, taskView } from "../domain/progress.ts";
 import { leftBehind, seatsOf } from "../domain/service-tasks.ts";
 import { hasEnded, isUp, isWanted, observedState, observedStatus, serviceFullName, slotName } from "../domain/tasks.ts";
-import { resolveNode, resolveService } from "./resolve.ts";
+import { resolveNode, servicesOf } from "./resolve.ts";
 
 // Reads of the view in memory: no round trip to the store. Lists are in order of the names that users see.
 
@@ -71,13 +71,6 @@ function byPlace({ view }: ClusterIndex): (a: Task, b: Task) => number {
   const node = by<Task>((task) => slotName(view, task));
   const id = by<Task>((task) => task.id);
   return (a, b) => service(a, b) || a.slot - b.slot || (a.slot === 0 ? node(a, b) : 0) || b.epoch - a.epoch || id(a, b);
-}
-
-function servicesOf(index: ClusterIndex, { stack, service }: ListTasksRequest): Service[] {
-  if (service !== "") {
-    return [index.servicesOfStack(stack).find(({ spec }) => spec?.name === service) ?? resolveService(index, service)];
-  }
-  return stack === "" ? [...index.view.services.values()] : index.servicesOfStack(stack);
 }
 
 /** How far the nodes' netds have come. */

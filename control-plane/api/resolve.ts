@@ -51,6 +51,17 @@ export function resolveService(index: ClusterIndex, word: string): Service {
   });
 }
 
+/** The services of a stack, or the one that is named (within the stack, or by any name of it), or all when both are empty. */
+export function servicesOf(
+  index: ClusterIndex,
+  { stack, service }: { readonly stack: string; readonly service: string },
+): Service[] {
+  if (service !== "") {
+    return [index.servicesOfStack(stack).find(({ spec }) => spec?.name === service) ?? resolveService(index, service)];
+  }
+  return stack === "" ? [...index.view.services.values()] : index.servicesOfStack(stack);
+}
+
 /**
  * Tasks by stack, service, task name or task id, by name. With `live`, only those that have not ended, unless the word is
  * an id: that means one task, whatever became of it.

@@ -10,7 +10,7 @@ export interface SeatTasks {
   readonly wanted: boolean;
   /** Wanted by their record and not ended, of the newest version and on a node that keeps its tasks. */
   readonly good: readonly Task[];
-  /** Wanted by their record and not ended, but of an older version or on a drained node. */
+  /** Wanted by their record and not ended, but of an older version, on a drained node, or about to move. */
   readonly stale: readonly Task[];
   /** Asked to stop and not ended. */
   readonly going: readonly Task[];
@@ -45,7 +45,8 @@ function sort(index: ClusterIndex, service: Service, seat: Seat, wanted: boolean
   for (const task of tasks.sort((a, b) => a.epoch - b.epoch)) {
     if (hasEnded(observedState(index.view, task))) sorted.ended.push(task);
     else if (!isWanted(task)) sorted.going.push(task);
-    else if (task.serviceVersion === service.version && !isDrained(index, task)) sorted.good.push(task);
+    else if (task.serviceVersion === service.version && !isDrained(index, task) && !service.moving.includes(task.id))
+      sorted.good.push(task);
     else sorted.stale.push(task);
   }
   return { seat, wanted, ...sorted };

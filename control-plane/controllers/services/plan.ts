@@ -48,7 +48,7 @@ export function planService(index: ClusterIndex, service: Service, nowMs: number
   const tasks = index.tasksOfService(service.id);
   const update = planUpdate(index, service.spec?.update, service.version, seats, nowMs);
   const gate = planGate(index, service, tasks);
-  const planner = new SeatPlanner(index, service, gate, update.seats, nowMs);
+  const planner = new SeatPlanner(index, service, gate, new Set([...update.seats, ...nextMove(service, seats)]), nowMs);
   planner.wakeAt(update.wakeAtMs);
   for (const seat of seats) planner.plan(seat);
   const running = seats.some(({ good, stale, going }) => good.length + stale.length + going.length > 0);
@@ -56,6 +56,18 @@ export function planService(index: ClusterIndex, service: Service, nowMs: number
     planner.actions.push({ kind: "forget-service", why: "it was removed and its last task has ended" });
   }
   return { actions: planner.actions, wakeAtMs: planner.wakeAtMs, updateMessage: update.message };
+}
+
+/** Is it replaced for no reason but to spread its service? */
+function isMoving(service: Service, task: Task): boolean {
+  return task.serviceVersion === service.version && service.moving.includes(task.id);
+}
+
+/** The seat that may begin to move: one at a time, so that a service is never larger than by one task. */
+function nextMove(service: Service, seats: readonly SeatTasks[]): string[] {
+  const moving = seats.filter(({ wanted, stale }) => wanted && stale.some((task) => isMoving(service, task)));
+  if (moving.some(({ good }) => good.length > 0)) return [];
+  return moving.slice(0, 1).map(({ seat }) => seat.key);
 }
 
 class SeatPlanner {
@@ -150,9 +162,9 @@ class SeatPlanner {
     if (stale !== undefined) {
       const drained = isDrained(this.#index, stale);
       if (!drained && !this.#mayUpdate.has(seat.seat.key)) return;
-      why = drained
-        ? "its node is drained"
-        : `version ${this.#service.version} replaces version ${stale.serviceVersion}`;
+      if (drained) why = "its node is drained";
+      else if (isMoving(this.#service, stale)) why = "its service is spread unevenly";
+      else why = `version ${this.#service.version} replaces version ${stale.serviceVersion}`;
     }
     if (last !== undefined && last.serviceVersion === this.#service.version) {
       const status = observedStatus(this.#index.view, last);
@@ -173,7 +185,9 @@ class SeatPlanner {
       }
     }
     const predecessor = stale ?? seat.going.at(-1);
-    const startFirst = this.#service.spec?.update?.order === UpdateOrder.UPDATE_ORDER_START_FIRST;
+    const startFirst =
+      this.#service.spec?.update?.order === UpdateOrder.UPDATE_ORDER_START_FIRST ||
+      (stale !== undefined && isMoving(this.#service, stale) && !isDrained(this.#index, stale));
     const waits = predecessor !== undefined && !(startFirst && stale !== undefined);
     const gated = this.#gate.waitsFor !== "";
     const everyEpoch = [...seat.stale, ...seat.going, ...seat.ended].map(({ epoch }) => epoch);

@@ -72,6 +72,31 @@ export interface ScaleServiceResponse {
   stack: string;
 }
 
+export interface RebalanceRequest {
+  /** empty: all */
+  stack: string;
+  /** <stack>_<service>, or an unambiguous service name; empty: all */
+  service: string;
+  /** only plan */
+  dryRun: boolean;
+}
+
+export interface RebalanceResponse {
+  /** in the order in which each service makes them */
+  moves: PlannedMove[];
+}
+
+export interface PlannedMove {
+  taskId: string;
+  taskName: string;
+  stack: string;
+  /** name of its node */
+  from: string;
+  /** of the one that has room for its successor; it is chosen anew when that is made */
+  to: string;
+  why: string;
+}
+
 export interface WatchStackRequest {
   stack: string;
 }
@@ -794,6 +819,337 @@ export const ScaleServiceResponse: MessageFns<ScaleServiceResponse> = {
   fromPartial(object: DeepPartial<ScaleServiceResponse>): ScaleServiceResponse {
     const message = createBaseScaleServiceResponse();
     message.stack = object.stack ?? "";
+    return message;
+  },
+};
+
+function createBaseRebalanceRequest(): RebalanceRequest {
+  return { stack: "", service: "", dryRun: false };
+}
+
+export const RebalanceRequest: MessageFns<RebalanceRequest> = {
+  encode(message: RebalanceRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.stack !== "") {
+      writer.uint32(10).string(message.stack);
+    }
+    if (message.service !== "") {
+      writer.uint32(18).string(message.service);
+    }
+    if (message.dryRun !== false) {
+      writer.uint32(24).bool(message.dryRun);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RebalanceRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRebalanceRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.stack = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.service = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.dryRun = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RebalanceRequest {
+    return {
+      stack: isSet(object.stack) ? globalThis.String(object.stack) : "",
+      service: isSet(object.service) ? globalThis.String(object.service) : "",
+      dryRun: isSet(object.dryRun)
+        ? globalThis.Boolean(object.dryRun)
+        : isSet(object.dry_run)
+        ? globalThis.Boolean(object.dry_run)
+        : false,
+    };
+  },
+
+  toJSON(message: RebalanceRequest): unknown {
+    const obj: any = {};
+    if (message.stack !== undefined) {
+      obj.stack = message.stack;
+    }
+    if (message.service !== undefined) {
+      obj.service = message.service;
+    }
+    if (message.dryRun !== undefined) {
+      obj.dryRun = message.dryRun;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RebalanceRequest>): RebalanceRequest {
+    return RebalanceRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RebalanceRequest>): RebalanceRequest {
+    const message = createBaseRebalanceRequest();
+    message.stack = object.stack ?? "";
+    message.service = object.service ?? "";
+    message.dryRun = object.dryRun ?? false;
+    return message;
+  },
+};
+
+function createBaseRebalanceResponse(): RebalanceResponse {
+  return { moves: [] };
+}
+
+export const RebalanceResponse: MessageFns<RebalanceResponse> = {
+  encode(message: RebalanceResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.moves) {
+      PlannedMove.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RebalanceResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRebalanceResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.moves.push(PlannedMove.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RebalanceResponse {
+    return {
+      moves: globalThis.Array.isArray(object?.moves) ? object.moves.map((e: any) => PlannedMove.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: RebalanceResponse): unknown {
+    const obj: any = {};
+    if (message.moves?.length) {
+      obj.moves = message.moves.map((e) => PlannedMove.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RebalanceResponse>): RebalanceResponse {
+    return RebalanceResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RebalanceResponse>): RebalanceResponse {
+    const message = createBaseRebalanceResponse();
+    message.moves = object.moves?.map((e) => PlannedMove.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBasePlannedMove(): PlannedMove {
+  return { taskId: "", taskName: "", stack: "", from: "", to: "", why: "" };
+}
+
+export const PlannedMove: MessageFns<PlannedMove> = {
+  encode(message: PlannedMove, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.taskId !== "") {
+      writer.uint32(10).string(message.taskId);
+    }
+    if (message.taskName !== "") {
+      writer.uint32(18).string(message.taskName);
+    }
+    if (message.stack !== "") {
+      writer.uint32(26).string(message.stack);
+    }
+    if (message.from !== "") {
+      writer.uint32(34).string(message.from);
+    }
+    if (message.to !== "") {
+      writer.uint32(42).string(message.to);
+    }
+    if (message.why !== "") {
+      writer.uint32(50).string(message.why);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PlannedMove {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePlannedMove();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.taskId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.taskName = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.stack = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.from = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.to = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): PlannedMove {
+    return {
+      taskId: isSet(object.taskId)
+        ? globalThis.String(object.taskId)
+        : isSet(object.task_id)
+        ? globalThis.String(object.task_id)
+        : "",
+      taskName: isSet(object.taskName)
+        ? globalThis.String(object.taskName)
+        : isSet(object.task_name)
+        ? globalThis.String(object.task_name)
+        : "",
+      stack: isSet(object.stack) ? globalThis.String(object.stack) : "",
+      from: isSet(object.from) ? globalThis.String(object.from) : "",
+      to: isSet(object.to) ? globalThis.String(object.to) : "",
+      why: isSet(object.why) ? globalThis.String(object.why) : "",
+    };
+  },
+
+  toJSON(message: PlannedMove): unknown {
+    const obj: any = {};
+    if (message.taskId !== undefined) {
+      obj.taskId = message.taskId;
+    }
+    if (message.taskName !== undefined) {
+      obj.taskName = message.taskName;
+    }
+    if (message.stack !== undefined) {
+      obj.stack = message.stack;
+    }
+    if (message.from !== undefined) {
+      obj.from = message.from;
+    }
+    if (message.to !== undefined) {
+      obj.to = message.to;
+    }
+    if (message.why !== undefined) {
+      obj.why = message.why;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<PlannedMove>): PlannedMove {
+    return PlannedMove.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PlannedMove>): PlannedMove {
+    const message = createBasePlannedMove();
+    message.taskId = object.taskId ?? "";
+    message.taskName = object.taskName ?? "";
+    message.stack = object.stack ?? "";
+    message.from = object.from ?? "";
+    message.to = object.to ?? "";
+    message.why = object.why ?? "";
     return message;
   },
 };
@@ -4584,6 +4940,16 @@ export const ClusterService = {
       Buffer.from(ScaleServiceResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ScaleServiceResponse => ScaleServiceResponse.decode(value),
   },
+  /** Moves tasks to where their services are short of them. Errors: not-found. */
+  rebalance: {
+    path: "/embassy.v1.Cluster/Rebalance" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RebalanceRequest): Buffer => Buffer.from(RebalanceRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RebalanceRequest => RebalanceRequest.decode(value),
+    responseSerialize: (value: RebalanceResponse): Buffer => Buffer.from(RebalanceResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RebalanceResponse => RebalanceResponse.decode(value),
+  },
   /** The stack's progress at once and after each change, until the caller goes. `stack` may be one that is being removed. */
   watchStack: {
     path: "/embassy.v1.Cluster/WatchStack" as const,
@@ -4709,6 +5075,8 @@ export interface ClusterServer extends UntypedServiceImplementation {
   deploy: handleUnaryCall<DeployRequest, DeployResponse>;
   removeStack: handleUnaryCall<RemoveStackRequest, RemoveStackResponse>;
   scaleService: handleUnaryCall<ScaleServiceRequest, ScaleServiceResponse>;
+  /** Moves tasks to where their services are short of them. Errors: not-found. */
+  rebalance: handleUnaryCall<RebalanceRequest, RebalanceResponse>;
   /** The stack's progress at once and after each change, until the caller goes. `stack` may be one that is being removed. */
   watchStack: handleServerStreamingCall<WatchStackRequest, StackProgress>;
   listStacks: handleUnaryCall<ListStacksRequest, ListStacksResponse>;
@@ -4775,6 +5143,22 @@ export interface ClusterClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ScaleServiceResponse) => void,
+  ): ClientUnaryCall;
+  /** Moves tasks to where their services are short of them. Errors: not-found. */
+  rebalance(
+    request: RebalanceRequest,
+    callback: (error: ServiceError | null, response: RebalanceResponse) => void,
+  ): ClientUnaryCall;
+  rebalance(
+    request: RebalanceRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RebalanceResponse) => void,
+  ): ClientUnaryCall;
+  rebalance(
+    request: RebalanceRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RebalanceResponse) => void,
   ): ClientUnaryCall;
   /** The stack's progress at once and after each change, until the caller goes. `stack` may be one that is being removed. */
   watchStack(request: WatchStackRequest, options?: Partial<CallOptions>): ClientReadableStream<StackProgress>;

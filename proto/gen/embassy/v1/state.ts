@@ -331,6 +331,8 @@ export interface Service {
   createdAtMs: number;
   /** its tasks are being stopped; the record goes when the last has ended */
   removed: boolean;
+  /** ids of tasks that are to be replaced, to spread the service evenly; those that ended count no more */
+  moving: string[];
 }
 
 export interface Service_NetworkIdsEntry {
@@ -699,6 +701,7 @@ function createBaseService(): Service {
     blobDigests: {},
     createdAtMs: 0,
     removed: false,
+    moving: [],
   };
 }
 
@@ -727,6 +730,9 @@ export const Service: MessageFns<Service> = {
     }
     if (message.removed !== false) {
       writer.uint32(64).bool(message.removed);
+    }
+    for (const v of message.moving) {
+      writer.uint32(74).string(v!);
     }
     return writer;
   },
@@ -814,6 +820,14 @@ export const Service: MessageFns<Service> = {
             message.removed = reader.bool();
             continue;
           }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.moving.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -892,6 +906,9 @@ export const Service: MessageFns<Service> = {
         ? globalThis.Number(object.created_at_ms)
         : 0,
       removed: isSet(object.removed) ? globalThis.Boolean(object.removed) : false,
+      moving: globalThis.Array.isArray(object?.moving)
+        ? object.moving.map((e: any) => globalThis.String(e))
+        : [],
     };
   },
 
@@ -933,6 +950,9 @@ export const Service: MessageFns<Service> = {
     if (message.removed !== undefined) {
       obj.removed = message.removed;
     }
+    if (message.moving?.length) {
+      obj.moving = message.moving;
+    }
     return obj;
   },
 
@@ -967,6 +987,7 @@ export const Service: MessageFns<Service> = {
     );
     message.createdAtMs = object.createdAtMs ?? 0;
     message.removed = object.removed ?? false;
+    message.moving = object.moving?.map((e) => e) || [];
     return message;
   },
 };
