@@ -1,5 +1,6 @@
 import { pushBusybox } from "../test/cluster/busybox.ts";
 import { type Cluster, startCluster } from "../test/cluster/cluster.ts";
+import { CpuAccount } from "./cpu.ts";
 import { Figures } from "./figures.ts";
 
 export const title = "from deploy to running: 1, 12 and 60 replicas over three hosts; removal; a crashed task";
@@ -34,12 +35,18 @@ export async function run(args: readonly string[]): Promise<void> {
 
   const figures = new Figures("s", "Swarm");
   const removals: number[] = [];
+  const cpu = new CpuAccount(cluster.name);
+  const spent: ReadonlyMap<string, number>[] = [];
   for (const replicas of [1, 12, 60] as const) {
     const times: number[] = [];
     for (let i = 0; i < runs; i++) {
+      cpu.take();
       times.push(await seconds(() => cluster.deployText("nap", stack(cluster, replicas), ["--settle", "0s"])));
       const removal = await seconds(() => cluster.run(["rm", "nap"]));
-      if (replicas === 60) removals.push(removal);
+      if (replicas === 60) {
+        removals.push(removal);
+        spent.push(cpu.take());
+      }
     }
     figures.row(`deploy, ${replicas} replicas running`, times, swarm[replicas]);
   }
@@ -63,4 +70,15 @@ export async function run(args: readonly string[]): Promise<void> {
     );
   }
   figures.row("a task's process killed, replacement running (delay 0)", crashes, swarm.crash);
+
+  console.log("\nCPU of a deploy of 60 and its rm\n");
+  const account = new Figures("s");
+  for (const what of [...new Set(spent.flatMap((one) => [...one.keys()]))].sort()) {
+    const seconds = spent.map((one) => one.get(what) ?? 0);
+    if (seconds.some((value) => value > 0)) account.row(what, seconds);
+  }
+  account.row(
+    "all of it",
+    spent.map((one) => [...one.values()].reduce((sum, value) => sum + value, 0)),
+  );
 }
