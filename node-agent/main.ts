@@ -9,6 +9,7 @@ import { lockDirectory } from "../lib/lock/lock.ts";
 import { createLog } from "../lib/log/log.ts";
 import { readCertificate } from "../lib/pki/certificate.ts";
 import { loadIdentity, writeIdentity } from "../lib/pki/identity.ts";
+import { Spawner } from "../lib/process/spawner.ts";
 import { version } from "../lib/version/version.ts";
 import { parseConfig, type RunConfig, usage } from "./config.ts";
 import { describeNode } from "./describe/describe.ts";
@@ -78,11 +79,13 @@ async function run(config: RunConfig): Promise<void> {
 
   const taskFiles = new TaskFiles(config.runDir);
   await taskFiles.prepareDirectory();
+  const spawner = owned.use(new Spawner("noded: spawner"));
   const images = owned.use(
     await openImageStore({
       stateDir: join(config.stateDir, "images"),
       insecureRegistries: config.insecureRegistries,
       log,
+      spawner,
     }),
   );
   const runtime = owned.use(
@@ -93,6 +96,7 @@ async function run(config: RunConfig): Promise<void> {
       logDir: join(config.stateDir, "logs"),
       runtime: config.runtime ?? "auto",
       log,
+      spawner,
     }),
   );
   const network = owned.use(new Netd(config.netdSocket));

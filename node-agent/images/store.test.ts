@@ -15,6 +15,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { silentLog } from "../../lib/log/log.ts";
+import { Spawner } from "../../lib/process/spawner.ts";
 import { buildImage, buildIndex, type ImageOptions, type Layer, layerOfTar } from "../../test/images/image.ts";
 import { pushBlob, pushImage, pushManifest, startRegistry, type TestRegistry } from "../../test/images/registry.ts";
 import { type Entry, tarOf } from "../../test/images/tar.ts";
@@ -44,6 +45,7 @@ describe.runIf(root)("an image store", () => {
     const store = await openImageStore({
       stateDir,
       log: silentLog,
+      spawner: new Spawner("test: spawner"),
       insecureRegistries: [registry.host],
       retryDelaysMs: [1],
       proxyEnv: {},
@@ -354,6 +356,7 @@ describe.runIf(root)("an image store", () => {
       const store = await openImageStore({
         stateDir,
         log: silentLog,
+        spawner: new Spawner("test: spawner"),
         insecureRegistries: [registry.host],
         proxyEnv: {},
       });
@@ -427,6 +430,7 @@ describe.runIf(root)("an image store", () => {
       const store = await openImageStore({
         stateDir,
         log: silentLog,
+        spawner: new Spawner("test: spawner"),
         insecureRegistries: [registry.host],
         proxyEnv: {},
       });
@@ -459,7 +463,8 @@ describe.runIf(root)("an image store", () => {
     expect(existsSync(join(home, "synced"))).toBe(true);
     writeFileSync(join(opened.stateDir, "tmp/half"), "");
 
-    const second = await openImageStore({ stateDir: opened.stateDir, log: silentLog, proxyEnv: {} });
+    const options = { stateDir: opened.stateDir, log: silentLog, spawner: new Spawner("test: spawner"), proxyEnv: {} };
+    const second = await openImageStore(options);
     expect(await second.find(reference)).toEqual(JSON.parse(JSON.stringify(image)));
     expect(halfMade(opened.stateDir)).toEqual([]);
     await second[Symbol.asyncDispose]();
@@ -467,7 +472,7 @@ describe.runIf(root)("an image store", () => {
     rmSync(join(home, "synced"));
     const record = JSON.parse(readFileSync(join(home, "layer.json"), "utf8")) as object;
     writeFileSync(join(home, "layer.json"), JSON.stringify({ ...record, bootId: "another" }));
-    const third = await openImageStore({ stateDir: opened.stateDir, log: silentLog, proxyEnv: {} });
+    const third = await openImageStore(options);
     expect(await third.find(reference)).toBeUndefined();
     await third[Symbol.asyncDispose]();
   });

@@ -4,7 +4,8 @@ import { join } from "node:path";
 import { type Clock, systemClock } from "../../lib/clock/clock.ts";
 import { asClusterError, ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
 import type { Log } from "../../lib/log/log.ts";
-import { run, runOk } from "../../lib/process/run.ts";
+import { runOk } from "../../lib/process/run.ts";
+import type { Spawner } from "../../lib/process/spawner.ts";
 import { diskFull, exists, readIfThere, syncDirectory, temporaryName, writeDurably } from "./files.ts";
 import { Flights, Gate } from "./flights.ts";
 import { HttpClient } from "./http.ts";
@@ -19,6 +20,7 @@ export interface ImageStoreOptions {
   /** Everything lies under it; made when it is missing. Overlayfs must take it as an upper directory. */
   readonly stateDir: string;
   readonly log: Log;
+  readonly spawner: Pick<Spawner, "mount" | "unmount">;
   /** Registries ("host:port") to talk to in plain HTTP; all others speak TLS. */
   readonly insecureRegistries?: readonly string[];
   readonly credentials?: (registry: string) => Promise<Credentials | undefined>;
@@ -416,15 +418,19 @@ class DirectoryStore implements ImageStore, AsyncDisposable {
           hint: "Build it with fewer layers (about 140 fit).",
         });
       }
-      const { code, stderr } = await run("mount", ["-t", "overlay", "-o", mountOptions, "overlay", `${own}/merged`], {
-        cwd: this.#path("layers"),
-        // Newer util-linux would set options one by one, 255 bytes each at most.
-        env: { PATH: process.env["PATH"], LC_ALL: "C", LIBMOUNT_FORCE_MOUNT2: "always" },
-      });
-      if (code !== 0) {
-        throw new ClusterError(`cannot mount image ${image.reference}: ${stderr.trim()}`, {
+      try {
+        await this.#options.spawner.mount({
+          cwd: this.#path("layers"),
+          source: "overlay",
+          target: `${own}/merged`,
+          type: "overlay",
+          options: mountOptions,
+        });
+      } catch (cause) {
+        throw new ClusterError(`cannot mount image ${image.reference}: ${messageOf(cause)}`, {
           code: "internal",
           subject: `task/${containerId}`,
+          cause,
         });
       }
       return merged;
@@ -439,8 +445,7 @@ class DirectoryStore implements ImageStore, AsyncDisposable {
       const merged = join(home, "merged");
       // More than once only if somebody else mounted over it.
       for (let attempt = 0; attempt < 4 && (await isMountPoint(merged)); attempt += 1) {
-        const { code } = await run("umount", [merged]);
-        if (code !== 0) await runOk("umount", ["--lazy", merged]);
+        await this.#options.spawner.unmount(merged);
       }
       await this.#discard(home);
     });

@@ -1,8 +1,6 @@
-import { spawn } from "node:child_process";
-import { join } from "node:path";
-import { createInterface } from "node:readline";
-import type { Duplex } from "node:stream";
+import { basename, join } from "node:path";
 import { ClusterError } from "../../lib/errors/errors.ts";
+import type { Spawner } from "../../lib/process/spawner.ts";
 
 /** Where a node's containers have their files. */
 export interface RuntimePaths {
@@ -32,9 +30,24 @@ export function runtimeRoot(paths: RuntimePaths): readonly string[] {
   return ["--root", join(paths.runDir, "oci")];
 }
 
+/** An OCI runtime, and how it is run. */
+export interface RuntimeProgram {
+  /** Runs it anywhere; recorded with each container. */
+  readonly path: string;
+  /** The runtime itself, for the spawner. */
+  readonly direct: string;
+  /** A mount that it must not see. */
+  readonly hide: string | undefined;
+}
+
+/** By the name of the program, or of what wraps it. */
+export function isCrun(runtimePath: string): boolean {
+  return basename(runtimePath).startsWith("crun");
+}
+
 export interface ConmonRequest {
   readonly id: string;
-  readonly runtimePath: string;
+  readonly program: RuntimeProgram;
   readonly tty: boolean;
   readonly stdinOpen: boolean;
 }
@@ -45,11 +58,16 @@ const createTimeoutMs = 60_000;
  * Starts a conmon that creates the container, and returns the pid of the container's first process, which waits for
  * `start`. Conmon and container outlive this process. Throws with the runtime's words when it cannot be created.
  */
-export async function conmonCreate(paths: RuntimePaths, request: ConmonRequest, signal?: AbortSignal): Promise<number> {
-  const { id } = request;
+export async function conmonCreate(
+  paths: RuntimePaths,
+  spawner: Spawner,
+  request: ConmonRequest,
+  signal?: AbortSignal,
+): Promise<number> {
+  const { id, program } = request;
   const own = pathsOf(paths, id);
   const args = [
-    ["--api-version", "1", "-c", id, "-u", id, "-n", id, "-r", request.runtimePath],
+    ["--api-version", "1", "-c", id, "-u", id, "-n", id, "-r", program.direct],
     runtimeRoot(paths).flatMap((word) => ["--runtime-arg", word]),
     ["-b", own.bundle, "--persist-dir", own.persist, "--exit-dir", join(paths.runDir, "exits"), "--full-attach"],
     ["-p", own.pidFile, "-P", own.conmonPidFile],
@@ -57,64 +75,27 @@ export async function conmonCreate(paths: RuntimePaths, request: ConmonRequest, 
     request.tty ? ["-t"] : [],
     request.stdinOpen ? ["-i", "--leave-stdin-open"] : [],
   ].flat();
-  const child = spawn("conmon", args, {
-    cwd: own.bundle,
-    detached: true,
-    stdio: ["ignore", "ignore", "pipe", "pipe", "pipe"],
-    env: { PATH: process.env["PATH"], LC_ALL: "C", _OCI_SYNCPIPE: "3", _OCI_STARTPIPE: "4" },
-  });
-  let words = "";
-  child.stderr?.on("data", (chunk: Buffer) => {
-    words = (words + chunk.toString()).slice(-4000);
-  });
-  const sync = child.stdio[3] as Duplex;
-  const start = child.stdio[4] as Duplex;
-  // Conmon may be gone before it reads the byte; the sync pipe tells.
-  start.on("error", () => undefined);
-  sync.on("error", () => undefined);
-  start.end("\0");
-  const ended = new Promise<number>((resolve, reject) => {
-    child.on("error", (cause) => {
-      reject(
-        new ClusterError(`cannot run conmon: ${cause.message}`, { code: "internal", hint: "Install conmon.", cause }),
-      );
-    });
-    // The first conmon process ends before the container is made; only its failure says something.
-    child.on("exit", (code) => resolve(code ?? -1));
-  });
+  const env = { PATH: process.env["PATH"] ?? "", LC_ALL: "C", _OCI_SYNCPIPE: "3" };
+  const answered = spawner.daemon("conmon", args, { cwd: own.bundle, env, hide: program.hide });
+  const { code, stdout, stderr } = await inTime(answered, signal);
+  // Its first process ends before the container is made; only its failure says something.
+  if (code !== 0 || stdout === "") throw refusal(stderr.trim() || `conmon ended with ${code}`);
+  const answer = parseAnswer(stdout.split("\n")[0] ?? "");
+  if (answer.data > 0) return answer.data;
+  throw refusal(answer.message || stderr.trim() || `conmon says ${answer.data}`);
+}
+
+async function inTime<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  const { promise: never, reject } = Promise.withResolvers<never>();
+  const late = new ClusterError("the runtime did not create the container within 60 s", { code: "unavailable" });
+  const timer = setTimeout(() => reject(late), createTimeoutMs);
+  const stop = () => reject(signal?.reason);
+  signal?.addEventListener("abort", stop, { once: true });
   try {
-    return await new Promise<number>((resolve, reject) => {
-      const lines = createInterface({ input: sync });
-      const timer = setTimeout(
-        () => reject(new ClusterError("the runtime did not create the container within 60 s", { code: "unavailable" })),
-        createTimeoutMs,
-      );
-      const stop = () => reject(signal?.reason);
-      signal?.addEventListener("abort", stop, { once: true });
-      const finish = () => {
-        clearTimeout(timer);
-        signal?.removeEventListener("abort", stop);
-      };
-      lines.on("line", (line) => {
-        finish();
-        const answer = parseAnswer(line);
-        if (answer.data > 0) resolve(answer.data);
-        else reject(refusal(answer.message || words.trim() || `conmon says ${answer.data}`));
-      });
-      lines.on("close", () => {
-        finish();
-        ended.then((code) => reject(refusal(words.trim() || `conmon ended with ${code}`)), reject);
-      });
-      ended.catch((error: unknown) => {
-        finish();
-        reject(error);
-      });
-    });
+    return await Promise.race([work, never]);
   } finally {
-    sync.destroy();
-    start.destroy();
-    child.stderr?.destroy();
-    child.unref();
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", stop);
   }
 }
 

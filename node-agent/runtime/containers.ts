@@ -1,13 +1,22 @@
-import { constants, type FSWatcher, watch } from "node:fs";
+import { closeSync, constants, type FSWatcher, openSync, unlinkSync, watch, writeSync } from "node:fs";
 import { mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { asClusterError, ClusterError, isErrno } from "../../lib/errors/errors.ts";
 import type { Log } from "../../lib/log/log.ts";
-import { run } from "../../lib/process/run.ts";
+import type { RunResult } from "../../lib/process/run.ts";
+import type { Spawner } from "../../lib/process/spawner.ts";
 import { formatOci, type OciConfig, planBundle } from "./bundle.ts";
 import { type CgroupTree, killCgroup, removeCgroup, removeIfEmpty } from "./cgroups.ts";
-import { conmonCreate, pathsOf, type RuntimePaths, refusal, runtimeRoot } from "./conmon.ts";
+import {
+  conmonCreate,
+  isCrun,
+  pathsOf,
+  type RuntimePaths,
+  type RuntimeProgram,
+  refusal,
+  runtimeRoot,
+} from "./conmon.ts";
 import { startExec } from "./exec.ts";
 import type { HostFacts } from "./host.ts";
 import { findByArgument, isAlive, type ProcessIdentity, readProcess, signalProcess, startedAtMs } from "./processes.ts";
@@ -28,7 +37,9 @@ import { resolveUser } from "./users.ts";
 export interface ContainersDeps {
   readonly paths: RuntimePaths;
   readonly log: Log;
+  readonly spawner: Spawner;
   readonly probe: RuntimeProbe;
+  readonly program: RuntimeProgram;
   readonly tree: CgroupTree;
   readonly host: HostFacts;
   readonly seccomp: SeccompProfile;
@@ -58,6 +69,7 @@ interface Entry {
 }
 
 const sigkill = 9;
+const done: RunResult = { code: 0, stdout: "", stderr: "" };
 // Rounds of 10 ms.
 const conmonPatience = 30;
 
@@ -178,7 +190,7 @@ export class Containers implements Runtime {
       if (record !== undefined) runtimes.add(record.runtimePath);
     }
     for (const path of runtimes) {
-      const { code, stdout } = await run(path, [...runtimeRoot(this.#deps.paths), "list", "--format", "json"]);
+      const { code, stdout } = await this.#oci(path, ["list", "--format", "json"]);
       if (code !== 0) continue;
       const list = JSON.parse(stdout.trim() || "null") as readonly { id: string; status: string }[] | null;
       for (const { id, status } of list ?? []) states.set(id, status);
@@ -253,7 +265,7 @@ export class Containers implements Runtime {
       initPath,
     });
     await this.createBundle(id, config, files);
-    await this.monitored(id, this.probe.path, request.container, signal);
+    await this.monitored(id, request.container, signal);
     const pid = this.#entries.get(id)?.record.process.pid ?? 0;
     return { pid, warnings };
   }
@@ -274,20 +286,20 @@ export class Containers implements Runtime {
   /** Has conmon create the container of a bundle, and records it. */
   async monitored(
     id: string,
-    runtimePath: string,
     options: { readonly tty: boolean; readonly stdinOpen: boolean },
     signal?: AbortSignal,
   ): Promise<void> {
     const own = pathsOf(this.#deps.paths, id);
     const { tty, stdinOpen } = options;
-    const pid = await conmonCreate(this.#deps.paths, { id, runtimePath, tty, stdinOpen }, signal);
+    const { paths, spawner, program } = this.#deps;
+    const pid = await conmonCreate(paths, spawner, { id, program, tty, stdinOpen }, signal);
     const conmonPid = Number(await readFile(own.conmonPidFile, "utf8"));
     const process = await readProcess(pid);
     const conmon = await readProcess(conmonPid);
     if (process === undefined || conmon === undefined) {
       throw new ClusterError("the container's first process ended before it was started", { code: "internal" });
     }
-    const record: ContainerRecord = { runtimePath, process, conmon, bootId: this.#deps.host.bootId };
+    const record: ContainerRecord = { runtimePath: program.path, process, conmon, bootId: this.#deps.host.bootId };
     const path = join(own.bundle, "process.json");
     await writeFile(`${path}.new`, JSON.stringify(record));
     await rename(`${path}.new`, path);
@@ -297,7 +309,7 @@ export class Containers implements Runtime {
   async start(id: string): Promise<{ readonly startedAtMs: number }> {
     const entry = this.#known(id);
     if (entry.phase === "created") {
-      const { code, stderr } = await run(entry.record.runtimePath, [...runtimeRoot(this.#deps.paths), "start", id]);
+      const { code, stderr } = this.#letGo(entry) ? done : await this.#oci(entry.record.runtimePath, ["start", id]);
       if (code !== 0) {
         const { code: kind, message } = refusal(stderr);
         throw new ClusterError(message, { code: kind, subject: `task/${id}` });
@@ -307,6 +319,35 @@ export class Containers implements Runtime {
       if (this.#phase(entry) === "created") entry.phase = "running";
     }
     return { startedAtMs: entry.startedAtMs };
+  }
+
+  /** Runs an OCI runtime to its end. */
+  async #oci(path: string, args: readonly string[]): Promise<RunResult> {
+    const { program, spawner, paths } = this.#deps;
+    const { direct, hide } = path === program.path ? program : { direct: path, hide: undefined };
+    return await spawner.run(direct, [...runtimeRoot(paths), ...args], { hide });
+  }
+
+  /**
+   * What `crun start` does, without a process: the container's first process waits for a byte in a fifo, and while there is
+   * the fifo, the container counts as created. False when it is not so: the runtime says why, then. With runc the first
+   * process is the one that writes, and would fail if this one were killed before it has read.
+   */
+  #letGo(entry: Entry): boolean {
+    if (!isCrun(entry.record.runtimePath)) return false;
+    const fifo = join(this.#deps.paths.runDir, "oci", entry.id, "exec.fifo");
+    let waiting: number | undefined;
+    try {
+      // Not blocking: nobody reads when the process has ended.
+      waiting = openSync(fifo, constants.O_WRONLY | constants.O_NONBLOCK);
+      writeSync(waiting, "\0");
+      unlinkSync(fifo);
+      return true;
+    } catch {
+      return false;
+    } finally {
+      if (waiting !== undefined) closeSync(waiting);
+    }
   }
 
   #phase(entry: Entry): Entry["phase"] {
@@ -351,9 +392,8 @@ export class Containers implements Runtime {
   /** Removes every trace of a container that is not to run, whatever there is of it. */
   async #erase(id: string, runtimePath: string): Promise<void> {
     const own = pathsOf(this.#deps.paths, id);
-    const root = runtimeRoot(this.#deps.paths);
-    if ((await run(runtimePath, [...root, "delete", id])).code !== 0) {
-      await run(runtimePath, [...root, "delete", "--force", id]);
+    if ((await this.#oci(runtimePath, ["delete", id])).code !== 0) {
+      await this.#oci(runtimePath, ["delete", "--force", id]);
     }
     await removeCgroup(this.#deps.tree, `${this.#deps.cgroupParent}/${id}`);
     await rm(join(this.#deps.paths.runDir, "oci", id), { recursive: true, force: true });

@@ -7,7 +7,7 @@ import { ClusterError } from "../../lib/errors/errors.ts";
 import { run } from "../../lib/process/run.ts";
 import { temporaryName } from "../images/files.ts";
 import { formatOci, type OciConfig, type OciProcess } from "./bundle.ts";
-import { type RuntimePaths, runtimeRoot, runtimeWords } from "./conmon.ts";
+import { isCrun, type RuntimePaths, runtimeRoot, runtimeWords } from "./conmon.ts";
 import type { ExecExit, ExecRequest, ExecSession } from "./types.ts";
 import type { ContainerUser } from "./users.ts";
 
@@ -111,8 +111,10 @@ export async function startExec(context: ExecContext, signal?: AbortSignal): Pro
     kill,
     resize: async (rows, columns) => {
       if (!request.tty) return;
-      const terminal = (await readFile(file("tty"), "utf8").catch(() => "")).trim();
-      // The runtime takes the new size over when its own terminal tells it by SIGWINCH.
+      const terminal = isCrun(runtimePath)
+        ? `/proc/${(await readFile(file("pid"), "utf8").catch(() => "self")).trim()}/fd/0`
+        : (await readFile(file("tty"), "utf8").catch(() => "")).trim();
+      // runc takes the new size over when its own terminal tells it by SIGWINCH; crun only passes the signal on.
       if (terminal !== "") await run("stty", ["-F", terminal, "rows", String(rows), "cols", String(columns)]);
     },
   };

@@ -2,9 +2,10 @@ import { chmod, copyFile, mkdir, mkdtemp, rm, stat, writeFile } from "node:fs/pr
 import { basename, join } from "node:path";
 import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
 import type { Log } from "../../lib/log/log.ts";
-import { run } from "../../lib/process/run.ts";
+import type { Spawner } from "../../lib/process/spawner.ts";
 import type { OciConfig } from "./bundle.ts";
 import { type CgroupTree, hasSwapAccounting, readCgroupTree, readLimits } from "./cgroups.ts";
+import type { RuntimeProgram } from "./conmon.ts";
 import { Containers, type ContainersDeps } from "./containers.ts";
 import { type HostFacts, readHostFacts, readSeccompProfile } from "./host.ts";
 import type { Runtime, RuntimeProbe } from "./types.ts";
@@ -17,7 +18,8 @@ export interface RuntimeOptions {
   readonly runDir: string;
   readonly logDir: string;
   readonly log: Log;
-  /** "auto": the first of runc and crun that works; or a name, or a path. */
+  readonly spawner: Spawner;
+  /** "auto": the first of crun and runc that works; or a name, or a path. */
   readonly runtime?: string;
   /** Default "/embassy-<nodeId>". */
   readonly cgroupParent?: string;
@@ -29,6 +31,9 @@ export interface RuntimeOptions {
   readonly monitorIntervalMs?: number;
 }
 
+type BaseDeps = Omit<ContainersDeps, "probe" | "program">;
+
+const unifiedHierarchy = "/sys/fs/cgroup/unified";
 const probeMemoryBytes = 64 * 1024 * 1024;
 const probePids = 32;
 
@@ -39,22 +44,22 @@ const probePids = 32;
 export async function openRuntime(options: RuntimeOptions): Promise<Runtime> {
   const base = await baseDeps(options);
   const failures: string[] = [];
-  for (const candidate of await candidates(options, base.tree)) {
+  for (const program of await candidates(options, base.tree)) {
     try {
-      const probe = await probeRuntime(candidate, base);
+      const probe = await probeRuntime(program, base);
       options.log.info("runtime chosen", { runtime: probe.version, cgroups: probe.cgroups, path: probe.path });
-      return new Containers({ ...base, probe });
+      return new Containers({ ...base, probe, program });
     } catch (error) {
-      failures.push(`${candidate}: ${messageOf(error)}`);
+      failures.push(`${program.path}: ${messageOf(error)}`);
     }
   }
   throw new ClusterError(`no container runtime works here: ${failures.join("; ")}`, {
     code: "unavailable",
-    hint: "Install runc and conmon, and run noded as root.",
+    hint: "Install crun or runc, and conmon, and run noded as root.",
   });
 }
 
-async function baseDeps(options: RuntimeOptions): Promise<Omit<ContainersDeps, "probe">> {
+async function baseDeps(options: RuntimeOptions): Promise<BaseDeps> {
   const host = await readHostFacts();
   const initPath = options.initPath ?? "/usr/bin/tini-static";
   const seccompPath = options.seccompPath ?? "/usr/share/containers/seccomp.json";
@@ -64,6 +69,7 @@ async function baseDeps(options: RuntimeOptions): Promise<Omit<ContainersDeps, "
   return {
     paths: { stateDir: options.stateDir, runDir: options.runDir, logDir: options.logDir },
     log: options.log,
+    spawner: options.spawner,
     tree: await readCgroupTree(),
     host,
     seccomp,
@@ -79,23 +85,25 @@ async function requireFile(path: string, hint: string): Promise<void> {
 }
 
 /** Programs to try, in order. */
-async function candidates(options: RuntimeOptions, tree: CgroupTree): Promise<readonly string[]> {
+async function candidates(options: RuntimeOptions, tree: CgroupTree): Promise<readonly RuntimeProgram[]> {
   const wanted = options.runtime ?? "auto";
-  const names = wanted === "auto" ? ["runc", "crun"] : [wanted];
-  const paths: string[] = [];
+  const names = wanted === "auto" ? ["crun", "runc"] : [wanted];
+  const programs: RuntimeProgram[] = [];
   for (const name of names) {
-    const path = await findProgram(name);
-    if (path === undefined) continue;
-    const wrap = basename(path) === "crun" && tree.mode === "hybrid";
-    paths.push(wrap ? await writeCrunWrapper(options.stateDir, path) : path);
+    const direct = await findProgram(name);
+    if (direct === undefined) continue;
+    // crun refuses a machine with v1 and v2 hierarchies side by side: it is run where it does not see the v2 one.
+    const hide = basename(direct) === "crun" && tree.mode === "hybrid" ? unifiedHierarchy : undefined;
+    const path = hide === undefined ? direct : await writeCrunWrapper(options.stateDir, direct, hide);
+    programs.push({ path, direct, hide });
   }
-  if (paths.length === 0) {
+  if (programs.length === 0) {
     throw new ClusterError(`there is no runtime ${names.join(" or ")} on this host`, {
       code: "unavailable",
-      hint: "Install runc.",
+      hint: "Install crun or runc.",
     });
   }
-  return paths;
+  return programs;
 }
 
 async function findProgram(name: string): Promise<string | undefined> {
@@ -111,11 +119,11 @@ async function findProgram(name: string): Promise<string | undefined> {
   return undefined;
 }
 
-/** crun refuses a machine with v1 and v2 hierarchies side by side: it is run where it does not see the v2 one. */
-async function writeCrunWrapper(stateDir: string, crun: string): Promise<string> {
+/** For those who start the runtime themselves: a program that runs crun where it does not see that hierarchy. */
+async function writeCrunWrapper(stateDir: string, crun: string, hide: string): Promise<string> {
   await mkdir(stateDir, { recursive: true, mode: 0o700 });
   const path = join(stateDir, "crun-hybrid");
-  const inner = `umount /sys/fs/cgroup/unified && exec ${crun} "$@"`;
+  const inner = `mount -t tmpfs tmpfs ${hide} && exec ${crun} "$@"`;
   await writeFile(path, `#!/bin/sh\nexec unshare --mount --propagation slave sh -c '${inner}' crun "$@"\n`, {
     mode: 0o755,
   });
@@ -126,16 +134,17 @@ async function writeCrunWrapper(stateDir: string, crun: string): Promise<string>
  * Runs a static program under conmon with limits on memory and processes, and reads the limits back: `--version` proves
  * nothing. Throws what went wrong.
  */
-export async function probeRuntime(path: string, base: Omit<ContainersDeps, "probe">): Promise<RuntimeProbe> {
+export async function probeRuntime(program: RuntimeProgram, base: BaseDeps): Promise<RuntimeProbe> {
   await mkdir(base.paths.runDir, { recursive: true, mode: 0o700 });
   const folder = await mkdtemp(join(base.paths.runDir, "probe-"));
-  const version = await readVersion(path);
-  const draft: RuntimeProbe = { version, path, cgroups: base.tree.mode, swapAccounting: false };
+  const version = await readVersion(program.direct, base.spawner);
+  const draft: RuntimeProbe = { version, path: program.path, cgroups: base.tree.mode, swapAccounting: false };
   const id = "probe";
   const cgroupsPath = `${base.cgroupParent}-${id}/${id}`;
   const deps = {
     ...base,
     probe: draft,
+    program,
     paths: { stateDir: folder, runDir: join(folder, "run"), logDir: join(folder, "logs") },
     cgroupParent: `${base.cgroupParent}-${id}`,
   };
@@ -148,7 +157,7 @@ export async function probeRuntime(path: string, base: Omit<ContainersDeps, "pro
     await containers.open();
     await containers.createBundle(id, probeConfig(rootfs, cgroupsPath, base.host), {});
     try {
-      await containers.monitored(id, path, { tty: false, stdinOpen: false });
+      await containers.monitored(id, { tty: false, stdinOpen: false });
       const limits = await readLimits(base.tree, cgroupsPath);
       if (limits.memoryBytes !== probeMemoryBytes || limits.pids !== probePids) {
         throw new ClusterError(
@@ -173,8 +182,8 @@ export async function probeRuntime(path: string, base: Omit<ContainersDeps, "pro
   }
 }
 
-async function readVersion(path: string): Promise<string> {
-  const { stdout } = await run(path, ["--version"]);
+async function readVersion(path: string, spawner: Spawner): Promise<string> {
+  const { stdout } = await spawner.run(path, ["--version"]);
   const [, name, version] = /^(\S+) version ([0-9][0-9.]*)/m.exec(stdout) ?? [];
   return name === undefined || version === undefined ? basename(path) : `${name} ${version}`;
 }

@@ -15,6 +15,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { silentLog } from "../../../lib/log/log.ts";
+import { Spawner } from "../../../lib/process/spawner.ts";
 import { ContainerSpec } from "../../../proto/gen/embassy/v1/stack.ts";
 import type { ImageConfig } from "../../images/types.ts";
 import { parseCgroupMounts } from "../cgroups.ts";
@@ -64,6 +65,7 @@ export async function openTestRuntime(place: TestPlace, options: Partial<Runtime
     runDir: place.runDir,
     logDir: join(place.folder, "logs"),
     log: silentLog,
+    spawner: new Spawner("test: spawner"),
     monitorIntervalMs: 50,
     ...options,
   });
