@@ -35,6 +35,8 @@ let answers: {
   progress: Parameters<typeof StackProgress.create>[0][];
   tasks: TaskView[];
   stacks: StackView[];
+  removed: () => void;
+  listed?: () => void;
   services: ServiceView[];
   started?: ExecStart;
 };
@@ -68,7 +70,10 @@ const implementation: ClusterServer = {
     answers.deploy(request);
     return { revision: 2, created: ["service/web"], updated: [], removed: [], unchanged: [] };
   }),
-  removeStack: unary(absent),
+  removeStack: unary(() => {
+    answers.removed();
+    return {};
+  }),
   scaleService: unary(absent),
   rebalance: unary(() => ({ moves: [] })),
   watchStack: streaming(async (call, signal) => {
@@ -77,10 +82,11 @@ const implementation: ClusterServer = {
   }),
   listStacks: unary(() => ({ stacks: answers.stacks })),
   listServices: unary(() => ({ services: answers.services })),
-  listTasks: unary(({ node }) => ({
-    tasks: answers.tasks.filter(({ nodeName }) => node === "" || nodeName === node),
-    nowMs: 1_000_000,
-  })),
+  listTasks: unary(({ node }) => {
+    answers.listed?.();
+    const tasks = answers.tasks.filter(({ nodeName }) => node === "" || nodeName === node);
+    return { tasks, nowMs: 1_000_000 };
+  }),
   listNodes: unary((_request, call) => {
     requirePeer(call, ["admin"]);
     return {
@@ -191,7 +197,7 @@ afterAll(() => {
 });
 
 beforeEach(() => {
-  answers = { deploy: () => {}, progress: [], tasks: [], stacks: [], services: [] };
+  answers = { deploy: () => {}, progress: [], tasks: [], stacks: [], services: [], removed: () => {} };
 });
 
 async function clusterctl(
@@ -424,6 +430,25 @@ describe("deploy", () => {
     expect(result.code).toBe(130);
     expect(result.stderr).toMatch(
       /interrupted\nThe cluster goes on.*`clusterctl ps shop`.*`clusterctl rm shop` removes it/,
+    );
+  });
+
+  it("says so too when a removal or a drain is interrupted", async () => {
+    const interrupted = new AbortController();
+    answers.progress = [{ revision: 2, services: [service] }];
+    answers.removed = () => {
+      setTimeout(() => interrupted.abort(new ClusterError("interrupted", { code: "unavailable" })), 50);
+    };
+    const result = await clusterctl(["rm", "shop", "store"], { interrupted });
+    expect(result.code).toBe(130);
+    expect(result.stderr).toMatch(/interrupted\nThe cluster goes on removing shop: .* Not touched: store\.\n$/);
+    answers.tasks = [task("web", TaskStates.TASK_STATE_RUNNING)];
+    const again = new AbortController();
+    answers.listed = () => again.abort(new ClusterError("interrupted", { code: "unavailable" }));
+    const drain = await clusterctl(["node", "drain", "host-2"], { interrupted: again });
+    expect(drain).toMatchObject({ code: 130 });
+    expect(drain.stderr).toMatch(
+      /interrupted\nThe cluster goes on with it: .*`clusterctl node activate host-2` undoes it/,
     );
   });
 

@@ -1,8 +1,10 @@
 import type { Command } from "commander";
 import { ClusterError } from "../../lib/errors/errors.ts";
+import type { ClusterClient } from "../../proto/gen/embassy/v1/api.ts";
 import { Availability } from "../../proto/gen/embassy/v1/state.ts";
 import { globalOptions, type Register, withCluster } from "../cli.ts";
 import { parseDuration } from "../duration.ts";
+import { goingOn } from "../exit.ts";
 
 const verbs = {
   activate: {
@@ -54,7 +56,7 @@ export const registerNode: Register = (program, cli) => {
         for (const name of names) say(command, `${name} is being drained`);
         return;
       }
-      await withCluster(cli, globalOptions(command), async (client) => {
+      const work = async (client: ClusterClient) => {
         const { unplacedTasks, untilDrained } = await import("../convergence/drained.ts");
         const limits = { timeoutMs: options.timeout, screen: cli.err, signal: cli.signal };
         for (const name of names) {
@@ -64,7 +66,10 @@ export const registerNode: Register = (program, cli) => {
             say(command, `warning: ${task} has no place: ${why}`);
           }
         }
-      });
+      };
+      const hint = () =>
+        `The cluster goes on with it: \`clusterctl ps --node ${names[0]}\` shows what is left there, \`clusterctl node activate ${names.join(" ")}\` undoes it.`;
+      await goingOn(cli.signal, hint, async () => await withCluster(cli, globalOptions(command), work));
     });
   for (const [verb, { availability, summary, done }] of Object.entries(verbs)) {
     node

@@ -1,6 +1,8 @@
 import { hasCode } from "../../lib/errors/errors.ts";
+import type { ClusterClient } from "../../proto/gen/embassy/v1/api.ts";
 import { globalOptions, type Register, withCluster } from "../cli.ts";
 import { parseDuration } from "../duration.ts";
+import { goingOn } from "../exit.ts";
 import { formatSeconds } from "../render/format.ts";
 
 export const registerRemove: Register = (program, cli) => {
@@ -12,12 +14,14 @@ export const registerRemove: Register = (program, cli) => {
     .option("--timeout <time>", "how long to wait", parseDuration, 300_000)
     .option("-d, --detach", "do not wait")
     .action(async (stacks: string[], options: { timeout: number; detach?: boolean }, command) => {
-      await withCluster(cli, globalOptions(command), async (client) => {
+      let told = 0;
+      const work = async (client: ClusterClient) => {
         const { call } = await import("../../lib/grpc/client.ts");
         const { follow } = await import("../convergence/follow.ts");
         for (const stack of stacks) {
           const startedMs = performance.now();
           await call(client.removeStack.bind(client), { stack }, { deadlineMs: 30_000, signal: cli.signal });
+          told++;
           if (options.detach === true) continue;
           try {
             await follow(client, {
@@ -36,6 +40,11 @@ export const registerRemove: Register = (program, cli) => {
           }
           cli.err.write(`stack ${stack} is gone, after ${formatSeconds(performance.now() - startedMs)}\n`);
         }
-      });
+      };
+      const hint = () =>
+        told === 0
+          ? "`clusterctl stacks` shows whether it was removed."
+          : `The cluster goes on removing ${stacks.slice(0, told).join(", ")}: \`clusterctl ps\` shows what is left.${told < stacks.length ? ` Not touched: ${stacks.slice(told).join(", ")}.` : ""}`;
+      await goingOn(cli.signal, hint, async () => await withCluster(cli, globalOptions(command), work));
     });
 };
