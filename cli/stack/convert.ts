@@ -11,6 +11,7 @@ import {
   RestartCondition,
   type ServiceSpec,
   StackSpec,
+  UpdateFailureAction,
   UpdateOrder,
 } from "../../proto/gen/embassy/v1/stack.ts";
 import { unsupported } from "./cluster.ts";
@@ -125,6 +126,12 @@ function serviceSpec(name: string, service: Service, stack: Stack): ServiceParti
         deploy.update_config.order === "start-first"
           ? UpdateOrder.UPDATE_ORDER_START_FIRST
           : UpdateOrder.UPDATE_ORDER_STOP_FIRST,
+      failureAction:
+        deploy.update_config.failure_action === "continue"
+          ? UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE
+          : UpdateFailureAction.UPDATE_FAILURE_ACTION_PAUSE,
+      monitorMs: deploy.update_config.monitor,
+      maxFailureRatio: deploy.update_config.max_failure_ratio,
     },
     networks: networks.map(([network, { aliases }]) => ({
       network,

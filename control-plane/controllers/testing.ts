@@ -17,6 +17,8 @@ export class SteppedCluster extends TestCluster {
   readonly feed = new SchedulerFeed(this.index, silentLog);
   /** Tasks whose containers fail as soon as they start, by service name. */
   readonly crashing = new Set<string>();
+  /** The same, by service version. */
+  readonly crashingVersions = new Set<number>();
   /** Tasks whose image does not exist, by service version. */
   readonly rejected = new Set<number>();
   /** The nodes do nothing. */
@@ -91,7 +93,8 @@ export class SteppedCluster extends TestCluster {
     }
     if (task.desired === DesiredState.DESIRED_STATE_READY) return undefined;
     if (state < TaskState.TASK_STATE_RUNNING) return TaskState.TASK_STATE_RUNNING;
-    return this.crashing.has(task.serviceName) ? TaskState.TASK_STATE_FAILED : undefined;
+    const crashes = this.crashing.has(task.serviceName) || this.crashingVersions.has(task.serviceVersion);
+    return crashes ? TaskState.TASK_STATE_FAILED : undefined;
   }
 
   /** Steps controllers and nodes until neither does anything; throws when they go on for ever. */
@@ -104,6 +107,15 @@ export class SteppedCluster extends TestCluster {
       if (writes.length === 0 && steps === 0) return;
     }
     throw new Error("controllers and nodes do not come to rest");
+  }
+
+  /** Comes to rest, and again after each of so many seconds. */
+  async settleFor(seconds: number, onStep?: () => void): Promise<void> {
+    await this.settle(onStep);
+    for (let n = 0; n < seconds; n++) {
+      this.nowMs += 1_000;
+      await this.settle(onStep);
+    }
   }
 
   /** Tasks of the service that run, and where: "1@a". */

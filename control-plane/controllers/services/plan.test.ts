@@ -15,7 +15,7 @@ import {
 } from "../../../proto/gen/embassy/v1/stack.ts";
 import { Availability, DesiredState, NodeState, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
 import { stackProgress } from "../../domain/progress.ts";
-import { isUp } from "../../domain/tasks.ts";
+import { hasEnded, isUp, observedState } from "../../domain/tasks.ts";
 import { aService, aStack, replicas } from "../../domain/testing.ts";
 import { SteppedCluster } from "../testing.ts";
 import { planService } from "./plan.ts";
@@ -182,7 +182,7 @@ describe("an update", () => {
     await cluster.deploy(aStack("s", [next(update)]));
     expect(cluster.service("s", "web").version).toBe(2);
     let fewest = 4;
-    await cluster.settle(() => {
+    await cluster.settleFor(4, () => {
       fewest = Math.min(fewest, upNow(cluster));
     });
     expect(fewest).toBe(least);
@@ -218,11 +218,87 @@ describe("an update", () => {
     expect(progress.services[0]?.problems[0]?.status?.state).toBe(TaskState.TASK_STATE_REJECTED);
   });
 
+  describe("whose new tasks fail while they are watched", () => {
+    const watched = (policy: Partial<UpdatePolicy> = {}) =>
+      UpdatePolicy.create({ parallelism: 1, monitorMs: 5_000, ...policy });
+    /** Four tasks, of which the new version's crash as soon as they run; some minutes later. */
+    async function crashingUpdate(policy?: UpdatePolicy): Promise<SteppedCluster> {
+      const cluster = await threeNodes(aService("web", { mode: replicas(4) }));
+      cluster.crashingVersions.add(2);
+      await cluster.deploy(aStack("s", [next(policy)]));
+      for (let n = 0; n < 5; n++) {
+        await cluster.settle();
+        cluster.nowMs += 60_000;
+      }
+      return cluster;
+    }
+    const oldOnes = (cluster: SteppedCluster) =>
+      cluster
+        .tasks("s", "web")
+        .filter((task) => task.serviceVersion === 1 && !hasEnded(observedState(cluster.index.view, task))).length;
+    const plan = (cluster: SteppedCluster) => planService(cluster.index, cluster.service("s", "web"), cluster.nowMs);
+
+    it.each([
+      ["pauses, and leaves the other old tasks running", watched(), 3],
+      ["pauses when nothing is said", undefined, 3],
+      ["pauses after as many as begin at once", watched({ parallelism: 2 }), 2],
+      ["pauses when more than the tolerated share fail", watched({ maxFailureRatio: 0.25 }), 2],
+      ["goes on when that is asked for", watched({ failureAction: 1 }), 0],
+      ["goes on while no more than the tolerated share fail", watched({ maxFailureRatio: 1 }), 0],
+    ])("%s", async (_, policy, left) => {
+      using cluster = await crashingUpdate(policy);
+      expect(oldOnes(cluster)).toBe(left);
+      const { updateMessage } = plan(cluster);
+      if (left === 3) expect(updateMessage).toBe("update to version 2 paused, 4 of 4 to go: web.1 failed");
+      else if (left > 0)
+        expect(updateMessage).toContain("update to version 2 paused, 4 of 4 to go: web.1, web.2 failed");
+    });
+
+    it("goes on by itself once what failed has stayed up", async () => {
+      using cluster = await crashingUpdate(watched());
+      cluster.crashingVersions.clear();
+      await cluster.settle();
+      expect(oldOnes(cluster)).toBe(3);
+      expect(plan(cluster)).toMatchObject({
+        wakeAtMs: cluster.nowMs + 5_000,
+        updateMessage: expect.stringContaining("paused"),
+      });
+      cluster.nowMs += 5_000;
+      await cluster.settleFor(4);
+      expect(oldOnes(cluster)).toBe(0);
+      expect(stackProgress(cluster.index, "s").converged).toBe(true);
+      expect(plan(cluster).updateMessage).toBe("");
+    });
+
+    it("gives the next version a clean slate", async () => {
+      using cluster = await crashingUpdate(watched());
+      const mended = aService("web", { mode: replicas(4), container: image("web:3"), update: watched() });
+      await cluster.deploy(aStack("s", [mended]));
+      await cluster.settleFor(4);
+      expect(oldOnes(cluster)).toBe(0);
+      expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    });
+
+    it.each([
+      [4_999, true],
+      [5_000, false],
+    ])("counts a failure after %i ms: %s", async (afterMs, paused) => {
+      using cluster = await threeNodes(aService("web", { mode: replicas(2) }));
+      await cluster.deploy(aStack("s", [next(watched({ delayMs: 60_000 }), 2)]));
+      await cluster.settle();
+      cluster.nowMs += afterMs;
+      const [first] = cluster.tasks("s", "web").filter(({ serviceVersion }) => serviceVersion === 2);
+      if (first !== undefined) await cluster.report(first, TaskState.TASK_STATE_FAILED);
+      await cluster.settle();
+      expect(plan(cluster).updateMessage.includes("paused")).toBe(paused);
+    });
+  });
+
   it("stops the old task first where both do not fit", async () => {
     const one = Placement.create({ maxReplicasPerNode: 1 });
     using cluster = await threeNodes(aService("web", { placement: one }));
     await cluster.deploy(aStack("s", [aService("web", { placement: one, container: image("web:2") })]));
-    await cluster.settle();
+    await cluster.settleFor(3);
     expect(cluster.running("s", "web")).toHaveLength(3);
     expect(stackProgress(cluster.index, "s").converged).toBe(true);
   });

@@ -46,7 +46,7 @@ const keptUnwanted = 1;
 export function planService(index: ClusterIndex, service: Service, nowMs: number): ServicePlan {
   const seats = seatsOf(index, service);
   const tasks = index.tasksOfService(service.id);
-  const update = planUpdate(index, service.spec?.update, service.version, seats, nowMs);
+  const update = planUpdate(index, service, seats, nowMs);
   const gate = planGate(index, service, tasks);
   const planner = new SeatPlanner(index, service, gate, new Set([...update.seats, ...nextMove(service, seats)]), nowMs);
   planner.wakeAt(update.wakeAtMs);

@@ -1,7 +1,8 @@
-import type { UpdatePolicy } from "../../../proto/gen/embassy/v1/stack.ts";
+import { UpdateFailureAction, UpdatePolicy } from "../../../proto/gen/embassy/v1/stack.ts";
+import type { Service, Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
-import type { SeatTasks } from "../../domain/service-tasks.ts";
-import { isUp } from "../../domain/tasks.ts";
+import { hasFailed, type SeatTasks } from "../../domain/service-tasks.ts";
+import { isUp, observedStatus, slotName } from "../../domain/tasks.ts";
 
 export interface UpdateBudget {
   /** Seats that may begin to be replaced now, in order. */
@@ -13,40 +14,95 @@ export interface UpdateBudget {
 }
 
 /**
+ * What dies at its start mostly does so at once. A new task has to be up for this long, or for `monitor_ms` when that is less,
+ * before the next is replaced: an update that cannot work costs one batch of tasks, and one that works a second a batch.
+ */
+const settleMs = 1_000;
+
+/** Compose's defaults, when a service says nothing. */
+const defaults = UpdatePolicy.create({ parallelism: 1, monitorMs: 5_000 });
+
+/**
  * Which seats of a service may begin to move to its newest version: no more than `parallelism` at once (0: all), each
- * batch `delay_ms` after the one before was up. Seats whose old task is not up go first: replacing them costs nothing.
+ * batch `delay_ms` after the one before was up and has settled. Seats whose old task is not up go first: replacing them costs nothing.
+ * When more than `max_failure_ratio` of the seats have a new task that failed while it was watched, no further seat begins;
+ * those that failed are tried again as their restart policy says, and once they stay up the update goes on.
  */
 export function planUpdate(
   index: ClusterIndex,
-  policy: UpdatePolicy | undefined,
-  version: number,
+  service: Service,
   seats: readonly SeatTasks[],
   nowMs: number,
 ): UpdateBudget {
-  const up = (taskId: string) => isUp(index.view.taskStatuses.get(taskId));
+  const { version } = service;
+  const policy = service.spec?.update ?? defaults;
+  const up = (task: Task) => isUp(index.view.taskStatuses.get(task.id));
+  const wanted = seats.filter((seat) => seat.wanted);
   const waiting: SeatTasks[] = [];
+  const failing = new Map<SeatTasks, Task>();
   let busy = 0;
   let doneAtMs = 0;
-  for (const seat of seats) {
-    if (!seat.wanted) continue;
+  let wakeAtMs: number | undefined;
+  for (const seat of wanted) {
+    const failure = failureOf(index, seat, version, policy.monitorMs);
+    if (failure !== undefined && nowMs < failure.untilMs) {
+      failing.set(seat, failure.task);
+      if (Number.isFinite(failure.untilMs)) wakeAtMs = Math.min(failure.untilMs, wakeAtMs ?? failure.untilMs);
+    }
     const newest = seat.good[0];
     if (newest === undefined) {
       if (seat.stale.some(({ serviceVersion }) => serviceVersion !== version)) waiting.push(seat);
     } else if (newest.replaces !== "") {
-      if (seat.stale.length > 0 || seat.going.length > 0 || !up(newest.id)) busy++;
-      else doneAtMs = Math.max(doneAtMs, index.view.taskStatuses.get(newest.id)?.observedAtMs ?? 0);
+      const status = index.view.taskStatuses.get(newest.id);
+      const settledAtMs = (status?.startedAtMs ?? 0) + Math.min(settleMs, policy.monitorMs);
+      if (failing.has(seat)) continue;
+      if (seat.stale.length > 0 || seat.going.length > 0 || !isUp(status)) busy++;
+      else if (nowMs < settledAtMs) {
+        busy++;
+        wakeAtMs = Math.min(settledAtMs, wakeAtMs ?? settledAtMs);
+      } else doneAtMs = Math.max(doneAtMs, status?.observedAtMs ?? 0);
     }
   }
   if (waiting.length === 0) return { seats: new Set(), wakeAtMs: undefined, message: "" };
-  const message = `updating to version ${version}: ${waiting.length + busy} of ${seats.filter(({ wanted }) => wanted).length} to go`;
-  // Swarm's default when a service says nothing.
-  const parallelism = policy === undefined ? 1 : policy.parallelism;
-  const delayMs = policy?.delayMs ?? 0;
-  if (delayMs > 0 && doneAtMs > 0 && nowMs < doneAtMs + delayMs) {
-    return { seats: new Set(), wakeAtMs: doneAtMs + delayMs, message };
+  // They have begun: whatever else waits, what failed is tried again.
+  const again = waiting.filter((seat) => failing.has(seat));
+  const fresh = waiting.filter((seat) => !failing.has(seat));
+  const goes = policy.failureAction === UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE;
+  const left = `${fresh.length + busy + failing.size} of ${wanted.length} to go`;
+  if (!goes && failing.size > policy.maxFailureRatio * wanted.length) {
+    const names = [...failing.values()].map((task) => `${task.serviceName}.${slotName(index.view, task)}`).join(", ");
+    const message = `update to version ${version} paused, ${left}: ${names} failed`;
+    return { seats: keysOf(again), wakeAtMs, message };
   }
-  const free = parallelism === 0 ? waiting.length : Math.max(0, parallelism - busy);
-  const isServing = (seat: SeatTasks) => seat.stale.some(({ id }) => up(id));
-  const ordered = [...waiting.filter((seat) => !isServing(seat)), ...waiting.filter(isServing)];
-  return { seats: new Set(ordered.slice(0, free).map(({ seat }) => seat.key)), wakeAtMs: undefined, message };
+  const message = `updating to version ${version}: ${left}`;
+  if (policy.delayMs > 0 && doneAtMs > 0 && nowMs < doneAtMs + policy.delayMs) {
+    return { seats: keysOf(again), wakeAtMs: Math.min(doneAtMs + policy.delayMs, wakeAtMs ?? Infinity), message };
+  }
+  // A seat whose failure is tolerated takes no other's turn.
+  const free = policy.parallelism === 0 ? fresh.length : Math.max(0, policy.parallelism - busy);
+  const isServing = (seat: SeatTasks) => seat.stale.some(up);
+  const ordered = [...fresh.filter((seat) => !isServing(seat)), ...fresh.filter(isServing)];
+  return { seats: keysOf([...again, ...ordered.slice(0, free)]), wakeAtMs, message };
+}
+
+function keysOf(seats: readonly SeatTasks[]): ReadonlySet<string> {
+  return new Set(seats.map(({ seat }) => seat.key));
+}
+
+/**
+ * The seat's last attempt at that version, if it failed while it was watched, and until when that counts: until a later
+ * attempt has been up for as long; for ever when none is up.
+ */
+function failureOf(
+  index: ClusterIndex,
+  { good, ended }: SeatTasks,
+  version: number,
+  monitorMs: number,
+): { readonly task: Task; readonly untilMs: number } | undefined {
+  const task = ended.findLast(({ serviceVersion }) => serviceVersion === version);
+  if (task === undefined || !hasFailed(index, task)) return undefined;
+  const { startedAtMs, finishedAtMs } = observedStatus(index.view, task);
+  if (startedAtMs > 0 && finishedAtMs - startedAtMs >= monitorMs) return undefined;
+  const next = good.map(({ id }) => index.view.taskStatuses.get(id)).find(isUp);
+  return { task, untilMs: next === undefined ? Number.POSITIVE_INFINITY : next.startedAtMs + monitorMs };
 }

@@ -175,6 +175,43 @@ export function restartConditionToJSON(object: RestartCondition): string {
   }
 }
 
+export const UpdateFailureAction = {
+  /** UPDATE_FAILURE_ACTION_PAUSE - no further task is replaced until those that failed stay up, or another version comes */
+  UPDATE_FAILURE_ACTION_PAUSE: 0,
+  UPDATE_FAILURE_ACTION_CONTINUE: 1,
+} as const;
+
+export type UpdateFailureAction = typeof UpdateFailureAction[keyof typeof UpdateFailureAction];
+
+export namespace UpdateFailureAction {
+  export type UPDATE_FAILURE_ACTION_PAUSE = typeof UpdateFailureAction.UPDATE_FAILURE_ACTION_PAUSE;
+  export type UPDATE_FAILURE_ACTION_CONTINUE = typeof UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE;
+}
+
+export function updateFailureActionFromJSON(object: any): UpdateFailureAction {
+  switch (object) {
+    case 0:
+    case "UPDATE_FAILURE_ACTION_PAUSE":
+      return UpdateFailureAction.UPDATE_FAILURE_ACTION_PAUSE;
+    case 1:
+    case "UPDATE_FAILURE_ACTION_CONTINUE":
+      return UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE;
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum UpdateFailureAction");
+  }
+}
+
+export function updateFailureActionToJSON(object: UpdateFailureAction): string {
+  switch (object) {
+    case UpdateFailureAction.UPDATE_FAILURE_ACTION_PAUSE:
+      return "UPDATE_FAILURE_ACTION_PAUSE";
+    case UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE:
+      return "UPDATE_FAILURE_ACTION_CONTINUE";
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum UpdateFailureAction");
+  }
+}
+
 export const UpdateOrder = { UPDATE_ORDER_STOP_FIRST: 0, UPDATE_ORDER_START_FIRST: 1 } as const;
 
 export type UpdateOrder = typeof UpdateOrder[keyof typeof UpdateOrder];
@@ -584,6 +621,11 @@ export interface UpdatePolicy {
   parallelism: number;
   delayMs: number;
   order: UpdateOrder;
+  failureAction: UpdateFailureAction;
+  /** how long a task of the new version has to stay up; one that fails earlier counts */
+  monitorMs: number;
+  /** 0-1: share of the service's tasks that may fail without action */
+  maxFailureRatio: number;
 }
 
 export interface ServiceNetwork {
@@ -4412,7 +4454,7 @@ export const RestartPolicy: MessageFns<RestartPolicy> = {
 };
 
 function createBaseUpdatePolicy(): UpdatePolicy {
-  return { parallelism: 0, delayMs: 0, order: 0 };
+  return { parallelism: 0, delayMs: 0, order: 0, failureAction: 0, monitorMs: 0, maxFailureRatio: 0 };
 }
 
 export const UpdatePolicy: MessageFns<UpdatePolicy> = {
@@ -4425,6 +4467,15 @@ export const UpdatePolicy: MessageFns<UpdatePolicy> = {
     }
     if (message.order !== 0) {
       writer.uint32(24).int32(message.order);
+    }
+    if (message.failureAction !== 0) {
+      writer.uint32(32).int32(message.failureAction);
+    }
+    if (message.monitorMs !== 0) {
+      writer.uint32(40).uint32(message.monitorMs);
+    }
+    if (message.maxFailureRatio !== 0) {
+      writer.uint32(49).double(message.maxFailureRatio);
     }
     return writer;
   },
@@ -4466,6 +4517,30 @@ export const UpdatePolicy: MessageFns<UpdatePolicy> = {
             message.order = reader.int32() as any;
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.failureAction = reader.int32() as any;
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.monitorMs = reader.uint32();
+            continue;
+          }
+          case 6: {
+            if (tag !== 49) {
+              break;
+            }
+
+            message.maxFailureRatio = reader.double();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4487,6 +4562,21 @@ export const UpdatePolicy: MessageFns<UpdatePolicy> = {
         ? globalThis.Number(object.delay_ms)
         : 0,
       order: isSet(object.order) ? updateOrderFromJSON(object.order) : 0,
+      failureAction: isSet(object.failureAction)
+        ? updateFailureActionFromJSON(object.failureAction)
+        : isSet(object.failure_action)
+        ? updateFailureActionFromJSON(object.failure_action)
+        : 0,
+      monitorMs: isSet(object.monitorMs)
+        ? globalThis.Number(object.monitorMs)
+        : isSet(object.monitor_ms)
+        ? globalThis.Number(object.monitor_ms)
+        : 0,
+      maxFailureRatio: isSet(object.maxFailureRatio)
+        ? globalThis.Number(object.maxFailureRatio)
+        : isSet(object.max_failure_ratio)
+        ? globalThis.Number(object.max_failure_ratio)
+        : 0,
     };
   },
 
@@ -4501,6 +4591,15 @@ export const UpdatePolicy: MessageFns<UpdatePolicy> = {
     if (message.order !== undefined) {
       obj.order = updateOrderToJSON(message.order);
     }
+    if (message.failureAction !== undefined) {
+      obj.failureAction = updateFailureActionToJSON(message.failureAction);
+    }
+    if (message.monitorMs !== undefined) {
+      obj.monitorMs = Math.round(message.monitorMs);
+    }
+    if (message.maxFailureRatio !== undefined) {
+      obj.maxFailureRatio = floatToJson(message.maxFailureRatio);
+    }
     return obj;
   },
 
@@ -4512,6 +4611,9 @@ export const UpdatePolicy: MessageFns<UpdatePolicy> = {
     message.parallelism = object.parallelism ?? 0;
     message.delayMs = object.delayMs ?? 0;
     message.order = object.order ?? 0;
+    message.failureAction = object.failureAction ?? 0;
+    message.monitorMs = object.monitorMs ?? 0;
+    message.maxFailureRatio = object.maxFailureRatio ?? 0;
     return message;
   },
 };
@@ -5031,6 +5133,10 @@ function bytesFromBase64(b64: string): Uint8Array {
 
 function base64FromBytes(arr: Uint8Array): string {
   return globalThis.Buffer.from(arr).toString("base64");
+}
+
+function floatToJson(value: number | null | undefined): number | string | null | undefined {
+  return typeof value === "number" && !globalThis.Number.isFinite(value) ? globalThis.String(value) : value;
 }
 
 type Builtin = Date | Function | Uint8Array | string | number | boolean | undefined;
