@@ -212,9 +212,16 @@ class Follower {
     const state = failures.some(({ triedAgain }) => triedAgain)
       ? "The stack stays as declared and the cluster goes on trying."
       : "The stack stays as declared; what gave up is not tried again until its service changes.";
+    const kept = (this.#last?.services ?? [])
+      .filter(({ name, old }) => old > 0 && failures.some(({ service }) => service === name))
+      .map(
+        ({ name, old }) =>
+          ` ${old} ${old === 1 ? "task" : "tasks"} of ${name} from before ${old === 1 ? "goes" : "go"} on.`,
+      )
+      .join("");
     return new GivenUp(
       failures,
-      `${state} Mend it and deploy again, look at it with \`clusterctl ps ${stack} -a\`${logs}, or remove it with \`clusterctl rm ${stack}\`.`,
+      `${state}${kept} Mend it and deploy again, look at it with \`clusterctl ps ${stack} -a\`${logs}, or remove it with \`clusterctl rm ${stack}\`.`,
     );
   }
 
