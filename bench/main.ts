@@ -10,7 +10,7 @@ interface Benchmark {
   run(args: readonly string[]): Promise<void>;
 }
 
-const notBenchmarks = new Set(["main", "figures"]);
+const notBenchmarks = new Set(["main", "figures", "load"]);
 
 const names = readdirSync(import.meta.dirname)
   .filter((file) => file.endsWith(".ts") && !file.endsWith(".test.ts"))

@@ -4,15 +4,14 @@ import { memoryUsage } from "node:process";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { ClusterIndex } from "../control-plane/domain/index.ts";
-import { Scheduler, type SchedulerNode, type SchedulerTask, type TaskGroup } from "../control-plane/scheduler/index.ts";
+import { Scheduler, type SchedulerNode, type TaskGroup } from "../control-plane/scheduler/index.ts";
 import { createMemoryStore } from "../control-plane/store/memory.ts";
 import type { Write } from "../control-plane/store/types.ts";
 import { Task } from "../proto/gen/embassy/v1/state.ts";
 import { machine } from "./figures.ts";
+import { clusterOf, loadOf, mebibyte, mixedGroup, roomyCluster, type Shape, tasksOf } from "./load.ts";
 
 export const title = "How many placements a second does the scheduler decide, and what do its other answers cost?";
-
-const mebibyte = 1024 * 1024;
 
 /** Decisions per second of others: swarmkit and Nomad on one 2-core machine, the rest as published. */
 const peers = {
@@ -39,8 +38,6 @@ const peers = {
   affinity: "Kubernetes: 60-90 (published)",
 } as const;
 
-type Shape = "same" | "mixed" | "one-off";
-
 /** mulberry32: the same numbers in every run. */
 function random(seed: number): () => number {
   let state = seed;
@@ -50,62 +47,6 @@ function random(seed: number): () => number {
     t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
     return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296;
   };
-}
-
-function clusterOf(count: number, milliCpus: number, mebibytes: number): SchedulerNode[] {
-  return Array.from({ length: count }, (_, i) => ({
-    id: `node-${i}`,
-    hostname: `host-${i}`,
-    role: "worker",
-    os: "linux",
-    arch: "amd64",
-    labels: { zone: "abc"[i % 3] as string, rack: `r${i % 50}` },
-    availability: "active",
-    ready: true,
-    capacity: { milliCpus, memoryBytes: mebibytes * mebibyte },
-  }));
-}
-
-/** Room for the tasks at about 60 % of every node, whatever the counts. */
-function roomyCluster(nodes: number, tasks: number): SchedulerNode[] {
-  const perNode = Math.max(4, Math.ceil(tasks / nodes));
-  return clusterOf(nodes, perNode * 650, perNode * 700);
-}
-
-const cpuSizes = [100, 250, 500, 750];
-const memorySizes = [128, 256, 384, 512];
-
-function mixedGroup(i: number): TaskGroup {
-  return {
-    id: `s${i}@1`,
-    service: `s${i}`,
-    name: `s${i}`,
-    reservations: {
-      milliCpus: cpuSizes[i % 4] as number,
-      memoryBytes: (memorySizes[(i >> 2) % 4] as number) * mebibyte,
-    },
-    constraints: i % 3 === 0 ? [`node.labels.zone == ${"abc"[(i / 3) % 3]}`] : undefined,
-    ports: i % 10 === 0 ? [{ port: 8_000 + ((i / 10) % 1_000), protocol: "tcp" }] : undefined,
-  };
-}
-
-function loadOf(shape: Shape, tasks: number): { readonly groups: TaskGroup[]; readonly pending: SchedulerTask[] } {
-  if (shape === "same") {
-    const group: TaskGroup = {
-      id: "web@1",
-      service: "web",
-      name: "web",
-      reservations: { milliCpus: 250, memoryBytes: 256 * mebibyte },
-    };
-    return { groups: [group], pending: tasksOf(group, tasks) };
-  }
-  const each = shape === "mixed" ? 100 : 1;
-  const groups = Array.from({ length: Math.ceil(tasks / each) }, (_, i) => mixedGroup(i));
-  return { groups, pending: groups.flatMap((group) => tasksOf(group, each)) };
-}
-
-function tasksOf(group: TaskGroup, count: number, first = 1): SchedulerTask[] {
-  return Array.from({ length: count }, (_, i) => ({ id: `${group.service}.${first + i}`, group: group.id }));
 }
 
 function schedulerWith(nodes: readonly SchedulerNode[], groups: readonly TaskGroup[]): Scheduler {

@@ -1,0 +1,326 @@
+import { readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { defaultControllerSettings } from "../control-plane/controllers/deps.ts";
+import { planCommit, runScheduling, SchedulerFeed } from "../control-plane/controllers/scheduling/loop.ts";
+import { ClusterIndex } from "../control-plane/domain/index.ts";
+import type { SchedulerNode, TaskGroup } from "../control-plane/scheduler/index.ts";
+import { EtcdClient } from "../control-plane/store/client.ts";
+import { Election } from "../control-plane/store/election.ts";
+import { type TestEtcd, testEtcd } from "../control-plane/store/etcd.testing.ts";
+import type { EtcdStore } from "../control-plane/store/etcd.ts";
+import type { Change, Write } from "../control-plane/store/types.ts";
+import { systemClock } from "../lib/clock/clock.ts";
+import { silentLog } from "../lib/log/log.ts";
+import {
+  ContainerSpec,
+  Placement,
+  PublishedPort,
+  PublishMode,
+  Resources,
+  ServiceSpec,
+} from "../proto/gen/embassy/v1/stack.ts";
+import { DesiredState, NodeDescription, NodeSpec, NodeState, NodeStatus, Task } from "../proto/gen/embassy/v1/state.ts";
+import { TxnRequest, TxnResponse } from "../proto/gen/etcd/rpc.ts";
+import { format, median } from "./figures.ts";
+import { loadOf, roomyCluster } from "./load.ts";
+
+export const title =
+  "How many placements a second does the leader commit to etcd, against etcd alone with the same bytes?";
+
+const nodeCount = 2_000;
+const taskCount = 20_000;
+const perTransaction = 200;
+
+function nodeWrites(node: SchedulerNode): Write[] {
+  const { id, hostname, os, arch, capacity } = node;
+  const { milliCpus, memoryBytes } = capacity;
+  const description = NodeDescription.create({ os, arch, milliCpus, memoryBytes });
+  return [
+    { table: "nodes", id, value: NodeSpec.create({ id, name: hostname, labels: node.labels }) },
+    {
+      table: "nodeStatuses",
+      id,
+      value: NodeStatus.create({ id, state: NodeState.NODE_STATE_READY, description }),
+    },
+  ];
+}
+
+/** The group's service as a stack file would have it. */
+function specOf(group: TaskGroup): ServiceSpec {
+  const { milliCpus, memoryBytes } = group.reservations;
+  const none = { milliCpus: 0, memoryBytes: 0, pids: 0, generic: {} };
+  return ServiceSpec.create({
+    name: group.name,
+    container: ContainerSpec.create({
+      image: `registry.example.org/shop/${group.name}:1.27.3`,
+      command: ["serve", "--listen", ":8080"],
+      environment: { LOG_LEVEL: "info", DATABASE: "postgres://db.shop:5432/shop" },
+    }),
+    mode: { $case: "replicated", value: { replicas: 100 } },
+    resources: Resources.create({ reservations: { ...none, milliCpus, memoryBytes } }),
+    placement: Placement.create({ constraints: [...(group.constraints ?? [])] }),
+    ports: (group.ports ?? []).map(({ port }) =>
+      PublishedPort.create({ target: 8_080, published: port, mode: PublishMode.PUBLISH_MODE_HOST }),
+    ),
+  });
+}
+
+/** Nodes, and tasks that wait. */
+function* stateBefore(): Iterable<Write> {
+  for (const node of roomyCluster(nodeCount, taskCount)) yield* nodeWrites(node);
+  const { groups, pending } = loadOf("mixed", taskCount);
+  const specs = new Map(groups.map((group) => [group.id, specOf(group)]));
+  for (const { id, group } of pending) {
+    const [serviceId = "", slot = ""] = id.split(".");
+    const value = Task.create({
+      id: `${serviceId.padEnd(12, "x")}${slot.padStart(8, "0")}`,
+      serviceId,
+      serviceName: serviceId,
+      serviceVersion: 1,
+      stack: "shop",
+      slot: Number(slot),
+      spec: specs.get(group),
+      desired: DesiredState.DESIRED_STATE_RUNNING,
+      createdAtMs: 1_700_000_000_000,
+    });
+    yield { table: "tasks", id: value.id, value };
+  }
+}
+
+/** A client that keeps the transactions that go through it. */
+class RecordingClient extends EtcdClient {
+  sent: TxnRequest[] = [];
+  onSend: () => void = () => undefined;
+
+  constructor({ directory }: TestEtcd) {
+    super({ endpoints: [directory.settings.clientListen], identity: directory.identity, log: silentLog });
+  }
+
+  override async call<Request, Response>(
+    pick: Parameters<typeof EtcdClient.prototype.call<Request, Response>>[0],
+    request: Request,
+    options?: Parameters<typeof EtcdClient.prototype.call<Request, Response>>[2],
+  ): Promise<Response> {
+    if (isTransaction(request)) {
+      this.sent.push(request);
+      this.onSend();
+    }
+    return await super.call(pick, request, options);
+  }
+}
+
+function isTransaction(request: unknown): request is TxnRequest {
+  return typeof request === "object" && request !== null && "compare" in request && "success" in request;
+}
+
+/** Seconds of a run, and what it took of two processors. */
+interface Run {
+  readonly seconds: number;
+  readonly ownCpuSeconds: number;
+  readonly etcdCpuSeconds: number;
+}
+
+function stopwatch({ supervisor }: TestEtcd): () => Run {
+  const etcdBefore = cpuSecondsOf(supervisor.pid);
+  const ownBefore = process.cpuUsage();
+  const startedMs = performance.now();
+  return () => {
+    const seconds = (performance.now() - startedMs) / 1_000;
+    const { user, system } = process.cpuUsage(ownBefore);
+    return { seconds, ownCpuSeconds: (user + system) / 1e6, etcdCpuSeconds: cpuSecondsOf(supervisor.pid) - etcdBefore };
+  };
+}
+
+/** Fields 14 and 15 of /proc/PID/stat, in ticks of 10 ms. */
+function cpuSecondsOf(pid: number): number {
+  const text = readFileSync(`/proc/${pid}/stat`, "utf8");
+  const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+  return (Number(fields[11]) + Number(fields[12])) / 100;
+}
+
+interface Recorded {
+  readonly run: Run;
+  readonly before: readonly TxnRequest[];
+  readonly placing: readonly TxnRequest[];
+}
+
+/** What places tasks: `commits` in flight by the scheduler and the store alone, or the leader's own loop. */
+type Way = { readonly kind: "store"; readonly commits: number } | { readonly kind: "controller" };
+
+/** Lets the product place all tasks in an etcd of its own. The time is from the first transaction until the view has them all. */
+async function product(way: Way): Promise<Recorded> {
+  await using etcd = await testEtcd();
+  using client = new RecordingClient(etcd);
+  await using store = await etcd.store(client);
+  using index = new ClusterIndex(store);
+  const writes = [...stateBefore()];
+  for (let start = 0; start < writes.length; start += 250) await store.commit(writes.slice(start, start + 250));
+  const measured = async (place: () => Promise<void>): Promise<Recorded> => {
+    const before = client.sent;
+    client.sent = [];
+    const done = allPlaced(index);
+    let stop: (() => Run) | undefined;
+    client.onSend = () => {
+      stop ??= stopwatch(etcd);
+    };
+    globalThis.gc?.();
+    const ended = done.then(() => stop?.());
+    await place();
+    const run = await ended;
+    if (run === undefined) throw new Error("nothing was placed");
+    return { run, before, placing: client.sent };
+  };
+  if (way.kind === "store") return await measured(async () => await placeWithStore(index, store, way.commits));
+  return await asLeader(client, store, async () => {
+    const deps = { store, index, log: silentLog, clock: systemClock, settings: defaultControllerSettings };
+    return await measured(async () => {
+      const stop = new AbortController();
+      const placing = runScheduling(deps, stop.signal);
+      await allPlaced(index);
+      stop.abort();
+      await placing;
+    });
+  });
+}
+
+/** Resolves when no task in the view waits. */
+async function allPlaced(index: ClusterIndex): Promise<void> {
+  let waiting = 0;
+  for (const { nodeId } of index.view.tasks.values()) if (nodeId === "") waiting++;
+  if (waiting === 0) return;
+  const done = Promise.withResolvers<void>();
+  const count = (changes: readonly Change[]) => {
+    for (const { table, before, after } of changes) {
+      if (table === "tasks" && before?.nodeId === "" && after !== undefined && after.nodeId !== "") waiting--;
+    }
+    if (waiting === 0) done.resolve();
+  };
+  using _ = index.subscribe(count);
+  await done.promise;
+}
+
+async function placeWithStore(index: ClusterIndex, store: EtcdStore, commits: number): Promise<void> {
+  const feed = new SchedulerFeed(index, silentLog);
+  using _ = index.subscribe((changes) => void feed.apply(changes));
+  const place = async () => {
+    for (;;) {
+      const { placements } = feed.scheduler.schedule([], { mostPlacements: perTransaction });
+      if (placements.length === 0) return;
+      const plan = planCommit(index, placements, defaultControllerSettings.blockPrefix);
+      feed.hold(placements);
+      await store.commit(plan.writes, { expect: plan.expect });
+      feed.release(placements);
+    }
+  };
+  await Promise.all(Array.from({ length: commits }, place));
+}
+
+async function asLeader<T>(client: EtcdClient, store: EtcdStore, lead: () => Promise<T>): Promise<T> {
+  const deps = { client, store, clock: systemClock, log: silentLog };
+  const election = new Election(deps, { member: "m1", instance: "i1", ttlMs: 60_000 });
+  const stop = new AbortController();
+  const led = Promise.withResolvers<T>();
+  const running = election.run(async () => {
+    await lead().then(led.resolve, led.reject);
+    stop.abort();
+  }, stop.signal);
+  try {
+    return await led.promise;
+  } finally {
+    await running;
+  }
+}
+
+/** Sends the same transactions to an etcd that has seen the same ones before, encoded beforehand, answers left unread. */
+async function raw({ before, placing }: Recorded, inFlight: number): Promise<Run> {
+  await using etcd = await testEtcd();
+  using client = etcd.client();
+  for (const request of before) await transact(client, bytesOf(request));
+  const encoded = placing.map(bytesOf);
+  const answers: Buffer[] = [];
+  globalThis.gc?.();
+  const stop = stopwatch(etcd);
+  let next = 0;
+  const send = async () => {
+    for (let i = next++; i < encoded.length; i = next++) answers.push(await transact(client, encoded[i] as Buffer));
+  };
+  await Promise.all(Array.from({ length: inFlight }, send));
+  const run = stop();
+  const refused = answers.filter((answer) => !TxnResponse.decode(answer).succeeded).length;
+  if (refused > 0) throw new Error(`etcd refused ${refused} of ${encoded.length} transactions`);
+  return run;
+}
+
+/** The election key without its lease, of which the other etcd knows nothing. */
+function bytesOf({ compare, success, failure }: TxnRequest): Buffer {
+  const withoutLease = success.map(({ request }) =>
+    request?.$case === "requestPut" ? { request: { ...request, value: { ...request.value, lease: 0n } } } : { request },
+  );
+  return Buffer.from(TxnRequest.encode({ compare, success: withoutLease, failure }).finish());
+}
+
+const same = (bytes: Buffer): Buffer => bytes;
+
+async function transact(client: EtcdClient, bytes: Buffer): Promise<Buffer> {
+  return await client.call<Buffer, Buffer>(
+    ({ kv }) =>
+      (request, metadata, options, done) =>
+        kv.makeUnaryRequest("/etcdserverpb.KV/Txn", same, same, request, metadata, options, (error, answer) =>
+          done(error, answer as Buffer),
+        ),
+    bytes,
+  );
+}
+
+/** "/dev/vda (ext4)" */
+function diskOf(directory: string): string {
+  const mounts = readFileSync("/proc/self/mounts", "utf8").trim().split("\n");
+  const found = mounts
+    .map((line) => line.split(" "))
+    .filter(([, at = ""]) => directory === at || directory.startsWith(at === "/" ? "/" : `${at}/`))
+    .sort(([, a = ""], [, b = ""]) => a.length - b.length)
+    .at(-1);
+  return `${found?.[0]} (${found?.[2]})`;
+}
+
+const ways: readonly { readonly what: string; readonly way: Way; readonly inFlight: number }[] = [
+  { what: "scheduler and store, 1 in flight", way: { kind: "store", commits: 1 }, inFlight: 1 },
+  { what: "scheduler and store, 4 in flight", way: { kind: "store", commits: 4 }, inFlight: 4 },
+  { what: "scheduler and store, 8 in flight", way: { kind: "store", commits: 8 }, inFlight: 8 },
+  { what: "the leader's loop, fenced", way: { kind: "controller" }, inFlight: 1 },
+];
+
+/** `--runs N`, default 5. The sides take turns; each run has a new etcd. */
+export async function run(args: readonly string[]): Promise<void> {
+  const runs = Number(args[args.indexOf("--runs") + 1] ?? 5) || 5;
+  console.log(
+    `${nodeCount} nodes, ${taskCount} tasks, ${perTransaction} placements a transaction; etcd on ${diskOf(tmpdir())}\n`,
+  );
+  console.log("| what | placements/s | runs | etcd alone | runs | ratio | own CPU s | etcd CPU s |");
+  console.log("|---|---|---|---|---|---|---|---|");
+  for (const { what, way, inFlight } of ways) {
+    const ours: Run[] = [];
+    const theirs: Run[] = [];
+    let bytes = 0;
+    for (let i = 0; i < runs; i++) {
+      const recorded = await product(way);
+      ours.push(recorded.run);
+      theirs.push(await raw(recorded, inFlight));
+      bytes = recorded.placing.reduce((sum, request) => sum + bytesOf(request).length, 0) / recorded.placing.length;
+    }
+    const rates = (of: readonly Run[]) => of.map(({ seconds }) => taskCount / seconds);
+    const both = (pick: (run: Run) => number) =>
+      `${format(median(ours.map(pick)))} / ${format(median(theirs.map(pick)))}`;
+    const cells = [
+      `${what} (${Math.round(bytes / 1024)} KiB each)`,
+      format(median(rates(ours))),
+      rates(ours).map(format).join(" "),
+      format(median(rates(theirs))),
+      rates(theirs).map(format).join(" "),
+      format(median(rates(ours).map((rate, i) => rate / (rates(theirs)[i] as number)))),
+      both(({ ownCpuSeconds }) => ownCpuSeconds),
+      both(({ etcdCpuSeconds }) => etcdCpuSeconds),
+    ];
+    console.log(`| ${cells.join(" | ")} |`);
+  }
+}
