@@ -88,11 +88,12 @@ export class EtcdClient implements Disposable {
   ): Promise<Response> {
     const { signal, deadlineMs = unaryDeadlineMs } = options;
     signal?.throwIfAborted();
+    const stubs = this.#stubs;
     try {
       const response = await new Promise<Response>((resolve, reject) => {
         const cancel = () => pending.cancel();
         const deadline = Date.now() + deadlineMs;
-        const pending = pick(this.#stubs)(request, metadata(), { deadline }, (error, answer) => {
+        const pending = pick(stubs)(request, metadata(), { deadline }, (error, answer) => {
           signal?.removeEventListener("abort", cancel);
           if (error === null) resolve(answer);
           else reject(error);
@@ -103,7 +104,8 @@ export class EtcdClient implements Disposable {
       return response;
     } catch (error) {
       signal?.throwIfAborted();
-      this.#noteFailure(error);
+      // Of many calls on one connection, the first ones make an end of it.
+      if (stubs === this.#stubs) this.#noteFailure(error);
       throw etcdError(error);
     }
   }
@@ -159,15 +161,16 @@ export class EtcdClient implements Disposable {
 
   /**
    * A channel stays with its member as long as the connection is up, even when that member is cut off from the others or
-   * hangs. So after some calls without an answer all calls and streams move to the next member.
+   * hangs. So after some calls without an answer all calls and streams move to the next member. The only member is connected to
+   * anew: Node does not see a connection end while large writes are pending on it, and would wait for the keepalive's 15 s.
    */
   #noteFailure(error: unknown): void {
     if (!isCode(error, status.DEADLINE_EXCEEDED) && !isCode(error, status.UNAVAILABLE)) return;
     this.#unanswered += 1;
-    if (this.#unanswered < patience || this.#options.endpoints.length < 2) return;
+    if (this.#unanswered < patience) return;
     this.#unanswered = 0;
     this.#first = (this.#first + 1) % this.#options.endpoints.length;
-    this.#options.log.warn("etcd does not answer, going to the next member", {
+    this.#options.log.warn("etcd does not answer, connecting to the next member", {
       endpoint: this.#options.endpoints[this.#first],
     });
     this.#reconnect();
