@@ -11,15 +11,16 @@ class Grouping<T> {
   }
 
   change(id: string, before: T | undefined, after: T | undefined): void {
-    if (before !== undefined) {
-      for (const key of this.#keysOf(before, id)) {
-        const group = this.#groups.get(key);
-        group?.delete(id);
-        if (group?.size === 0) this.#groups.delete(key);
-      }
+    const left = before === undefined ? nowhere : this.#keysOf(before, id);
+    const joined = after === undefined ? nowhere : this.#keysOf(after, id);
+    // Most changes move nothing.
+    if (left.length === joined.length && left.every((key, i) => key === joined[i])) return;
+    for (const key of left) {
+      const group = this.#groups.get(key);
+      group?.delete(id);
+      if (group?.size === 0) this.#groups.delete(key);
     }
-    if (after === undefined) return;
-    for (const key of this.#keysOf(after, id)) {
+    for (const key of joined) {
       const group = this.#groups.get(key);
       if (group === undefined) this.#groups.set(key, new Set([id]));
       else group.add(id);
@@ -35,6 +36,7 @@ class Grouping<T> {
   }
 }
 const none: ReadonlySet<string> = new Set();
+const nowhere: readonly string[] = [];
 
 function pick<T>(table: Table<T>, ids: Iterable<string>): T[] {
   const found: T[] = [];

@@ -56,7 +56,10 @@ export function groupId(task: Pick<Task, "serviceId" | "serviceVersion">): strin
   return `${task.serviceId}@${task.serviceVersion}`;
 }
 
-/** What the tasks of one version of a service have in common for the scheduler. */
+/**
+ * What the tasks of one version of a service have in common for the scheduler. Without the image: no node says which ones it
+ * holds, and the scheduler would keep a view of all nodes for each image.
+ */
 export function taskGroup(task: Pick<Task, "serviceId" | "serviceVersion" | "stack" | "spec">): TaskGroup {
   const spec: ServiceSpec | undefined = task.spec;
   const placement = spec?.placement;
@@ -77,7 +80,6 @@ export function taskGroup(task: Pick<Task, "serviceId" | "serviceVersion" | "sta
         port: published,
         protocol: protocol === Protocol.PROTOCOL_UDP ? "udp" : "tcp",
       })),
-    image: spec?.container?.image,
   };
 }
 

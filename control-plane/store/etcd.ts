@@ -1,14 +1,15 @@
 import type { Clock } from "../../lib/clock/clock.ts";
 import { asClusterError, ClusterError } from "../../lib/errors/errors.ts";
 import type { Log } from "../../lib/log/log.ts";
-import { Compare, RangeRequest, type RequestOp, TxnRequest } from "../../proto/gen/etcd/rpc.ts";
+import { TxnResponse } from "../../proto/gen/etcd/rpc.ts";
 import type { EtcdClient } from "./client.ts";
 import { checkWrites, conflictOf } from "./commit.ts";
 import { isLeaseGone, Leases } from "./leases.ts";
 import { decodeEntry, entry, type Leader, leaderOf, listAll, listKeys } from "./list.ts";
 import { noStoreMetrics, type StoreMetrics } from "./metrics.ts";
 import { type Codecs, keyOf, leaderKey, placeOf } from "./schema.ts";
-import type { Change, CommitOptions, Store, View, Write } from "./types.ts";
+import { type Comparison, decodeOutcome, encodeTransaction, type Operation, transact } from "./transaction.ts";
+import type { Change, CommitOptions, Store, TableName, View, Write } from "./types.ts";
 import { type Entry, MutableView } from "./view.ts";
 import { type WatchedRevision, watchOnce } from "./watch.ts";
 
@@ -41,6 +42,8 @@ export class EtcdStore implements Store, AsyncDisposable {
   readonly #leaderListeners = new Set<() => void>();
   /** Deleted keys and the revisions of their deletion, while a verification is under way. */
   #deleted: Map<string, number> | undefined;
+  /** What commits under way write, by key: what the watch brings back of it need not be decoded. */
+  readonly #own = new Map<string, OwnOperation>();
   /** Aborted when the watch is found to have missed something. */
   #missed = new AbortController();
   #leader: Leader | undefined;
@@ -138,63 +141,60 @@ export class EtcdStore implements Store, AsyncDisposable {
   async #commit(writes: readonly Write[], options: CommitOptions): Promise<number> {
     options.signal?.throwIfAborted();
     checkWrites(writes);
-    const comparisons = comparisonsOf(writes, options, this.#fence);
-    const request = TxnRequest.create({
-      compare: comparisons.map(({ compare }) => compare),
-      success: writes.map((write) => this.#operation(write)),
-      failure: comparisons.map(({ compare }) => requestRange(compare.key)),
-    });
-    const { client } = this.#deps;
-    const response = await client
-      .call(({ kv }) => kv.txn.bind(kv), request, { signal: options.signal })
-      .catch((error: unknown) => {
-        // The one failure that is the caller's and not etcd's: it wrote under a lease that has ended.
-        const lease = writes.find((write) => write.lease !== undefined)?.lease;
-        const gone = lease !== undefined && error instanceof Error && isLeaseGone(error.cause);
-        throw gone ? conflictOf(`lease/${lease}`) : error;
-      });
-    if (!response.succeeded) {
-      const failed = comparisons.find(({ field, revision }, index) => {
-        const found = response.responses[index]?.response;
-        const [kv] = found?.$case === "responseRange" ? found.value.kvs : [];
-        return (kv?.[field] ?? 0n) !== revision;
-      });
-      throw conflictOf(failed?.subject ?? "leader");
+    const operations = writes.map((write) => this.#operation(write));
+    const comparisons = comparisonsOf(writes, operations, options, this.#fence);
+    for (const operation of operations) this.#own.set(operation.name, operation);
+    try {
+      return await this.#transact(operations, comparisons, options);
+    } finally {
+      for (const operation of operations) {
+        if (this.#own.get(operation.name) === operation) this.#own.delete(operation.name);
+      }
     }
-    const changed = response.responses.some(
-      ({ response: one }) =>
-        one?.$case === "responsePut" || (one?.$case === "responseDeleteRange" && one.value.deleted > 0n),
-    );
-    // Without a change there is no event that would bring the view to the answer's revision.
-    if (!changed) return this.#view.revision;
-    const revision = Number(response.header?.revision ?? 0n);
-    const late = AbortSignal.timeout(viewDeadlineMs);
-    const signals = [late, this.#stop.signal, ...(options.signal === undefined ? [] : [options.signal])];
-    await this.#view.reached(revision, AbortSignal.any(signals)).catch((cause: unknown) => {
-      if (!late.aborted) throw cause;
-      throw new ClusterError("the commit was made, but the watch does not deliver it", { code: "unavailable", cause });
+  }
+
+  async #transact(
+    operations: readonly OwnOperation[],
+    comparisons: readonly OwnComparison[],
+    options: CommitOptions,
+  ): Promise<number> {
+    const request = encodeTransaction(comparisons, operations);
+    const answer = await transact(this.#deps.client, request, options.signal).catch((error: unknown) => {
+      // The one failure that is the caller's and not etcd's: it wrote under a lease that has ended.
+      const lease = operations.find((operation) => operation.lease !== 0n)?.lease;
+      const gone = lease !== undefined && error instanceof Error && isLeaseGone(error.cause);
+      throw gone ? conflictOf(`lease/${lease}`) : error;
     });
+    const { succeeded, revision: made } = decodeOutcome(answer);
+    if (!succeeded) throw conflictOf(subjectOf(comparisons, answer));
+    // Without a change there is no event that would bring the view to the answer's revision.
+    if (!operations.some(({ value }) => value !== undefined) && !hasDeleted(answer)) return this.#view.revision;
+    const revision = Number(made);
+    await this.#untilInView(revision, options.signal);
     return revision;
   }
 
-  #operation(write: Write): RequestOp {
-    const name = keyOf(write.table, write.id);
-    const key = Buffer.from(name);
-    if (write.value === undefined) {
-      const value = { key, rangeEnd: Buffer.alloc(0), prevKv: false };
-      return { request: { $case: "requestDeleteRange", value } };
+  async #untilInView(revision: number, signal: AbortSignal | undefined): Promise<void> {
+    if (this.#view.revision >= revision) return;
+    const late = new AbortController();
+    const timer = setTimeout(() => late.abort(), viewDeadlineMs);
+    try {
+      const signals = [late.signal, this.#stop.signal, ...(signal === undefined ? [] : [signal])];
+      await this.#view.reached(revision, AbortSignal.any(signals));
+    } catch (cause) {
+      if (!late.signal.aborted) throw cause;
+      throw new ClusterError("the commit was made, but the watch does not deliver it", { code: "unavailable", cause });
+    } finally {
+      clearTimeout(timer);
     }
+  }
+
+  #operation({ table, id, value, lease = 0n }: Write): OwnOperation {
+    const name = keyOf(table, id);
     // One table at a time: the compiler cannot follow that table and value agree.
-    const codec: { encode(value: unknown, key: string): Buffer } = this.#deps.codecs[write.table] as never;
-    const put = {
-      key,
-      value: codec.encode(write.value, name),
-      lease: write.lease ?? 0n,
-      prevKv: false,
-      ignoreValue: false,
-      ignoreLease: false,
-    };
-    return { request: { $case: "requestPut", value: put } };
+    const codec: { encode(value: unknown, key: string): Buffer } = this.#deps.codecs[table] as never;
+    const bytes = value === undefined ? undefined : codec.encode(value, name);
+    return { name, key: Buffer.from(name), value: bytes, lease, table, id, written: value };
   }
 
   /** Lists everything; the view becomes that, and its difference one batch of changes. */
@@ -250,6 +250,11 @@ export class EtcdStore implements Store, AsyncDisposable {
       if (kv === undefined) continue;
       const key = kv.key.toString();
       const deleted = type === 1;
+      const own = deleted ? undefined : this.#own.get(key);
+      if (own?.value?.equals(kv.value) === true) {
+        entries.push(entry(own.table, own.id, own.written, revision));
+        continue;
+      }
       if (key === leaderKey) this.#setLeader(deleted ? undefined : leaderOf(kv));
       const place = placeOf(key);
       if (place === undefined) continue;
@@ -319,33 +324,59 @@ export class EtcdStore implements Store, AsyncDisposable {
   }
 }
 
-interface Comparison {
-  readonly compare: Compare;
-  readonly field: "modRevision" | "createRevision";
-  readonly revision: bigint;
-  readonly subject: string;
+/** A write of a commit under way. */
+interface OwnOperation extends Operation {
+  /** The key as text. */
+  readonly name: string;
+  readonly value: Buffer | undefined;
+  readonly table: TableName;
+  readonly id: string;
+  /** What the value encodes. */
+  readonly written: unknown;
 }
 
-function comparisonsOf(writes: readonly Write[], options: CommitOptions, fence: bigint | undefined): Comparison[] {
-  const comparisons: Comparison[] = [];
+interface OwnComparison extends Comparison {
+  readonly table: TableName | "leader";
+  readonly id: string;
+}
+
+function comparisonsOf(
+  writes: readonly Write[],
+  operations: readonly OwnOperation[],
+  options: CommitOptions,
+  fence: bigint | undefined,
+): OwnComparison[] {
+  const comparisons: OwnComparison[] = [];
   if (options.fenced === true) {
     if (fence === undefined) throw conflictOf("leader");
-    const targetUnion = { $case: "createRevision", value: fence } as const;
-    const compare = Compare.create({ result: 0, target: 1, key: Buffer.from(leaderKey), targetUnion });
-    comparisons.push({ compare, field: "createRevision", revision: fence, subject: "leader" });
+    const key = Buffer.from(leaderKey);
+    comparisons.push({ key, field: "createRevision", revision: fence, table: "leader", id: "" });
   }
-  const read = writes.flatMap(({ table, id, ifRevision }) =>
-    ifRevision === undefined ? [] : [{ table, id, revision: ifRevision }],
-  );
-  for (const { table, id, revision } of [...read, ...(options.expect ?? [])]) {
-    const value = BigInt(revision);
-    const targetUnion = { $case: "modRevision", value } as const;
-    const compare = Compare.create({ result: 0, target: 2, key: Buffer.from(keyOf(table, id)), targetUnion });
-    comparisons.push({ compare, field: "modRevision", revision: value, subject: `${table}/${id}` });
+  for (const [i, { table, id, ifRevision }] of writes.entries()) {
+    if (ifRevision === undefined) continue;
+    const { key } = operations[i] as OwnOperation;
+    comparisons.push({ key, field: "modRevision", revision: BigInt(ifRevision), table, id });
+  }
+  for (const { table, id, revision } of options.expect ?? []) {
+    const key = Buffer.from(keyOf(table, id));
+    comparisons.push({ key, field: "modRevision", revision: BigInt(revision), table, id });
   }
   return comparisons;
 }
 
-function requestRange(key: Buffer): RequestOp {
-  return { request: { $case: "requestRange", value: RangeRequest.create({ key, keysOnly: true }) } };
+/** Of a refused transaction what has changed: the first comparison that the answer shows to fail. */
+function subjectOf(comparisons: readonly OwnComparison[], answer: Buffer): string {
+  const { responses } = TxnResponse.decode(answer);
+  const failed = comparisons.find(({ field, revision }, index) => {
+    const found = responses[index]?.response;
+    const [kv] = found?.$case === "responseRange" ? found.value.kvs : [];
+    return (kv?.[field] ?? 0n) !== revision;
+  });
+  return failed === undefined || failed.table === "leader" ? "leader" : `${failed.table}/${failed.id}`;
+}
+
+function hasDeleted(answer: Buffer): boolean {
+  return TxnResponse.decode(answer).responses.some(
+    ({ response }) => response?.$case === "responseDeleteRange" && response.value.deleted > 0n,
+  );
 }

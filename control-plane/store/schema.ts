@@ -11,9 +11,9 @@ import {
   Service,
   ServiceStatus,
   StackRecord,
-  Task,
   TaskStatus,
 } from "../../proto/gen/embassy/v1/state.ts";
+import { createTaskCodec } from "./task-codec.ts";
 import type { StoredBlob, TableName, Tables } from "./types.ts";
 
 /** Everything of ours in etcd lies below it. */
@@ -61,9 +61,11 @@ const places: readonly Place[] = [
   { table: "allocations", keyPrefix: "allocations/", idPrefix: "" },
 ];
 
+const placesByTable = Map.groupBy(places, ({ table }) => table);
+
 /** Where a value lies in etcd. Throws when the id cannot be one of that table. */
 export function keyOf(table: TableName, id: string): string {
-  const place = places.find((one) => one.table === table && id.startsWith(one.idPrefix));
+  const place = placesByTable.get(table)?.find(({ idPrefix }) => id.startsWith(idPrefix));
   if (place === undefined || id.length === place.idPrefix.length) {
     throw new Error(`${JSON.stringify(id)} is not an id of table ${table}`);
   }
@@ -91,7 +93,7 @@ function protobuf<T>(message: Message<T>): Codec<T> {
   };
 }
 
-/** Protobuf for all tables, and the given codec for blobs (secrets are encrypted). */
+/** Protobuf for all tables (tasks share what is the same in them), and the given codec for blobs (secrets are encrypted). */
 export function createCodecs(blobs: Codec<StoredBlob>): Codecs {
   return {
     stacks: protobuf(StackRecord),
@@ -102,7 +104,7 @@ export function createCodecs(blobs: Codec<StoredBlob>): Codecs {
     nodes: protobuf(NodeSpec),
     nodeStatuses: protobuf(NodeStatus),
     sessions: protobuf(NodeSession),
-    tasks: protobuf(Task),
+    tasks: createTaskCodec(),
     taskStatuses: protobuf(TaskStatus),
     blobs,
     tokens: protobuf(JoinToken),

@@ -2,19 +2,21 @@ import { messageOf } from "../../../lib/errors/errors.ts";
 import type { Log } from "../../../lib/log/log.ts";
 import { ReconcileLoop } from "../../../lib/reconcile/loop.ts";
 import { PublishMode } from "../../../proto/gen/embassy/v1/stack.ts";
-import type { Task } from "../../../proto/gen/embassy/v1/state.ts";
+import type { Block, Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import { groupId, schedulerNode, taskGroup } from "../../domain/scheduler-facts.ts";
 import { hasFailed } from "../../domain/service-tasks.ts";
-import { hasEnded, isWanted, observedState, taskName } from "../../domain/tasks.ts";
+import { hasEnded, isNodeLost, isWanted, observedState, taskName } from "../../domain/tasks.ts";
 import { type Placement, Scheduler } from "../../scheduler/index.ts";
-import type { Change, CommitOptions, Write } from "../../store/types.ts";
+import type { Change, Write } from "../../store/types.ts";
 import { aborted, type ControllerDeps, commitFenced, isStaleView, staleViewDelayMs } from "../deps.ts";
 import { blockId, blocksNeeded, freeBlocks, tasksByNetwork } from "../ipam/plan.ts";
 
 const onlyKey = "cluster";
-/** Placements of one pass: with their blocks below what one transaction takes. */
+/** Placements of one commit: with their blocks below what one transaction takes. */
 const mostPlacements = 200;
+/** Commits under way at once: enough that etcd always has one, and few enough that a conflict costs little. */
+const mostUnderWay = 4;
 
 /** Gives tasks that wait a node, in batches, until the signal is aborted. */
 export async function runScheduling(deps: ControllerDeps, signal: AbortSignal): Promise<void> {
@@ -24,23 +26,7 @@ export async function runScheduling(deps: ControllerDeps, signal: AbortSignal): 
     name: "scheduling",
     log: deps.log,
     reconcile: async (_, stopped) => {
-      const { placements, unplaced } = feed.scheduler.schedule([], { mostPlacements });
-      const plan = planCommit(index, placements, deps.settings.blockPrefix);
-      for (const one of unplaced) {
-        for (const taskId of one.tasks) plan.unplaced.set(taskId, one.explanation.summary);
-      }
-      for (const [taskId, why] of feed.refused) plan.unplaced.set(taskId, why);
-      const writes = [...plan.writes, ...unplacedWrites(index, plan.unplaced)];
-      feed.hold(placements);
-      try {
-        if (writes.length > 0) await commitFenced(deps, writes, plan.expect, stopped);
-      } catch (error) {
-        if (!isStaleView(error)) throw error;
-        loop.markAfter(onlyKey, staleViewDelayMs);
-      } finally {
-        feed.release(placements);
-      }
-      if (placements.length >= mostPlacements) loop.mark(onlyKey);
+      if (await placeAll(deps, feed, stopped)) loop.markAfter(onlyKey, staleViewDelayMs);
     },
   });
   using _ = index.subscribe((changes) => {
@@ -48,6 +34,59 @@ export async function runScheduling(deps: ControllerDeps, signal: AbortSignal): 
   });
   loop.mark(onlyKey);
   await aborted(signal);
+}
+
+/**
+ * Places all that waits and fits, several commits under way at once, and writes down why the rest does not fit. Ends early when
+ * a commit fails, after those under way: true when it only met a newer state, so that another pass is due. What failed waits again.
+ */
+export async function placeAll(deps: ControllerDeps, feed: SchedulerFeed, signal: AbortSignal): Promise<boolean> {
+  const { index } = deps;
+  const reasons = new Map<string, string>();
+  const decided: Placement[] = [];
+  const errors: unknown[] = [];
+  const underWay = new Map<CommitPlan, Promise<void>>();
+  const commit = async (plan: CommitPlan, placed: readonly Placement[]) => {
+    try {
+      // A block must be there before the tasks that count on it, and etcd may take transactions in any order.
+      for (const earlier of plan.after) await underWay.get(earlier);
+      if (errors.length === 0) await commitFenced(deps, plan.writes, plan.expect, signal);
+    } catch (error) {
+      errors.push(error);
+    } finally {
+      underWay.delete(plan);
+      feed.release(placed);
+    }
+  };
+  try {
+    for (let more = true; more && errors.length === 0; ) {
+      const { placements, unplaced } = feed.scheduler.schedule([], { mostPlacements });
+      more = placements.length >= mostPlacements;
+      for (const one of unplaced) for (const taskId of one.tasks) reasons.set(taskId, one.explanation.summary);
+      feed.hold(placements);
+      for (const placement of placements) decided.push(placement);
+      const plan = planCommit(index, placements, deps.settings.blockPrefix, underWay.keys());
+      for (const [taskId, why] of plan.unplaced) reasons.set(taskId, why);
+      const placed = placements.filter(({ task }) => !plan.unplaced.has(task));
+      underWay.set(plan, commit(plan, placed));
+      if (underWay.size >= mostUnderWay) await Promise.race(underWay.values());
+    }
+  } finally {
+    await Promise.all(underWay.values());
+    // Those without an address waited for this: earlier, the scheduler would find them a place again, for ever.
+    feed.release(decided);
+  }
+  for (const [taskId, why] of feed.refused) reasons.set(taskId, why);
+  const failed = errors.find((error) => !isStaleView(error));
+  if (failed !== undefined) throw failed;
+  try {
+    const writes = unplacedWrites(index, reasons);
+    if (writes.length > 0) await commitFenced(deps, writes, undefined, signal);
+  } catch (error) {
+    if (!isStaleView(error)) throw error;
+    errors.push(error);
+  }
+  return errors.length > 0;
 }
 
 /** Keeps the scheduler told of what the view holds. */
@@ -60,7 +99,7 @@ export class SchedulerFeed {
   readonly #groups = new Map<string, Set<string>>();
   readonly #groupOf = new Map<string, string>();
   /** Placed by the scheduler, and not yet in the view. */
-  readonly #held = new Set<string>();
+  readonly #held = new Map<string, Placement>();
   /** Tasks that failed and are still on record, by group and node: the scheduler prefers other nodes. */
   readonly #failures = new Map<string, Map<string, Set<string>>>();
   readonly #failureOf = new Map<string, { readonly group: string; readonly node: string }>();
@@ -84,13 +123,19 @@ export class SchedulerFeed {
           worth = true;
           break;
         case "tasks":
-          this.#task(change.id);
+          // The scheduler has it there since it decided so.
+          if (change.after !== undefined && this.#isAsPlaced(change.after)) this.#held.delete(change.id);
+          else this.#task(change.id);
           worth ||= change.after === undefined || change.after.nodeId === "";
           break;
         case "taskStatuses":
           if (change.before?.state === change.after?.state) break;
           this.#task(change.id);
           worth ||= change.after === undefined || hasEnded(change.after.state);
+          break;
+        case "blocks":
+          // A network that was full has room again.
+          worth ||= change.after === undefined;
           break;
         default:
           break;
@@ -101,13 +146,17 @@ export class SchedulerFeed {
 
   /** Until their release these tasks are where the scheduler placed them, whatever the view says. */
   hold(placements: readonly Placement[]): void {
-    for (const { task } of placements) this.#held.add(task);
+    for (const placement of placements) this.#held.set(placement.task, placement);
   }
 
-  /** The view decides again: placed when the commit has happened, waiting when not. */
+  /** The view decides again, of those that it does not show yet: placed when the commit has happened, waiting when not. */
   release(placements: readonly Placement[]): void {
-    for (const { task } of placements) this.#held.delete(task);
-    for (const { task } of placements) this.#task(task);
+    const left = placements.filter(({ task }) => this.#held.delete(task));
+    for (const { task } of left) this.#task(task);
+  }
+
+  #isAsPlaced({ id, nodeId }: Task): boolean {
+    return nodeId !== "" && this.#held.get(id)?.node === nodeId && !isNodeLost(this.#index.view, nodeId);
   }
 
   #node(id: string): void {
@@ -190,59 +239,85 @@ export class SchedulerFeed {
   }
 }
 
-interface CommitPlan {
+/** What one commit writes. */
+export interface CommitPlan {
   readonly writes: Write[];
-  readonly expect: NonNullable<CommitOptions["expect"]>;
+  readonly expect: { readonly table: "blocks"; readonly id: string; readonly revision: number }[];
   /** Task id to reason: placed by the scheduler, but its network has no room. */
   readonly unplaced: Map<string, string>;
+  /** Blocks among the writes. */
+  readonly blocks: Block[];
+  /** The addresses that its tasks will need. */
+  readonly addresses: { readonly task: string; readonly networkId: string; readonly nodeId: string }[];
+  /** Commits under way that have to happen first, since they give blocks that this one counts on. */
+  readonly after: Set<CommitPlan>;
 }
 
 /**
  * The writes of placements, with the blocks that their nodes need on the tasks' networks, so that a node can give an
- * address as soon as it knows of its task. Blocks that exist are expected to: one may be about to be freed.
+ * address as soon as it knows of its task. Blocks that exist are expected to: one may be about to be freed. What is under way
+ * counts as if it had happened.
  */
-export function planCommit(index: ClusterIndex, placements: readonly Placement[], blockPrefix: number): CommitPlan {
+export function planCommit(
+  index: ClusterIndex,
+  placements: readonly Placement[],
+  blockPrefix: number,
+  underWay: Iterable<CommitPlan> = [],
+): CommitPlan {
   const { view } = index;
-  const plan = {
-    writes: [] as Write[],
-    expect: [] as { table: "blocks"; id: string; revision: number }[],
-    unplaced: new Map<string, string>(),
+  const plan: CommitPlan = {
+    writes: [],
+    expect: [],
+    unplaced: new Map(),
+    blocks: [],
+    addresses: [],
+    after: new Set(),
   };
   const counts = new Map<string, Map<string, number>>();
   const owned = new Map<string, string[]>();
   const taken = new Set<string>();
-  const expected = new Set<string>();
+  const free = new Map<string, Iterator<string>>();
+  const coming = comingOf(index, underWay, taken);
 
-  const room = (networkId: string, nodeId: string): string | undefined => {
+  const blocksOf = (networkId: string, nodeId: string): string[] => {
+    const blocks: string[] = [];
+    for (const id of index.blockIdsOfNode(nodeId)) {
+      if (view.blocks.get(id)?.networkId !== networkId) continue;
+      blocks.push(id);
+      plan.expect.push({ table: "blocks", id, revision: view.blocks.revisionOf(id) });
+    }
+    for (const { block, from } of coming.get(`${networkId} ${nodeId}`)?.blocks ?? []) {
+      blocks.push(blockId(block));
+      plan.after.add(from);
+    }
+    return blocks;
+  };
+
+  const room = (task: string, networkId: string, nodeId: string): string | undefined => {
     const network = view.networks.get(networkId);
     if (network === undefined) return "its network is gone";
     const ofNode = counts.get(nodeId) ?? tasksByNetwork(index, nodeId);
     counts.set(nodeId, ofNode);
     const count = (ofNode.get(networkId) ?? 0) + 1;
     const key = `${networkId} ${nodeId}`;
-    let blocks = owned.get(key);
-    if (blocks === undefined) {
-      blocks = [...index.blockIdsOfNetwork(networkId)].filter((id) => view.blocks.get(id)?.nodeId === nodeId);
-      owned.set(key, blocks);
-      for (const id of blocks) {
-        if (expected.has(id)) continue;
-        expected.add(id);
-        plan.expect.push({ table: "blocks", id, revision: view.blocks.revisionOf(id) });
-      }
-    }
-    while (blocks.length < blocksNeeded(count, blockPrefix)) {
-      const cidr = freeBlocks(index, network, blockPrefix, taken)[Symbol.iterator]().next().value;
-      if (cidr === undefined) {
+    const blocks = owned.get(key) ?? blocksOf(networkId, nodeId);
+    owned.set(key, blocks);
+    while (blocks.length < blocksNeeded(count + (coming.get(key)?.addresses ?? 0), blockPrefix)) {
+      const left = free.get(networkId) ?? freeBlocks(index, network, blockPrefix, taken)[Symbol.iterator]();
+      free.set(networkId, left);
+      const next = left.next();
+      if (next.done === true) {
         // Its spare addresses may do; without any block there is nothing to give.
         if (blocks.length > 0) break;
         return `network ${network.stack}_${network.spec?.name ?? ""} is full: every block of ${network.subnet} is given to a node`;
       }
-      taken.add(cidr);
-      const block = { networkId, cidr, nodeId };
+      const block = { networkId, cidr: next.value, nodeId };
       blocks.push(blockId(block));
+      plan.blocks.push(block);
       plan.writes.push({ table: "blocks", id: blockId(block), value: block, ifRevision: 0 });
     }
     ofNode.set(networkId, count);
+    plan.addresses.push({ task, networkId, nodeId });
     return undefined;
   };
 
@@ -250,7 +325,7 @@ export function planCommit(index: ClusterIndex, placements: readonly Placement[]
     const task = view.tasks.get(placement.task);
     if (task === undefined) continue;
     const lacking = Object.values(task.networkIds)
-      .map((networkId) => room(networkId, placement.node))
+      .map((networkId) => room(task.id, networkId, placement.node))
       .find((why) => why !== undefined);
     if (lacking !== undefined) {
       plan.unplaced.set(task.id, lacking);
@@ -264,6 +339,33 @@ export function planCommit(index: ClusterIndex, placements: readonly Placement[]
     });
   }
   return plan;
+}
+
+interface Coming {
+  readonly blocks: { readonly block: Block; readonly from: CommitPlan }[];
+  addresses: number;
+}
+
+/** What commits under way give and need that the view does not show yet, by network and node; their CIDRs are added to `taken`. */
+function comingOf({ view }: ClusterIndex, underWay: Iterable<CommitPlan>, taken: Set<string>): Map<string, Coming> {
+  const coming = new Map<string, Coming>();
+  const at = (networkId: string, nodeId: string): Coming => {
+    const key = `${networkId} ${nodeId}`;
+    const known = coming.get(key) ?? { blocks: [], addresses: 0 };
+    coming.set(key, known);
+    return known;
+  };
+  for (const from of underWay) {
+    for (const block of from.blocks) {
+      if (view.blocks.get(blockId(block)) !== undefined) continue;
+      taken.add(block.cidr);
+      at(block.networkId, block.nodeId).blocks.push({ block, from });
+    }
+    for (const { task, networkId, nodeId } of from.addresses) {
+      if (view.tasks.get(task)?.nodeId === "") at(networkId, nodeId).addresses++;
+    }
+  }
+  return coming;
 }
 
 function hostPorts(task: Task, given: readonly number[]): Task["hostPorts"] {

@@ -1,0 +1,202 @@
+import { describe, expect, it } from "vitest";
+import { systemClock } from "../../../lib/clock/clock.ts";
+import { silentLog } from "../../../lib/log/log.ts";
+import { Resources, ServiceSpec } from "../../../proto/gen/embassy/v1/stack.ts";
+import { DesiredState, Network, Task } from "../../../proto/gen/embassy/v1/state.ts";
+import { TestCluster } from "../../domain/testing.ts";
+import type { CommitOptions, Write } from "../../store/types.ts";
+import { type ControllerDeps, defaultControllerSettings } from "../deps.ts";
+import { blocksNeeded } from "../ipam/plan.ts";
+import { placeAll, SchedulerFeed } from "./loop.ts";
+
+const reserved = { milliCpus: 10, memoryBytes: 0, pids: 0, generic: {} };
+const spec = ServiceSpec.create({ name: "web", resources: Resources.create({ reservations: reserved }) });
+/** What of it a node of 4 cores takes. */
+const mostPerNode = 400;
+const never = new AbortController().signal;
+
+/** A cluster with many tasks that wait, of which each commit can be watched, and delayed. */
+class Waiting extends TestCluster {
+  readonly feed: SchedulerFeed;
+  readonly commits: (readonly Write[])[] = [];
+  /** Called before a commit is made, with how many came before. */
+  before: (nth: number, writes: readonly Write[]) => Promise<void> | void = () => undefined;
+  /** How often each task got a node. */
+  readonly placed = new Map<string, number>();
+
+  private constructor() {
+    super();
+    this.index.subscribe((changes) => {
+      for (const { table, id, before, after } of changes) {
+        if (table !== "tasks" || after === undefined || after.nodeId === (before?.nodeId ?? "")) continue;
+        this.placed.set(id, (this.placed.get(id) ?? 0) + 1);
+      }
+    });
+    this.feed = new SchedulerFeed(this.index, silentLog);
+    this.index.subscribe((changes) => void this.feed.apply(changes));
+  }
+
+  static async of(count: number, networks: readonly Network[] = []): Promise<Waiting> {
+    const cluster = new Waiting();
+    await cluster.addNodes("a", "b", "c");
+    const networkIds = Object.fromEntries(networks.map(({ id }) => [id, id]));
+    const tasks = Array.from({ length: count }, (_, i) =>
+      Task.create({
+        id: `t${String(i).padStart(4, "0")}`,
+        serviceId: "web",
+        serviceVersion: 1,
+        slot: i + 1,
+        spec,
+        networkIds,
+        desired: DesiredState.DESIRED_STATE_RUNNING,
+      }),
+    );
+    await cluster.store.commit([
+      ...networks.map((value) => ({ table: "networks", id: value.id, value }) as const),
+      ...tasks.map((value) => ({ table: "tasks", id: value.id, value }) as const),
+    ]);
+    return cluster;
+  }
+
+  async place(): Promise<boolean> {
+    const commit = async (writes: readonly Write[], options?: CommitOptions): Promise<number> => {
+      this.commits.push(writes);
+      await this.before(this.commits.length - 1, writes);
+      return await this.store.commit(writes, options);
+    };
+    const deps: ControllerDeps = {
+      store: { view: this.store.view, commit },
+      index: this.index,
+      log: silentLog,
+      clock: systemClock,
+      settings: defaultControllerSettings,
+    };
+    return await placeAll(deps, this.feed, never);
+  }
+
+  /** Tasks that have a node; throws when a node has more than it takes, or a task was given one twice. */
+  count(): number {
+    for (const id of ["a", "b", "c"]) expect(this.index.tasksOfNode(id).length).toBeLessThanOrEqual(mostPerNode);
+    for (const [id, times] of this.placed) expect([id, times]).toEqual([id, 1]);
+    return this.placed.size;
+  }
+}
+
+const network = (id: string, subnet: string) => Network.create({ id, stack: "s", subnet, spec: { name: id } });
+
+describe("placing many tasks", () => {
+  it("has several commits under way, and writes each placement once", async () => {
+    using cluster = await Waiting.of(1_200);
+    let most = 0;
+    let now = 0;
+    cluster.before = async () => {
+      most = Math.max(most, ++now);
+      await new Promise((resolve) => setImmediate(resolve));
+      now--;
+    };
+    expect(await cluster.place()).toBe(false);
+    expect(most).toBe(4);
+    expect(cluster.commits).toHaveLength(6);
+    expect(cluster.count()).toBe(1_200);
+    // Nothing is left to do, and no room: what comes now waits, with a reason.
+    const late = Task.create({ id: "late", serviceId: "web", serviceVersion: 1, slot: 1_201, spec, desired: 1 });
+    await cluster.store.commit([{ table: "tasks", id: "late", value: late }]);
+    expect(await cluster.place()).toBe(false);
+    expect(cluster.index.view.tasks.get("late")?.unplaced).toMatch(/3 nodes/);
+  });
+
+  it.each([0, 1, 3, 5])("makes good a conflict of commit %i in the next pass", async (nth) => {
+    using cluster = await Waiting.of(1_200);
+    cluster.before = async (now, writes) => {
+      const one = writes[7];
+      if (now !== nth || one?.table !== "tasks" || one.value === undefined) return;
+      // Somebody else changes a task meanwhile.
+      const known = cluster.index.view.tasks.get(one.id) ?? one.value;
+      await cluster.store.commit([{ table: "tasks", id: one.id, value: { ...known, waitsFor: "db" } }]);
+    };
+    expect(await cluster.place()).toBe(true);
+    expect(cluster.count()).toBeLessThanOrEqual(1_000);
+    expect(await cluster.place()).toBe(false);
+    expect(cluster.count()).toBe(1_200);
+    const changed = [...cluster.index.view.tasks.values()].filter(({ waitsFor }) => waitsFor === "db");
+    expect(changed).toHaveLength(1);
+  });
+
+  it.each([0, 2, 5])("stops when deposed at commit %i, and its successor places the rest", async (nth) => {
+    using cluster = await Waiting.of(1_200);
+    cluster.before = (now) => {
+      if (now === nth) cluster.store.leading = false;
+    };
+    await expect(cluster.place()).rejects.toMatchObject({ code: "conflict", subject: "leader" });
+    const before = cluster.count();
+    expect(before).toBeLessThan(1_200);
+    cluster.before = () => undefined;
+    cluster.store.leading = true;
+    expect(await cluster.place()).toBe(false);
+    expect(cluster.count()).toBe(1_200);
+  });
+
+  it("gives a node each of its blocks once, before the tasks that count on it", async () => {
+    using cluster = await Waiting.of(1_200, [network("n1", "10.96.0.0/20"), network("n2", "10.96.16.0/20")]);
+    const blocks = () => [...cluster.index.view.blocks.values()];
+    const of = (nodeId: string, networkId: string) =>
+      blocks().filter((block) => block.nodeId === nodeId && block.networkId === networkId).length;
+    const needed = (tasks: number) => blocksNeeded(tasks, defaultControllerSettings.blockPrefix);
+    const short: string[] = [];
+    cluster.index.subscribe(() => {
+      for (const id of ["a", "b", "c"]) {
+        const tasks = cluster.index.tasksOfNode(id).length;
+        if (tasks > 0 && of(id, "n1") < needed(tasks)) short.push(`${id}: ${of(id, "n1")} for ${tasks}`);
+      }
+    });
+    const late = Promise.withResolvers<void>();
+    cluster.before = async (now) => {
+      if (now === 0) await late.promise;
+    };
+    const placing = cluster.place();
+    // The first commit, with the first blocks, has not happened; the others are for the same nodes.
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(cluster.commits).toHaveLength(1);
+    expect(blocks()).toEqual([]);
+    late.resolve();
+    expect(await placing).toBe(false);
+    expect(cluster.count()).toBe(1_200);
+    expect(short).toEqual([]);
+    for (const id of ["a", "b", "c"]) {
+      expect([of(id, "n1"), of(id, "n2")]).toEqual([needed(mostPerNode), needed(mostPerNode)]);
+    }
+    expect(new Set(blocks().map(({ cidr }) => cidr)).size).toBe(blocks().length);
+  });
+
+  it("gives up the commits that count on a block which is not given", async () => {
+    using cluster = await Waiting.of(1_200, [network("n1", "10.96.0.0/20")]);
+    cluster.before = (now) => {
+      if (now === 0) throw new Error("etcd is gone");
+    };
+    await expect(cluster.place()).rejects.toThrow("etcd is gone");
+    expect(cluster.commits).toHaveLength(1);
+    expect(cluster.count()).toBe(0);
+    expect(await cluster.place()).toBe(false);
+    expect(cluster.count()).toBe(1_200);
+  });
+
+  it("comes to an end when a network has no addresses for hundreds of tasks, and places them when it has", async () => {
+    // Two blocks, three nodes.
+    using cluster = await Waiting.of(1_200, [network("n1", "10.96.0.0/26")]);
+    expect(await cluster.place()).toBe(false);
+    const waiting = () => [...cluster.index.view.tasks.values()].filter(({ nodeId }) => nodeId === "");
+    const left = waiting();
+    expect(left.length).toBeGreaterThan(200);
+    expect(new Set(left.map(({ unplaced }) => unplaced))).toEqual(
+      new Set(["network s_n1 is full: every block of 10.96.0.0/26 is given to a node"]),
+    );
+    const made = cluster.commits.length;
+    expect(await cluster.place()).toBe(false);
+    expect(cluster.commits).toHaveLength(made);
+    const roomy = network("n1", "10.96.0.0/20");
+    await cluster.store.commit([{ table: "networks", id: "n1", value: roomy }]);
+    expect(await cluster.place()).toBe(false);
+    expect(waiting()).toEqual([]);
+    expect(cluster.count()).toBe(1_200);
+  });
+});

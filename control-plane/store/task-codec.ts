@@ -1,0 +1,86 @@
+import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
+import { ServiceSpec } from "../../proto/gen/embassy/v1/stack.ts";
+import { Task } from "../../proto/gen/embassy/v1/state.ts";
+import type { Codec } from "./schema.ts";
+
+/** Tag of field 7, `spec`, length-delimited. */
+const specTag = (7 << 3) | 2;
+/** Services of which the specification is kept: more than a cluster has, so that what is gone does not stay for ever. */
+const mostKept = 10_000;
+
+/**
+ * Tasks as protobuf, with the specification last. It is most of a task's bytes, and the same for all tasks of a version of
+ * a service: it is encoded once, and decoded once into one value that they share.
+ */
+export function createTaskCodec(): Codec<Task> {
+  // One for all: its buffer has grown to what a task takes.
+  let writer = new BinaryWriter();
+  const encoded = new WeakMap<ServiceSpec, Uint8Array>();
+  /** By service version: what was decoded last. */
+  const decoded = new Map<string, { readonly bytes: Uint8Array; readonly spec: ServiceSpec }>();
+
+  const bytesOf = (spec: ServiceSpec): Uint8Array => {
+    let bytes = encoded.get(spec);
+    if (bytes === undefined) {
+      bytes = ServiceSpec.encode(spec).finish();
+      encoded.set(spec, bytes);
+    }
+    return bytes;
+  };
+
+  const specOf = ({ serviceId, serviceVersion }: Task, bytes: Uint8Array): ServiceSpec => {
+    const key = `${serviceId}@${serviceVersion}`;
+    const known = decoded.get(key);
+    if (known !== undefined && Buffer.compare(known.bytes, bytes) === 0) return known.spec;
+    // A copy: the bytes lie within a larger message.
+    const kept = Uint8Array.from(bytes);
+    const spec = ServiceSpec.decode(kept);
+    if (decoded.size >= mostKept) decoded.clear();
+    decoded.set(key, { bytes: kept, spec });
+    encoded.set(spec, kept);
+    return spec;
+  };
+
+  return {
+    encode: (task) => {
+      const { spec } = task;
+      const used = writer;
+      // Should it throw, the old one is left with half a task.
+      writer = new BinaryWriter();
+      if (spec === undefined) Task.encode(task, used);
+      else
+        Task.encode({ ...task, spec: undefined }, used)
+          .uint32(specTag)
+          .bytes(bytesOf(spec));
+      const bytes = used.finish();
+      writer = used;
+      return toBuffer(bytes);
+    },
+    decode: (bytes) => {
+      const from = lastSpec(bytes);
+      if (from === undefined) return Task.decode(bytes);
+      const task = Task.decode(bytes.subarray(0, from.tag));
+      task.spec = specOf(task, bytes.subarray(from.start));
+      return task;
+    },
+  };
+}
+
+/** Where the specification's tag and content begin when it is the last field and the only one of its kind. */
+function lastSpec(bytes: Uint8Array): { readonly tag: number; readonly start: number } | undefined {
+  const reader = new BinaryReader(bytes);
+  while (reader.pos < reader.len) {
+    const tag = reader.pos;
+    const found = reader.uint32();
+    if (found === specTag) {
+      const length = reader.uint32();
+      return reader.pos + length === reader.len ? { tag, start: reader.pos } : undefined;
+    }
+    reader.skip(found & 7);
+  }
+  return undefined;
+}
+
+function toBuffer({ buffer, byteOffset, byteLength }: Uint8Array): Buffer {
+  return Buffer.from(buffer, byteOffset, byteLength);
+}
