@@ -68,7 +68,7 @@ const implementation: ClusterServer = {
   deploy: unary((request, call) => {
     requirePeer(call, ["admin"]);
     answers.deploy(request);
-    return { revision: 2, created: ["service/web"], updated: [], removed: [], unchanged: [] };
+    return { revision: 2, created: ["service/web"], updated: [], removed: [], unchanged: ["service/job"] };
   }),
   removeStack: unary(() => {
     answers.removed();
@@ -359,6 +359,24 @@ describe("deploy", () => {
     expect(result.stderr).toMatch(/created service\/web/);
     expect(result.stderr).toMatch(/web {2}0\/1 running\n.*web {2}1\/1 running\n/);
     expect(result.stderr).toMatch(/stack shop runs: 1 service, 1 task/);
+  });
+
+  it("tells a service that gave up long ago last, once the others run", async () => {
+    const old = {
+      ...task("job", TaskStates.TASK_STATE_FAILED, { exitCode: 1 }),
+      gaveUp: "its restart condition is none",
+    };
+    const job = { name: "job", desired: 1, problems: [old] };
+    answers.progress = [
+      { revision: 2, services: [job, service] },
+      { revision: 2, services: [job, { ...service, running: 1 }] },
+    ];
+    const result = await clusterctl(["deploy", stackFile()]);
+    expect(result.code).toBe(2);
+    expect(result.stderr).toMatch(
+      /web {2}1\/1 running\n(?:.*\n)*error: job\.1 ended on host-2 \(exit code 1\); gave up after 1 attempt\n/,
+    );
+    expect(result.stderr).toContain("what gave up is not tried again until its service changes");
   });
 
   it("does not count a service that ends as soon as it has started", async () => {

@@ -45,15 +45,17 @@ export const registerRebalance: Register = (program, cli) => {
           say("nothing to move: no node has two tasks more of a service than another that could take one");
         if (dryRun || options.detach === true || moves.length === 0) return;
         stacks = [...new Set(moves.map(({ stack }) => stack))];
+        const moved = new Set(moves.map(({ taskName }) => taskName.slice(0, taskName.lastIndexOf("."))));
         const { follow } = await import("../convergence/follow.ts");
+        const { isSettled } = await import("../convergence/judge.ts");
         for (const stack of stacks) {
           await follow(client, {
             stack,
-            until: ({ converged }) => converged,
+            until: ({ services }) => services.filter(({ name }) => moved.has(`${stack}_${name}`)).every(isSettled),
             waitingFor: "come to rest",
             timeoutMs: options.timeout,
             judged: true,
-            unchanged: [],
+            unchanged: "all",
             screen: cli.err,
             signal: cli.signal,
           });

@@ -20,25 +20,26 @@ export const registerScale: Register = (program, cli) => {
       const work = async (client: ClusterClient) => {
         const { call } = await import("../../lib/grpc/client.ts");
         const { follow } = await import("../convergence/follow.ts");
+        const { isSettled } = await import("../convergence/judge.ts");
         for (const request of wanted) {
-          const { stack } = await call(client.scaleService.bind(client), request, { signal: cli.signal });
-          const name = request.service.startsWith(`${stack}_`)
-            ? request.service.slice(stack.length + 1)
-            : request.service;
-          byStack.set(stack, (byStack.get(stack) ?? new Map<string, number>()).set(name, request.replicas));
-          cli.err.write(`${stack}_${name} is to have ${request.replicas}\n`);
+          const limits = { signal: cli.signal };
+          const { stack, service } = await call(client.scaleService.bind(client), request, limits);
+          byStack.set(stack, (byStack.get(stack) ?? new Map<string, number>()).set(service, request.replicas));
+          cli.err.write(`${stack}_${service} is to have ${request.replicas}\n`);
         }
         if (options.detach === true) return;
         for (const [stack, numbers] of byStack) {
           await follow(client, {
             stack,
             // The first state sent may be from before the change.
-            until: ({ converged, services }) =>
-              converged && services.every(({ name, desired }) => desired === (numbers.get(name) ?? desired)),
+            until: ({ services }) =>
+              services
+                .filter(({ name }) => numbers.has(name))
+                .every((progress) => progress.desired === numbers.get(progress.name) && isSettled(progress)),
             waitingFor: "reached that number",
             timeoutMs: options.timeout,
             judged: true,
-            unchanged: [],
+            unchanged: "all",
             screen: cli.err,
             signal: cli.signal,
           });

@@ -21,8 +21,8 @@ export interface FollowOptions {
   readonly timeoutMs: number;
   /** Give up when a service fails for good; otherwise only the timeout ends it. */
   readonly judged: boolean;
-  /** Services whose old failures say nothing about this change. */
-  readonly unchanged: readonly string[];
+  /** Services whose old failures say nothing about this change; those that gave up count once nothing else is under way. */
+  readonly unchanged: readonly string[] | "all";
   readonly screen: Screen;
   readonly signal: AbortSignal;
 }
@@ -165,7 +165,8 @@ class Follower {
     for (const service of progress.services) {
       const history = this.#histories.get(service.name);
       if (history === undefined) {
-        const old = this.#options.unchanged.includes(service.name) ? service.problems : [];
+        const { unchanged } = this.#options;
+        const old = unchanged === "all" || unchanged.includes(service.name) ? service.problems : [];
         // One that only waits may still fail, and that would be news.
         const known = new Set(old.filter((view) => problemOf(view) !== undefined).map(({ task }) => task?.id ?? ""));
         this.#histories.set(service.name, {
@@ -199,7 +200,10 @@ class Follower {
         if (history === undefined || isSettled(service)) return [];
         return judge(service, nowMs - history.headwayMs, history.known, history.failed.size) ?? [];
       });
-      if (failures.length > 0) throw this.#failed(failures);
+      const isNews = failures.some(({ service, taskId }) => !this.#histories.get(service)?.known.has(taskId));
+      const isOpen = (service: ServiceProgress) =>
+        !isSettled(service) && !failures.some((failure) => failure.service === service.name);
+      if (isNews || (failures.length > 0 && !progress.services.some(isOpen))) throw this.#failed(failures);
     }
     if (nowMs > this.#deadlineMs) throw this.#late(progress);
   }

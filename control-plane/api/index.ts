@@ -17,7 +17,7 @@ import {
   type WatchStackRequest,
 } from "../../proto/gen/embassy/v1/api.ts";
 import type { StackSpec } from "../../proto/gen/embassy/v1/stack.ts";
-import { NodeState } from "../../proto/gen/embassy/v1/state.ts";
+import { NodeState, type Service } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { isNodeUp, serviceFullName } from "../domain/tasks.ts";
@@ -91,9 +91,9 @@ export function createApi(deps: ApiDeps): Api {
       return {};
     }),
     scaleService: admin(async ({ service: word, replicas }, user) => {
-      const stack = await again(async () => await scale(deps, word, replicas));
+      const { stack, spec } = await again(async () => await scale(deps, word, replicas));
       log.info("service scaled", { service: word, replicas, user });
-      return { stack };
+      return { stack, service: spec?.name ?? "" };
     }),
     rebalance: admin(async (request, user) => {
       const moves = await again(async () => {
@@ -241,7 +241,7 @@ function removal(index: ClusterIndex, stack: string): Write[] {
   ];
 }
 
-async function scale({ index, store }: ApiDeps, word: string, replicas: number): Promise<string> {
+async function scale({ index, store }: ApiDeps, word: string, replicas: number): Promise<Service> {
   const found = resolveService(index, word);
   if (found.spec?.mode?.$case === "global") {
     throw new ClusterError(`service ${serviceFullName(found)} is global: it has one task a node`, {
@@ -255,7 +255,7 @@ async function scale({ index, store }: ApiDeps, word: string, replicas: number):
       : { ...found.spec, mode: { $case: "replicated" as const, value: { replicas } } };
   const ifRevision = index.view.services.revisionOf(found.id);
   await store.commit([{ table: "services", id: found.id, value: { ...found, spec }, ifRevision }]);
-  return found.stack;
+  return found;
 }
 
 async function updateNode({ index, store }: ApiDeps, request: UpdateNodeRequest) {

@@ -70,6 +70,8 @@ export interface ScaleServiceRequest {
 
 export interface ScaleServiceResponse {
   stack: string;
+  /** its name within the stack */
+  service: string;
 }
 
 export interface RebalanceRequest {
@@ -757,13 +759,16 @@ export const ScaleServiceRequest: MessageFns<ScaleServiceRequest> = {
 };
 
 function createBaseScaleServiceResponse(): ScaleServiceResponse {
-  return { stack: "" };
+  return { stack: "", service: "" };
 }
 
 export const ScaleServiceResponse: MessageFns<ScaleServiceResponse> = {
   encode(message: ScaleServiceResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.stack !== "") {
       writer.uint32(10).string(message.stack);
+    }
+    if (message.service !== "") {
+      writer.uint32(18).string(message.service);
     }
     return writer;
   },
@@ -789,6 +794,14 @@ export const ScaleServiceResponse: MessageFns<ScaleServiceResponse> = {
             message.stack = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.service = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -802,13 +815,19 @@ export const ScaleServiceResponse: MessageFns<ScaleServiceResponse> = {
   },
 
   fromJSON(object: any): ScaleServiceResponse {
-    return { stack: isSet(object.stack) ? globalThis.String(object.stack) : "" };
+    return {
+      stack: isSet(object.stack) ? globalThis.String(object.stack) : "",
+      service: isSet(object.service) ? globalThis.String(object.service) : "",
+    };
   },
 
   toJSON(message: ScaleServiceResponse): unknown {
     const obj: any = {};
     if (message.stack !== undefined) {
       obj.stack = message.stack;
+    }
+    if (message.service !== undefined) {
+      obj.service = message.service;
     }
     return obj;
   },
@@ -819,6 +838,7 @@ export const ScaleServiceResponse: MessageFns<ScaleServiceResponse> = {
   fromPartial(object: DeepPartial<ScaleServiceResponse>): ScaleServiceResponse {
     const message = createBaseScaleServiceResponse();
     message.stack = object.stack ?? "";
+    message.service = object.service ?? "";
     return message;
   },
 };
