@@ -43,6 +43,7 @@ function context(overrides: Partial<BundleContext> = {}): BundleContext {
     host: full,
     seccomp,
     cgroupsPath: "/embassy-n/t",
+    cgroups: "hybrid",
     swapAccounting: true,
     bundleDir: "/bundle",
     initPath: "/usr/bin/tini-static",
@@ -137,7 +138,7 @@ describe("planBundle", () => {
     expect(plan({ oomScoreAdj: -500 }).config.process.oomScoreAdj).toBe(-500);
   });
 
-  it("turns limits into cgroup settings that v1 and v2 take alike", () => {
+  it("turns limits into cgroup settings, which the runtimes translate for v2", () => {
     const resources = Resources.create({
       limits: { milliCpus: 1500, memoryBytes: 1000, pids: 50 },
       reservations: { milliCpus: 500 },
@@ -155,6 +156,25 @@ describe("planBundle", () => {
     });
     expect(plan().config.linux.resources).toEqual({ devices: [{ allow: false, access: "rwm" }], cpu: {}, memory: {} });
   });
+
+  it.each([
+    [1, "1"],
+    [250, "25"],
+    [1_000, "100"],
+    [64_000, "6400"],
+    [200_000, "10000"],
+  ])(
+    "on v2 reserving %i/1000 CPUs is weight %s: one CPU is what a container without a reservation has",
+    (milliCpus, weight) => {
+      const resources = Resources.create({ reservations: { milliCpus } });
+      expect(plan({}, { resources }, { cgroups: "v2" }).config.linux.resources).toEqual({
+        devices: [{ allow: false, access: "rwm" }],
+        cpu: {},
+        memory: {},
+        unified: { "cpu.weight": weight },
+      });
+    },
+  );
 
   it("joins the task's network namespace and has all others to itself", () => {
     const { namespaces } = plan().config.linux;

@@ -2,7 +2,7 @@ import { ClusterError } from "../../lib/errors/errors.ts";
 import { planCapabilities } from "./capabilities.ts";
 import type { HostFacts } from "./host.ts";
 import { type OciSeccomp, resolveSeccomp, type SeccompProfile } from "./seccomp.ts";
-import type { ContainerMount, CreateRequest } from "./types.ts";
+import type { CgroupMode, ContainerMount, CreateRequest } from "./types.ts";
 import type { ContainerUser } from "./users.ts";
 
 const unlimited = "\u0000unlimited";
@@ -64,6 +64,7 @@ export interface BundleContext {
   readonly seccomp: SeccompProfile;
   /** "/embassy-<node>/<task>". */
   readonly cgroupsPath: string;
+  readonly cgroups: CgroupMode;
   readonly swapAccounting: boolean;
   /** Holds the files resolv.conf, hosts and hostname. */
   readonly bundleDir: string;
@@ -128,7 +129,7 @@ export function planBundle(request: CreateRequest, context: BundleContext): Plan
         { type: "cgroup" },
       ],
       cgroupsPath: context.cgroupsPath,
-      resources: planResources(request, context.swapAccounting),
+      resources: planResources(request, context),
       sysctl: planSysctls(container.sysctls),
       seccomp: resolveSeccomp(context.seccomp, {
         capabilities,
@@ -220,7 +221,7 @@ function planOomScore(wanted: number, host: HostFacts, warnings: string[]): numb
   return host.oomScoreAdj;
 }
 
-function planResources({ resources }: CreateRequest, swapAccounting: boolean): object {
+function planResources({ resources }: CreateRequest, { cgroups, swapAccounting }: BundleContext): object {
   const limits = resources?.limits;
   const reserved = resources?.reservations?.milliCpus ?? 0;
   const memory = limits?.memoryBytes ?? 0;
@@ -228,13 +229,18 @@ function planResources({ resources }: CreateRequest, swapAccounting: boolean): o
   return {
     devices: [{ allow: false, access: "rwm" }],
     cpu: {
-      ...(reserved === 0 ? {} : { shares: Math.max(2, Math.round((reserved * 1024) / 1000)) }),
+      ...(reserved === 0 || cgroups === "v2" ? {} : { shares: Math.max(2, Math.round((reserved * 1024) / 1000)) }),
       // The kernel takes no quota below 1 ms.
       ...(quota === 0 ? {} : { period: 100_000, quota: Math.max(1_000, quota * 100) }),
     },
     // Memory and swap together: a limit that swapping gets around is none.
     memory: memory === 0 ? {} : { limit: memory, ...(swapAccounting ? { swap: memory } : {}) },
     ...((limits?.pids ?? 0) === 0 ? {} : { pids: { limit: limits?.pids } }),
+    // In proportion, one CPU being what a container has that reserves none, as with shares. The runtimes make weight 39 out of
+    // 1024 shares: less than the 100 of a container without a reservation.
+    ...(reserved === 0 || cgroups !== "v2"
+      ? {}
+      : { unified: { "cpu.weight": String(Math.min(10_000, Math.max(1, Math.round(reserved / 10)))) } }),
   };
 }
 

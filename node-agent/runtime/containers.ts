@@ -260,6 +260,7 @@ export class Containers implements Runtime {
       host,
       seccomp,
       cgroupsPath: `${cgroupParent}/${id}`,
+      cgroups: this.probe.cgroups,
       swapAccounting: this.probe.swapAccounting,
       bundleDir: own.bundle,
       initPath,

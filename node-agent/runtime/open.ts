@@ -50,6 +50,7 @@ export async function openRuntime(options: RuntimeOptions): Promise<Runtime> {
       options.log.info("runtime chosen", { runtime: probe.version, cgroups: probe.cgroups, path: probe.path });
       return new Containers({ ...base, probe, program });
     } catch (error) {
+      options.log.warn("a container runtime does not work here", { path: program.path, error });
       failures.push(`${program.path}: ${messageOf(error)}`);
     }
   }
@@ -205,7 +206,11 @@ function probeConfig(rootfs: string, cgroupsPath: string, host: HostFacts): OciC
     },
     root: { path: rootfs, readonly: true },
     hostname: "probe",
-    mounts: [{ destination: "/proc", type: "proc", source: "proc", options: ["nosuid", "noexec", "nodev"] }],
+    mounts: [
+      { destination: "/proc", type: "proc", source: "proc", options: ["nosuid", "noexec", "nodev"] },
+      // The program lies in the run directory, and systemd mounts /run without devices: runc opens /dev/null.
+      { destination: "/dev", type: "tmpfs", source: "tmpfs", options: ["nosuid", "mode=755", "size=64k"] },
+    ],
     annotations: {},
     linux: {
       namespaces: ["pid", "network", "mount", "uts", "ipc", "cgroup"].map((type) => ({ type })),
