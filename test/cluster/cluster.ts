@@ -23,6 +23,7 @@ export interface TaskView {
     readonly state: string;
     readonly message: string;
     readonly exitCode: number;
+    readonly oomKilled: boolean;
     readonly pid: number;
     readonly health: string;
     readonly addresses: readonly { readonly networkId: string; readonly address: string }[];

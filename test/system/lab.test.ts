@@ -1,12 +1,14 @@
 import { execFileSync, spawn } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { pushBusybox } from "../cluster/busybox.ts";
+import { cgroupsOf } from "../cluster/cgroups.ts";
 import { labCommand, startCluster } from "../cluster/cluster.ts";
 
 /** What a lab of that name has on the machine, in whatever part of it. Other labs, and whatever else runs, do not count. */
 function traces(name: string): string[] {
-  const directory = `/var/lib/embassy-lab/${name}`;
+  const directory = join(process.env["EMBASSY_LAB_DIR"] ?? "/var/lib/embassy-lab", name);
   const found: string[] = existsSync(directory) ? [directory] : [];
   const lines = (command: string, ...args: string[]) =>
     execFileSync(command, args, { encoding: "utf8" }).split("\n").filter(Boolean);
@@ -29,15 +31,6 @@ function traces(name: string): string[] {
   return found;
 }
 
-/** Control groups of the lab's nodes. */
-function cgroups(nodeIds: readonly string[]): string[] {
-  return nodeIds.flatMap((id) =>
-    execFileSync("find", ["/sys/fs/cgroup", "-type", "d", "-name", `embassy-${id}`], { encoding: "utf8" })
-      .split("\n")
-      .filter(Boolean),
-  );
-}
-
 describe("lab down", () => {
   it("leaves no process, namespace, mount, table, cgroup or file behind, whatever ran", async () => {
     let name: string;
@@ -55,10 +48,10 @@ describe("lab down", () => {
       );
       await cluster.kill("host-2", "noded");
       expect(traces(name).length).toBeGreaterThan(10);
-      expect(cgroups(nodeIds).length).toBeGreaterThan(0);
+      expect(cgroupsOf(nodeIds).length).toBeGreaterThan(0);
     }
     expect(traces(name)).toEqual([]);
-    expect(cgroups(nodeIds)).toEqual([]);
+    expect(cgroupsOf(nodeIds)).toEqual([]);
     expect(existsSync(`/sys/class/net/${link}`)).toBe(false);
   });
 
