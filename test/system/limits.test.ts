@@ -81,13 +81,13 @@ describe("limits of a service", () => {
     { what: "after its agent was killed and came back", killed: true, back: true },
     { what: "while its agent is dead", killed: true, back: false },
   ])("a task killed for its memory $what says so", async ({ killed, back }) => {
-    // It eats all that it gets as soon as it finds the file.
+    // It eats all that it gets as soon as it finds the file; if nothing else holds it, not the whole machine.
     await cluster.deployText(
       "greedy",
       `services:
   eater:
     image: "${cluster.registry}/busybox:1"
-    command: [sh, -c, "until [ -e /tmp/go ]; do sleep 0.1; done; exec tail /dev/zero"]
+    command: [sh, -c, "ulimit -v 500000; until [ -e /tmp/go ]; do sleep 0.1; done; exec tail /dev/zero"]
     deploy:
       restart_policy: {condition: none}
       placement: {constraints: [node.hostname == host-2]}
