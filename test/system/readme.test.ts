@@ -1,24 +1,10 @@
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { startCluster } from "../cluster/cluster.ts";
 import { root, runCommand } from "../cluster/command.ts";
-
-interface Block {
-  /** What stands behind "```sh": on which hosts its commands run; empty: in a checkout on this machine. */
-  readonly where: string;
-  readonly commands: readonly string[];
-}
-
-/** The command blocks of a Markdown file, in order. */
-function blocksOf(file: string): Block[] {
-  const text = readFileSync(join(root, file), "utf8");
-  return [...text.matchAll(/^```sh *(.*)\n([\s\S]*?)^```$/gm)].map(([, where = "", body = ""]) => ({
-    where,
-    commands: body.split("\n").filter((line) => line.trim() !== "" && !line.startsWith("#")),
-  }));
-}
+import { blocksOf } from "./markdown.ts";
 
 describe("every command of the README", () => {
   const blocks = blocksOf("README.md");
