@@ -49,7 +49,7 @@ describe.runIf(process.getuid?.() === 0)("netd on three hosts", { timeout: 60_00
   }
 
   beforeAll(async () => {
-    cluster = await TestCluster.start("ndt", 3);
+    cluster = await TestCluster.start(`ndt${process.pid}`, 3);
     const all = cluster.hosts.map((host) => host.name);
     for (const host of cluster.hosts) state.host(host.name, host.underlay);
     state
@@ -308,7 +308,7 @@ describe.runIf(process.getuid?.() === 0)("netd on three hosts", { timeout: 60_00
     expect((await web.streamState(open)).error).toBe("");
   });
 
-  it("what others take away by hand comes back by itself", async () => {
+  it("what others take away or add by hand is put right by itself", async () => {
     const host = cluster.host(0);
     const task = tasks.get("web0")?.task as TestTask;
     const thefts = [
@@ -318,6 +318,7 @@ describe.runIf(process.getuid?.() === 0)("netd on three hosts", { timeout: 60_00
       "ip addr del 169.254.42.1/32 dev lo",
       "nft delete element inet embassy svc { 10.112.0.2 }",
       "nft flush chain inet embassy forward",
+      "nft 'add chain inet embassy stranger { type filter hook forward priority 10; policy drop; }'",
       "nft delete table inet embassy",
       `ip link del ev${task.id.slice(0, 11)}`,
       "ip link del emb4097",

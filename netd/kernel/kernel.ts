@@ -4,7 +4,7 @@ import type { Action } from "../plan/diff.ts";
 import type { Item } from "../plan/items.ts";
 import { BatchChild, bridgeTool, type CommandFailure, ipTool, nftTool } from "./batch.ts";
 import { commandsOf, type VethSource } from "./commands.ts";
-import { isOverlayDevice, type Observation, observe } from "./observe.ts";
+import { isOverlayDevice, listChains, type Observation, observe } from "./observe.ts";
 import { doomedGroup, rulesetText, tableName } from "./ruleset.ts";
 import { runTool } from "./tools.ts";
 
@@ -47,11 +47,12 @@ export class Kernel implements AsyncDisposable {
 
   /**
    * Makes table, sets, chains and rules what they have to be, in one transaction that keeps the elements: established
-   * connections and new ones go on. A table with sets of other types (another version's) is replaced in one transaction.
+   * connections and new ones go on. Chains of another version go in the same transaction; a table with sets of other types
+   * or chains in other places is replaced in one.
    */
   async ensureRuleset(): Promise<void> {
     try {
-      await runTool("nft", ["-f", "-"], rulesetText());
+      await runTool("nft", ["-f", "-"], rulesetText(await listChains()));
     } catch {
       await runTool(
         "nft",

@@ -160,6 +160,14 @@ async function readSysctl(key: string): Promise<Item | undefined> {
   }
 }
 
+/** Names of the chains that the table has in the kernel; none without a table. */
+export async function listChains(): Promise<string[]> {
+  const chains = list(object(JSON.parse(await runTool("nft", ["-j", "list", "chains"])))["nftables"])
+    .map((entry) => object(entry["chain"]))
+    .filter((chain) => chain["family"] === "inet" && chain["table"] === tableName);
+  return chains.map((chain) => text(chain["name"]));
+}
+
 const tableArgs = ["-j", "list", "table", "inet", tableName];
 
 async function observeTable(): Promise<{ readonly ruleset: string; readonly elements: Item[] }> {

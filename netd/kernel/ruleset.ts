@@ -72,27 +72,21 @@ const chains: Readonly<Record<string, readonly string[]>> = {
   refuse: ["meta l4proto tcp reject with tcp reset", "reject with icmpx type port-unreachable"],
 
   // A container speaks IPv4 from its own addresses, and never to a loopback address (the veth has route_localnet).
-  guard: ["meta nfproto ipv6 drop", "iifname . ip saddr != @eps drop", "ip daddr 127.0.0.0/8 drop"],
+  guard: ["iifname . ip saddr @eps ip daddr != 127.0.0.0/8 accept", "drop"],
   raw_prerouting: [
     "type filter hook prerouting priority raw; policy accept;",
-    `iifgroup ${containerGroup} jump guard`,
+    `iifgroup ${containerGroup} goto guard`,
     `iifgroup ${overlayGroup} ip daddr 127.0.0.0/8 drop`,
     "udp dport 4789 ip saddr @hosts notrack",
   ],
   raw_output: ["type filter hook output priority raw; policy accept;", "udp dport 4789 ip daddr @hosts notrack"],
 
-  // Remembers which host a published connection came in by, and sends its replies back that way.
-  return_path: [
-    "type filter hook prerouting priority mangle; policy accept;",
-    `iifgroup ${overlayGroup} ct state new ip saddr != @pools ct mark set ether saddr map @vteps`,
-    `iifgroup ${containerGroup} ct direction reply ct mark & ${markByte} == ${hex(returnMarkBase)} meta mark set ct mark`,
-  ],
-
-  balance: ["ip daddr vmap @svc", "dnat ip to ip daddr . meta mark map @be"],
+  balance: ["ip daddr vmap @svc", "dnat ip to ip daddr . meta mark map @be", "goto refuse"],
   vips: [
+    "ct mark set ip daddr map @vipnet",
     "ip saddr . ip daddr . meta l4proto . th dport @links goto balance",
-    "meta mark set ip daddr map @vipnet",
-    "ip saddr . meta mark @members goto balance",
+    "ip saddr . ct mark @members goto balance",
+    "goto refuse",
   ],
   published: [
     `ip daddr ${gatewayAddress} return`,
@@ -104,14 +98,15 @@ const chains: Readonly<Record<string, readonly string[]>> = {
   nat_prerouting: [
     "type nat hook prerouting priority dstnat; policy accept;",
     `iifgroup ${containerGroup} ip daddr @vip_pool goto vips`,
+    // Remembers which host a published connection came in by.
+    `iifgroup ${overlayGroup} ip saddr != @pools ct mark set ether saddr map @vteps`,
     "fib daddr type local goto published",
   ],
   nat_output: ["type nat hook output priority -100; policy accept;", "fib daddr type local goto published"],
-  // What is still addressed to a VIP was not let through, or has no backend.
-  unreachable_vip: [
+  // Replies of a published connection go back by the host that took it in.
+  replies: [
     "type filter hook prerouting priority -90; policy accept;",
-    clearMark,
-    `iifgroup ${containerGroup} ip daddr @vip_pool goto refuse`,
+    `ct mark & ${markByte} == ${hex(returnMarkBase)} iifgroup ${containerGroup} ct direction reply meta mark set ct mark`,
   ],
 
   from_container: [
@@ -124,6 +119,7 @@ const chains: Readonly<Record<string, readonly string[]>> = {
     "ip saddr . meta mark @members meta mark set 0 accept",
     "meta mark set 0",
     "ip daddr @pools goto refuse",
+    "ip daddr @vip_pool goto refuse",
     `ip saddr @outbound oifgroup != ${ours} accept`,
     "goto refuse",
   ],
@@ -140,6 +136,7 @@ const chains: Readonly<Record<string, readonly string[]>> = {
   from_outside: ["ct status dnat accept", "drop"],
   forward: [
     "type filter hook forward priority filter; policy accept;",
+    "meta mark != 0 jump unmark",
     "ct state established,related accept",
     `iifgroup ${containerGroup} goto from_container`,
     `iifgroup ${overlayGroup} goto from_overlay`,
@@ -161,7 +158,7 @@ const chains: Readonly<Record<string, readonly string[]>> = {
   ],
 
   // A client reaches VIPs from its first address; the backend must see the one of the backend's network.
-  vip_source: ["meta mark set ct original ip daddr map @vipnet", "snat ip to ip saddr . meta mark map @resource"],
+  vip_source: ["snat ip to ip saddr . ct mark map @resource"],
   dnat_source: [
     "ip saddr 127.0.0.0/8 masquerade",
     "ct original ip daddr @vip_pool goto vip_source",
@@ -173,16 +170,13 @@ const chains: Readonly<Record<string, readonly string[]>> = {
   ],
   nat_postrouting: [
     "type nat hook postrouting priority srcnat; policy accept;",
+    clearMark,
     "snat ip to ip saddr . ip daddr map @hairpin",
     "ct status dnat goto dnat_source",
     `ip saddr @outbound oifgroup != ${ours} masquerade`,
   ],
   // The outer packet inherits the mark: with the return mark it would be routed into the tunnel again.
-  clear_mark: [
-    "type filter hook postrouting priority 200; policy accept;",
-    `oifgroup ${overlayGroup} meta mark set 0`,
-    clearMark,
-  ],
+  unmark: [`oifgroup ${overlayGroup} meta mark set 0`, clearMark],
 };
 
 function chooser(count: number): readonly string[] {
@@ -201,8 +195,10 @@ const isHeader = (rule: string | undefined): rule is string => rule?.startsWith(
 /**
  * One transaction that makes the table's sets, chains and rules what they have to be and keeps every element: loading it
  * again changes nothing that a packet could see.
+ *
+ * @param present Names of the table's chains in the kernel; those that are not part of the ruleset are deleted.
  */
-export function rulesetText(): string {
+export function rulesetText(present: readonly string[] = []): string {
   const at = `inet ${tableName}`;
   const lines = [`add table ${at}`];
   for (const [name, type] of Object.entries(sets)) lines.push(`add set ${at} ${name} { ${type}; }`);
@@ -214,6 +210,11 @@ export function rulesetText(): string {
   for (const [name, rules] of allChains()) {
     for (const rule of rules) if (!isHeader(rule)) lines.push(`add rule ${at} ${name} ${rule}`);
   }
+  const known = new Set(allChains().map(([name]) => name));
+  const stale = present.filter((name) => !known.has(name));
+  // They may lead to each other: all are emptied before one is deleted.
+  for (const name of stale) lines.push(`flush chain ${at} ${name}`);
+  for (const name of stale) lines.push(`delete chain ${at} ${name}`);
   return `${lines.join("\n")}\n`;
 }
 
