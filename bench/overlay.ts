@@ -44,18 +44,32 @@ interface Path {
   readonly target: string;
 }
 
-/** Gbit/s of a 3 s transfer. */
-async function throughput(path: Path, streams: number): Promise<number> {
-  const output = await path.run(["iperf3", "-c", path.target, "-P", String(streams), "-t", "3", "-O", "1", "-J"]);
-  return (
-    (JSON.parse(output) as { end: { sum_received: { bits_per_second: number } } }).end.sum_received.bits_per_second /
-    1e9
-  );
+/** One short run. */
+interface Sample {
+  readonly rate: number;
+  /** CPU seconds a GB of both ends, where the program tells. */
+  readonly cpu?: number;
+}
+
+/** Gbit/s of one GB. */
+async function throughput(path: Path, streams: number): Promise<Sample> {
+  const output = await path.run(["iperf3", "-c", path.target, "-P", String(streams), "-n", "1000000000", "-J"]);
+  const { end } = JSON.parse(output) as {
+    end: {
+      sum_sent: { seconds: number };
+      sum_received: { bytes: number };
+      cpu_utilization_percent: { host_total: number; remote_total: number };
+    };
+  };
+  const { bytes } = end.sum_received;
+  const { seconds } = end.sum_sent;
+  const { host_total, remote_total } = end.cpu_utilization_percent;
+  return { rate: (bytes * 8) / seconds / 1e9, cpu: (((host_total + remote_total) / 100) * seconds) / (bytes / 1e9) };
 }
 
 /** Requests a second over connections that stay open. */
-async function requests(path: Path, connections: number): Promise<number> {
-  const count = connections === 1 ? "30000" : "200000";
+async function requests(path: Path, connections: number): Promise<Sample> {
+  const count = connections === 1 ? "10000" : "50000";
   const output = await path.run([
     "redis-benchmark",
     "-h",
@@ -68,7 +82,7 @@ async function requests(path: Path, connections: number): Promise<number> {
     "ping_mbulk",
     "--csv",
   ]);
-  return Number(/"PING_MBULK","([\d.]+)"/.exec(output)?.[1]);
+  return { rate: Number(/"PING_MBULK","([\d.]+)"/.exec(output)?.[1]) };
 }
 
 /** The same programs in the hosts' own network namespaces: the containers' files, without their network. */
@@ -88,9 +102,12 @@ async function hostPath(cluster: Cluster, clientPid: number, serverPid: number):
   };
 }
 
-/** `--runs N`, default 5; the paths take turns, so that a ratio compares neighbours in time. */
+/**
+ * `--runs N`, default 15 rounds. A round is one run of about half a second on each path, every other round in the opposite
+ * order; a ratio is between runs of one round, so that what else the machine does is in both.
+ */
 export async function run(args: readonly string[]): Promise<void> {
-  const runs = Number(args[args.indexOf("--runs") + 1] ?? 5) || 5;
+  const runs = Number(args[args.indexOf("--runs") + 1] ?? 15) || 15;
   await using cluster = await startCluster({ hosts: 2 });
   await pushImages([netImage], cluster.registry);
   await cluster.deployText("net", stack(cluster.registry));
@@ -102,27 +119,41 @@ export async function run(args: readonly string[]): Promise<void> {
     { name: "overlay, the task's address", run, target: find("server")?.status?.addresses[0]?.address ?? "" },
     { name: "overlay, through the ambassador", run, target: "server" },
   ];
-  const kinds: readonly [string, number | undefined, (path: Path) => Promise<number>][] = [
+  const kinds: readonly [string, number | undefined, (path: Path) => Promise<Sample>][] = [
     ["TCP 1 stream, Gbit/s", swarm.one, async (path) => await throughput(path, 1)],
     ["TCP 4 streams, Gbit/s", swarm.four, async (path) => await throughput(path, 4)],
     ["requests/s, 1 connection", swarm.requests1, async (path) => await requests(path, 1)],
     ["requests/s, 16 connections", swarm.requests16, async (path) => await requests(path, 16)],
   ];
   for (const [what, peer, measure] of kinds) {
-    const results = paths.map((): number[] => []);
+    const samples = new Map(paths.map((path): [Path, Sample[]] => [path, []]));
     for (let i = 0; i < runs; i++) {
-      for (const [index, path] of paths.entries()) results[index]?.push(await measure(path));
+      for (const path of i % 2 === 0 ? paths : paths.toReversed()) samples.get(path)?.push(await measure(path));
     }
+    const base = samples.values().next().value ?? [];
     console.log(`\n${what}\n`);
     const figures = new Figures("");
-    for (const [index, path] of paths.entries()) figures.row(path.name, results[index] ?? []);
+    for (const [{ name }, found] of samples) {
+      figures.row(
+        name,
+        found.map(({ rate }) => rate),
+      );
+    }
+    console.log();
     const ratios = new Figures("", "Swarm's");
-    for (const [index, path] of paths.entries()) {
-      if (index === 0) continue;
-      ratios.row(
-        `${path.name} / host to host`,
-        (results[index] ?? []).map((value, i) => value / (results[0]?.[i] ?? Number.NaN)),
-        peer,
+    for (const [{ name }, found] of samples) {
+      if (found === base) continue;
+      const shares = found.map(({ rate }, i) => rate / (base[i]?.rate ?? Number.NaN));
+      ratios.row(`${name} / host to host`, shares, peer);
+    }
+    // What it costs, which other load on the machine changes less than how long it takes.
+    if (base[0]?.cpu === undefined) continue;
+    console.log();
+    const costs = new Figures("CPU s/GB");
+    for (const [{ name }, found] of samples) {
+      costs.row(
+        name,
+        found.map(({ cpu }) => cpu ?? Number.NaN),
       );
     }
   }
