@@ -16,6 +16,7 @@ for (const stream of [process.stdout, process.stderr]) {
 }
 
 const exitCode = await runCli(process.argv.slice(2), processCli(interrupted.signal));
-// Not left to the event loop: an attempt to connect to a host that is gone keeps it busy for two minutes. Nothing is lost, as
-// writing to files, pipes and terminals is synchronous on Linux.
+// A pipe takes 64 KB at once; what is more waits in this process until the reader has read.
+for (const stream of [process.stdout, process.stderr]) await new Promise((resolve) => stream.write("", resolve));
+// Not left to the event loop: an attempt to connect to a host that is gone keeps it busy for two minutes.
 process.exit(exitCode);
