@@ -420,6 +420,22 @@ describe("deploy", () => {
     expect(sent?.spec?.services.map((one) => one.name).toSorted()).toEqual(services);
   });
 
+  it("names the way out when only keys that the cluster does not run stand in its way", async () => {
+    const file = join(directory, "later.yml");
+    const later = "x-singleton: true";
+    writeFileSync(file, `name: shop\nservices:\n  web: {image: 'a:1', ${later}}\n`);
+    const refused = await clusterctl(["deploy", file, "--detach"]);
+    expect(refused.code).toBe(1);
+    expect(refused.stderr).toMatch(
+      /Nothing was changed\. To deploy it without that: --ignore-unsupported x-singleton\n$/,
+    );
+    const taken = await clusterctl(["deploy", file, "--detach", "--ignore-unsupported", "x-singleton"]);
+    expect(taken.code).toBe(0);
+    expect(taken.stderr).toMatch(/x-singleton: is not used, as asked/);
+    writeFileSync(file, `name: shop\nservices:\n  web: {image: 'a:1', pull_policy: daily, ${later}}\n`);
+    expect((await clusterctl(["deploy", file])).stderr).toMatch(/\n\nNothing was changed\.\n$/);
+  });
+
   it("says each error of a file once, with one prefix", async () => {
     const file = join(directory, "bad.yml");
     writeFileSync(file, "services:\n  web: {imag: a}\n  db: {imag: a}\n");
