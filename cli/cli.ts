@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { ClusterError } from "../lib/errors/errors.ts";
 import type { ClusterClient } from "../proto/gen/embassy/v1/api.ts";
-import type { Contexts } from "./contexts/contexts.ts";
+import type { Context, Contexts } from "./contexts/contexts.ts";
 import type { Screen } from "./render/style.ts";
 
 /** What a command works with. One for the life of the process. */
@@ -56,11 +56,35 @@ export async function withCluster<T>(
   work: (client: ClusterClient) => Promise<T>,
 ): Promise<T> {
   const context = cli.contexts.resolve(options.context);
+  for (let turn = 1; ; turn++) {
+    try {
+      return await withMember(cli, options, { ...context, endpoints: rotate(context.endpoints, turn - 1) }, work);
+    } catch (error) {
+      // That member says that it has no quorum: it may be cut off from others that have.
+      const alone =
+        error instanceof ClusterError && error.code === "unavailable" && error.subject?.startsWith("manager/");
+      if (alone !== true || turn >= context.endpoints.length || cli.signal.aborted) throw error;
+    }
+  }
+}
+
+function rotate<T>(list: readonly T[], by: number): T[] {
+  return [...list.slice(by), ...list.slice(0, by)];
+}
+
+async function withMember<T>(
+  cli: Cli,
+  options: GlobalOptions,
+  context: Context,
+  work: (client: ClusterClient) => Promise<T>,
+): Promise<T> {
   // Half of the start-up time is gRPC: only commands that talk to a cluster pay for it.
   const { connect } = await import("./contexts/connect.ts");
   const client = connect(context);
   try {
-    return await Promise.race([work(client), connectedOrFails(client)]);
+    const result = await Promise.race([work(client), connectedOrFails(client)]);
+    await learnEndpoints(cli, options, context, client);
+    return result;
   } catch (error) {
     if (!cli.signal.aborted && error instanceof ClusterError && error.code === "unavailable" && isTransport(error)) {
       const { diagnose } = await import("./contexts/diagnose.ts");
@@ -69,6 +93,27 @@ export async function withCluster<T>(
     throw error;
   } finally {
     client.close();
+  }
+}
+
+/** Notes in the context where the control plane's members are now, for when the one that it names is gone. */
+async function learnEndpoints(
+  cli: Cli,
+  options: GlobalOptions,
+  context: Context,
+  client: ClusterClient,
+): Promise<void> {
+  if ((options.context ?? cli.contexts.current() ?? "/").includes("/")) return;
+  try {
+    const { call } = await import("../lib/grpc/client.ts");
+    const { addresses } = await call(client.info.bind(client), {}, { deadlineMs: 500, signal: cli.signal });
+    // A context that reaches the cluster by other addresses than its own, through a tunnel say, stays as it is.
+    const same = context.endpoints.filter((endpoint) => addresses.includes(endpoint));
+    if (same.length > 0 && (same.length < addresses.length || same.length < context.endpoints.length)) {
+      cli.contexts.save({ ...context, endpoints: addresses });
+    }
+  } catch {
+    // It has done its work; the next command may learn it.
   }
 }
 

@@ -82,6 +82,8 @@ const implementation: ClusterServer = {
   }),
   listStacks: unary(() => ({ stacks: answers.stacks })),
   listServices: unary(() => ({ services: answers.services })),
+  listManagers: unary(() => ({ managers: [] })),
+  removeManager: unary(absent),
   listTasks: unary(({ node }) => {
     answers.listed?.();
     const tasks = answers.tasks.filter(({ nodeName }) => node === "" || nodeName === node);

@@ -12,6 +12,7 @@ import { registerInspect } from "./commands/inspect.ts";
 import { registerLab } from "./commands/lab.ts";
 import { registerLists } from "./commands/lists.ts";
 import { registerLogs } from "./commands/logs.ts";
+import { registerManager } from "./commands/manager.ts";
 import { registerNode } from "./commands/node.ts";
 import { registerPs } from "./commands/ps.ts";
 import { registerRebalance } from "./commands/rebalance.ts";
@@ -39,6 +40,7 @@ const registers: readonly Register[] = [
   registerRebalance,
   registerRemove,
   registerNode,
+  registerManager,
   registerToken,
   registerContext,
   registerLab,

@@ -5,6 +5,7 @@ import { isHost } from "./pki/init.ts";
 
 export const defaultStateDir = "/var/lib/embassy/clusterd";
 export const mainPort = 7400;
+export const joinPort = 7401;
 
 /** Where the state lies: in an etcd of our own, or in one that is there. */
 export type EtcdConfig =

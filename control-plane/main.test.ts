@@ -5,6 +5,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build } from "esbuild";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { call, channelOptions, clientCredentials } from "../lib/grpc/client.ts";
+import {
+  ClusterClient,
+  type ListManagersRequest,
+  type ListManagersResponse,
+  ManagerState,
+} from "../proto/gen/embassy/v1/api.ts";
 import { findEtcd } from "./etcd/process.ts";
 import { stateFiles } from "./pki/state-dir.ts";
 import { freePort, testEtcd } from "./store/etcd.testing.ts";
@@ -41,8 +48,10 @@ beforeEach(async () => {
 });
 afterEach(async () => {
   for (const child of running) if (child.exitCode === null && child.signalCode === null) child.kill("SIGKILL");
-  const etcd = await findEtcd(stateFiles(state()).etcdData, []);
-  if (etcd !== undefined) process.kill(etcd.pid, "SIGKILL");
+  for (const member of ["m1", "m2", "m3"]) {
+    const etcd = await findEtcd(stateFiles(join(directory, member)).etcdData, []);
+    if (etcd !== undefined) process.kill(etcd.pid, "SIGKILL");
+  }
   await rm(directory, { recursive: true, maxRetries: 10 });
 });
 
@@ -74,14 +83,27 @@ function clusterd(...args: string[]): {
   });
   return { child, ended, stderr: () => out.stderr };
 }
-const init = async () =>
-  await clusterd("init", "--advertise", "127.0.0.1", "--name", "m1", "--state-dir", state()).ended;
+const init = async (advertise = "127.0.0.1") =>
+  await clusterd("init", "--advertise", advertise, "--name", "m1", "--state-dir", state()).ended;
+
+async function managerToken(): Promise<string> {
+  const made = await clusterd("token", "create", "--role", "manager", "--state-dir", state()).ended;
+  expect(made).toMatchObject({ code: 0, stdout: expect.stringMatching(/^EMB-1-/) });
+  return made.stdout.trim();
+}
+async function joinAs(name: string, at: Ports, own: Ports, token?: string): Promise<Ended> {
+  const flags = ["--manager", at.join, "--token", token ?? (await managerToken()), "--advertise", own.main];
+  return await clusterd("join", ...flags, "--name", name, "--state-dir", join(directory, name)).ended;
+}
 
 interface Ports {
+  /** host:port of the main listener. */
+  readonly main: string;
+  readonly join: string;
   readonly http: number;
   readonly flags: readonly string[];
 }
-async function ports(stateDir = state()): Promise<Ports> {
+async function ports(stateDir = state(), embedded = true): Promise<Ports> {
   const [main, join, http, etcd, peer] = await Promise.all(Array.from({ length: 5 }, freePort));
   const local = (port: number | undefined) => `127.0.0.1:${port}`;
   const flags = [
@@ -94,8 +116,8 @@ async function ports(stateDir = state()): Promise<Ports> {
     "--http-listen",
     local(http),
   ];
-  if (stateDir === state()) flags.push("--etcd-listen", local(etcd), "--etcd-peer-listen", local(peer));
-  return { http: http ?? 0, flags };
+  if (embedded) flags.push("--etcd-listen", local(etcd), "--etcd-peer-listen", local(peer));
+  return { main: local(main), join: local(join), http: http ?? 0, flags };
 }
 
 interface Health {
@@ -119,6 +141,41 @@ async function healthy({ http }: Ports, met: (health: Health) => boolean = ({ he
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
 }
+
+/** SIGKILL to a member's clusterd and etcd at once. */
+async function killMember(name: string, child: ChildProcess): Promise<void> {
+  const etcd = await findEtcd(stateFiles(join(directory, name)).etcdData, []);
+  child.kill("SIGKILL");
+  process.kill(etcd?.pid ?? 0, "SIGKILL");
+  await new Promise((resolve) =>
+    child.exitCode === null && child.signalCode === null ? child.once("close", resolve) : resolve(0),
+  );
+}
+
+/** Calls the first member's API as its administrator. */
+async function manage<T>(work: (api: ClusterClient) => Promise<T>): Promise<T> {
+  const context: { endpoints: string[]; ca: string; certificate: string; key: string } = JSON.parse(
+    await readFile(stateFiles(state()).admin, "utf8"),
+  );
+  const [ca, certificate, key] = [context.ca, context.certificate, context.key].map((pem) => Buffer.from(pem)) as [
+    Buffer,
+    Buffer,
+    Buffer,
+  ];
+  const api = new ClusterClient(
+    context.endpoints[0] ?? "",
+    clientCredentials({ ca, certificate, key }),
+    channelOptions,
+  );
+  try {
+    return await work(api);
+  } finally {
+    api.close();
+  }
+}
+const patient = { deadlineMs: 30_000 };
+const managers = async () =>
+  (await manage((api) => call<ListManagersRequest, ListManagersResponse>(api.listManagers.bind(api), {}))).managers;
 
 describe("clusterd", { timeout: 90_000 }, () => {
   it("adopts its etcd when it was killed, starts a killed etcd again, and stops both on SIGTERM", async () => {
@@ -169,10 +226,9 @@ describe("clusterd", { timeout: 90_000 }, () => {
   });
 
   it("fails over between members that share an etcd of others", async () => {
-    await init();
     const second = join(directory, "m2");
-    const member = ["--name", "m2", "--advertise", "127.0.0.1", "--state-dir", state(), "--out", second];
-    expect(await clusterd("member", "create", ...member).ended).toMatchObject({ code: 0 });
+    const [at1, at2] = await Promise.all([ports(state(), false), ports(second, false)]);
+    await init(at1.main);
     await using external = await testEtcd();
     const { settings } = external.directory;
     const flags = [
@@ -191,9 +247,11 @@ describe("clusterd", { timeout: 90_000 }, () => {
       "--etcd-key",
       settings.files.key,
     );
-    const [at1, at2] = await Promise.all([ports(), ports(second)]);
     const one = clusterd("run", ...at1.flags, ...flags);
     await healthy(at1, ({ leader }) => leader === "m1");
+    expect(await joinAs("m2", at1, at2)).toMatchObject({ code: 0 });
+    const embedded = await clusterd("run", ...(await ports(second)).flags).ended;
+    expect(embedded).toMatchObject({ code: 2, stderr: expect.stringContaining("--etcd-endpoints") });
     const two = clusterd("run", ...at2.flags, ...flags);
     await healthy(at2, ({ leader }) => leader === "m1");
     one.child.kill("SIGKILL");
@@ -207,8 +265,90 @@ describe("clusterd", { timeout: 90_000 }, () => {
     expect((await again.ended).code).toBe(0);
     const stranger = ["--advertise", "127.0.0.1", "--name", "m3", "--state-dir", join(directory, "m3")];
     await clusterd("init", ...stranger).ended;
-    const refused = await clusterd("run", ...(await ports(join(directory, "m3"))).flags, ...flags).ended;
+    const refused = await clusterd("run", ...(await ports(join(directory, "m3"), false)).flags, ...flags).ended;
     expect(refused).toMatchObject({ code: 1, stderr: expect.stringContaining("etcd holds cluster") });
+  });
+
+  it("makes one etcd of three members, which goes on without any one, and knows the removed", async () => {
+    const dirs = ["m1", "m2", "m3"].map((name) => join(directory, name));
+    const [at1, at2, at3] = (await Promise.all(dirs.map((dir) => ports(dir)))) as [Ports, Ports, Ports];
+    const nodeToken = (await init(at1.main)).stdout.trim();
+    const one = clusterd("run", ...at1.flags);
+    await healthy(at1, ({ leader }) => leader === "m1");
+
+    expect(await joinAs("m2", at1, at2, nodeToken)).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("the join token is for a node, and this needs one for a manager"),
+    });
+    const token = await managerToken();
+    expect(await joinAs("m1", at1, at2, token)).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("holds a cluster"),
+    });
+    expect(await joinAs("m2", at1, at2, token)).toMatchObject({ code: 0 });
+    expect(await joinAs("m2", at1, at2, token)).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("holds a cluster"),
+    });
+    // An interrupted join left nothing that counts: the same again.
+    await rm(stateFiles(join(directory, "m2")).cluster);
+    expect(await joinAs("m2", at1, at2, token)).toMatchObject({ code: 0 });
+    expect(await joinAs("m3", at1, at3, token)).toMatchObject({ code: 0 });
+    // Both at once: one waits for the other.
+    const two = clusterd("run", ...at2.flags);
+    let three = clusterd("run", ...at3.flags);
+    await Promise.all([healthy(at2), healthy(at3)]);
+    const listed = async () => await managers();
+    expect(await listed()).toMatchObject([
+      { name: "m1", state: ManagerState.MANAGER_STATE_READY, leader: true, etcd: "leader" },
+      { name: "m2", state: ManagerState.MANAGER_STATE_READY, leader: false, etcd: "voter" },
+      { name: "m3", state: ManagerState.MANAGER_STATE_READY, leader: false, etcd: "voter" },
+    ]);
+    expect(await joinAs("m4", at1, at3, token)).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining("is the address of manager m3"),
+    });
+
+    // The leader and its etcd die at once: another leads, and the list says so.
+    await killMember("m1", one.child);
+    const { leader } = await healthy(at2, (health) => health.healthy && health.leader !== "m1");
+    expect(leader).toMatch(/^m[23]$/);
+    const again = clusterd("run", ...at1.flags);
+    await healthy(at1, (health) => health.healthy && health.leader === leader);
+
+    // Two of three gone: what is left says what is wrong, and goes on when one comes back.
+    await killMember("m2", two.child);
+    await killMember("m3", three.child);
+    await healthy(at1, (health) => !health.healthy);
+    await expect(managers()).rejects.toMatchObject({
+      code: "unavailable",
+      message: expect.stringMatching(/^manager m1 has no quorum: etcd answers on 1 of 3 managers/),
+    });
+    three = clusterd("run", ...at3.flags);
+    await Promise.all([healthy(at1), healthy(at3)]);
+
+    // m3's loss would leave one of two: refused. The lost one goes, and its state directory knows it.
+    await expect(manage((api) => call(api.removeManager.bind(api), { manager: "m3" }, patient))).rejects.toMatchObject({
+      code: "conflict",
+      hint: expect.stringContaining("m2"),
+    });
+    await manage((api) => call(api.removeManager.bind(api), { manager: "m2" }, patient));
+    expect((await listed()).map(({ name }) => name)).toEqual(["m1", "m3"]);
+    expect(await clusterd("run", ...at2.flags).ended).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("manager m2 was removed from the cluster"),
+    });
+    // One that runs is removed: its clusterd ends itself.
+    await manage((api) => call(api.removeManager.bind(api), { manager: "m3" }, patient));
+    expect(await three.ended).toMatchObject({ code: 2, stderr: expect.stringContaining("was removed") });
+    await healthy(at1);
+    again.child.kill("SIGTERM");
+    expect((await again.ended).code).toBe(0);
+    await rm(stateFiles(state()).etcdData, { recursive: true });
+    expect(await clusterd("run", ...at1.flags).ended).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("is gone"),
+    });
   });
 
   it("prints a new join token while it runs, and says when it does not", async () => {

@@ -3,12 +3,11 @@ import { lookup } from "node:dns/promises";
 import { readFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { resolve as absolute } from "node:path";
-import { Command, CommanderError } from "commander";
+import { Command, CommanderError, Option } from "commander";
 import { Registry } from "prom-client";
 import { type Clock, systemClock } from "../lib/clock/clock.ts";
 import { asClusterError, ClusterError, hasCode, messageOf } from "../lib/errors/errors.ts";
 import { call, channelOptions, clientCredentials } from "../lib/grpc/client.ts";
-import type { TlsIdentity } from "../lib/grpc/tls.ts";
 import { serveStatus } from "../lib/http/status.ts";
 import { lockDirectory } from "../lib/lock/lock.ts";
 import { createLog, type Log } from "../lib/log/log.ts";
@@ -20,13 +19,15 @@ import {
   type CreateJoinTokenRequest,
   type CreateJoinTokenResponse,
 } from "../proto/gen/embassy/v1/api.ts";
-import { DispatcherService, JoinService } from "../proto/gen/embassy/v1/dispatcher.ts";
+import { DispatcherService, JoinService, ManagerService } from "../proto/gen/embassy/v1/dispatcher.ts";
 import { JoinToken, Member } from "../proto/gen/embassy/v1/state.ts";
 import { createApi } from "./api/index.ts";
 import {
   type Config,
   defaultStateDir,
+  type EtcdConfig,
   type Flags,
+  joinPort,
   mainPort,
   parseConfig,
   parseDuration,
@@ -35,22 +36,17 @@ import {
 import { createControllers } from "./controllers/index.ts";
 import { createDispatcher } from "./dispatcher/index.ts";
 import { ClusterIndex } from "./domain/index.ts";
-import { EtcdSupervisor } from "./etcd/supervisor.ts";
+import { EmbeddedEtcd } from "./embedded.ts";
 import { serveGrpc } from "./listen.ts";
-import { keepMember } from "./member.ts";
+import { registerMember, watchMember } from "./member.ts";
 import { createStoreMetrics, registerClusterMetrics } from "./metrics.ts";
+import { managerService, Peers } from "./peers.ts";
 import { MemberCertificates } from "./pki/certificates.ts";
-import { adminContext, createMember, initCluster, loadAuthority } from "./pki/init.ts";
+import { adminContext, initCluster, loadAuthority } from "./pki/init.ts";
 import { Join, renewCertificate } from "./pki/join.ts";
-import {
-  type ClusterFile,
-  parseStoreKey,
-  readClusterFile,
-  type StateFiles,
-  stateFiles,
-  writeClusterFile,
-} from "./pki/state-dir.ts";
-import { createToken } from "./pki/tokens.ts";
+import { joinAsManager } from "./pki/join-cluster.ts";
+import { ClusterFileKeeper, parseStoreKey, readClusterFile, stateFiles } from "./pki/state-dir.ts";
+import { createToken, findToken, type TokenRole, tokenRoles } from "./pki/tokens.ts";
 import { EtcdClient, type EtcdClientOptions, hostOf, resolveEndpoints } from "./store/client.ts";
 import { claimCluster } from "./store/cluster.ts";
 import { Election } from "./store/election.ts";
@@ -61,16 +57,19 @@ import { createBlobCodec } from "./store/seal.ts";
 
 /** How long the start waits for etcd. */
 const startPatienceMs = 60_000;
+const waitingLogMs = 30_000;
 const silentTooLongMs = 12_000;
 
 async function run(config: Config): Promise<void> {
   const log = createLog("clusterd", config.logLevel);
   const clock = systemClock;
   const stop = new AbortController();
+  let signalled = false;
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
     process.on(signal, () => {
       if (stop.signal.aborted) process.exit(1);
       log.info("stopping", { signal });
+      signalled = true;
       stop.abort(new ClusterError(`stopped by ${signal}`, { code: "unavailable" }));
     });
   }
@@ -83,49 +82,62 @@ async function run(config: Config): Promise<void> {
   try {
     await serve(config, log, clock, stop);
   } catch (error) {
-    // Stopped before it served.
-    if (!stop.signal.aborted) throw error;
+    // What a stop interrupts is no failure.
+    if (!signalled) throw error;
   }
 }
 
 async function serve(config: Config, log: Log, clock: Clock, stop: AbortController): Promise<void> {
   await using owned = new AsyncDisposableStack();
   const files = stateFiles(config.stateDir);
-  const cluster = await readClusterFile(files);
+  const keeper = await ClusterFileKeeper.open(files);
+  const cluster = keeper.value;
   owned.use(await lockDirectory(config.stateDir, "clusterd"));
   const authority = await loadAuthority(files);
   const certificates = await MemberCertificates.load({ files, authority, cluster, clock, log });
   const storeKey = parseStoreKey(await readFile(files.storeKey, "utf8"));
   const registry = new Registry();
 
-  const supervisor = await startEtcd(config, files, cluster, log);
-  if (supervisor !== undefined) owned.use(supervisor);
-  const client = owned.use(new EtcdClient({ ...(await etcdAccess(config, certificates.identities.etcd)), log }));
+  const identity = () => certificates.identities.etcd;
+  const embedded =
+    config.etcd.kind === "external"
+      ? undefined
+      : owned.use(await EmbeddedEtcd.start({ config: config.etcd, files, keeper, identity, log, clock }, stop.signal));
+  const client = embedded?.client ?? owned.use(new EtcdClient({ ...(await externalEtcd(config.etcd)), log }));
   const codecs = createCodecs(createBlobCodec(storeKey));
   const metrics = createStoreMetrics(registry);
-  const store = await untilReached(supervisor, stop.signal, async () => {
+  const store = await untilReached({ embedded, log, signal: stop.signal }, async () => {
+    await embedded?.settle(stop.signal);
     await claimCluster(client, cluster.clusterId, stop.signal);
     return await EtcdStore.open({ client, codecs, log, clock, metrics }, stop.signal);
   });
   owned.use(store);
-  await keepFirstToken(store, files, cluster);
+  const { clusterId, member, advertise, instance } = cluster;
+  const own = Member.create({ name: member, address: advertise, startedAtMs: clock.nowMs(), version, instance });
+  await untilReached({ embedded, log, signal: stop.signal }, async () => {
+    await registerMember({ store }, own, cluster.registered === true);
+    await embedded?.look(stop.signal);
+    await keepFirstToken(store, keeper);
+  });
 
   const leadership = new Election(
     { client, store, clock, log },
     { member: cluster.member, instance: cluster.instance, ttlMs: config.leaseTtlMs },
   );
   registerClusterMetrics({ registry, store, leadership, member: cluster.member });
-  const { clusterId, member, advertise } = cluster;
   const index = owned.use(new ClusterIndex(store));
   const { blockPrefix } = config;
   const controllers = createControllers({ store, index, log, clock, settings: { blockPrefix } });
   const { heartbeatIntervalMs, leaseTtlMs, vipPool } = config;
+  const managerIdentity = () => certificates.identities.manager;
+  const peers = owned.use(new Peers({ view: store.view, member, identity: managerIdentity }));
   const dispatcher = createDispatcher({
     store,
     index,
     log,
     clock,
     member,
+    peers,
     settings: { clusterId, heartbeatIntervalMs, leaseTtlMs, vipPool, addressPools: [config.networkPool] },
     renew: async (nodeId, csrDer) => await renewCertificate({ store, authority, clock }, nodeId, csrDer),
   });
@@ -140,17 +152,33 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
       settings: { networkPool: config.networkPool, networkPrefix: config.networkPrefix, vipPool },
       secretDigest: (content) => createHmac("sha256", storeKey).update(content).digest("hex"),
       leadership,
-      identity: () => certificates.identities.manager,
+      identity: managerIdentity,
       network: dispatcher,
-      createToken: async (ttlMs) => await createToken({ store, caFingerprint: authority.fingerprint, clock }, ttlMs),
+      createToken: async (ttlMs, role) =>
+        await createToken({ store, caFingerprint: authority.fingerprint, clock }, ttlMs, role),
+      etcd: embedded,
+      requireQuorum: async () => {
+        if (store.connected && store.silentMs <= silentTooLongMs) return;
+        throw noQuorum(member, await embedded?.lacksQuorum());
+      },
     }),
   );
+  const manager = managerService({
+    checkToken: (token) => void findToken(store.view, token, authority.fingerprint, clock.nowMs(), "manager"),
+    secrets: async () => ({
+      caKeyPem: await readFile(files.caKey),
+      storeKey: storeKey.toString("hex"),
+      etcd: (await embedded?.list())?.flatMap(({ clients, learner }) => (learner ? [] : clients)) ?? [],
+    }),
+    network: dispatcher,
+  });
   const join = new Join({ store, authority, clusterId, advertise, clock, log });
 
   owned.use(
     await serveGrpc(config.listen, "--listen", certificates.listener("required"), clock, (server) => {
       server.addService(ClusterService, api.service);
       server.addService(DispatcherService, dispatcher.service);
+      server.addService(ManagerService, manager);
     }),
   );
   owned.use(
@@ -173,14 +201,14 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
       },
     }),
   );
-  const own = Member.create({ name: member, address: advertise, startedAtMs: clock.nowMs(), version });
-  const embedded = config.etcd.kind === "embedded";
   const loops = [
-    keepMember({ store, clock, log }, own, stop.signal),
-    certificates.keep(({ etcd }) => embedded && client.renew(etcd), stop.signal),
+    watchMember({ store }, own, stop.signal),
+    certificates.keep(({ etcd }) => embedded?.client.renew(etcd), stop.signal),
     dispatcher.run(stop.signal),
     leadership.run(async (signal) => await controllers.run(signal), stop.signal),
-    ...(embedded ? [maintainEtcd({ client, clock, log }, stop.signal)] : []),
+    ...(embedded === undefined
+      ? []
+      : [maintainEtcd({ client, clock, log }, stop.signal), embedded.follow(stop.signal)]),
   ];
   owned.defer(async () => {
     stop.abort();
@@ -190,34 +218,8 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
   await Promise.all(loops);
 }
 
-async function startEtcd(
-  config: Config,
-  files: StateFiles,
-  cluster: ClusterFile,
-  log: Log,
-): Promise<EtcdSupervisor | undefined> {
-  if (config.etcd.kind === "external") return undefined;
-  const { binary, clientListen, peerListen, quotaBytes } = config.etcd;
-  const { clusterId, member } = cluster;
-  const settings = {
-    name: member,
-    clusterId,
-    dataDir: files.etcdData,
-    clientListen,
-    peerListen,
-    files: files.etcd,
-    quotaBytes,
-  };
-  return await EtcdSupervisor.start({ log, clock: systemClock }, { settings, binary, logFile: files.etcdLog });
-}
-
-async function etcdAccess(
-  { etcd }: Config,
-  own: TlsIdentity,
-): Promise<Pick<EtcdClientOptions, "endpoints" | "hosts" | "identity">> {
-  if (etcd.kind === "embedded") {
-    return { endpoints: [etcd.clientListen], identity: own };
-  }
+async function externalEtcd(etcd: EtcdConfig): Promise<Pick<EtcdClientOptions, "endpoints" | "hosts" | "identity">> {
+  if (etcd.kind === "embedded") throw new Error("this etcd is embedded");
   try {
     const endpoints = await resolveEndpoints(etcd.endpoints, async (host) => (await lookup(host, 4)).address);
     return {
@@ -232,15 +234,29 @@ async function etcdAccess(
   }
 }
 
-/** Tries until etcd answers. Throws what is not `unavailable` at once. */
-async function untilReached<T>(
-  supervisor: EtcdSupervisor | undefined,
-  signal: AbortSignal,
-  attempt: () => Promise<T>,
-): Promise<T> {
-  const untilMs = systemClock.monotonicMs() + startPatienceMs;
+/** Why this member answers no question about the cluster now. */
+function noQuorum(member: string, why: string | undefined): ClusterError {
+  return new ClusterError(`manager ${member} has no quorum: ${why ?? "it is cut off from the cluster's etcd"}`, {
+    code: "unavailable",
+    subject: `manager/${member}`,
+    hint: "Start clusterd on the others again, and all goes on; what runs on the nodes runs on meanwhile.",
+  });
+}
+
+interface Reaching {
+  readonly embedded: EmbeddedEtcd | undefined;
+  readonly log: Log;
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Tries until etcd answers. Throws what is not `unavailable` at once. A member that has others waits for them as long as it
+ * takes: to end would take its etcd from those that come back.
+ */
+async function untilReached<T>({ embedded, log, signal }: Reaching, attempt: () => Promise<T>): Promise<T> {
+  let untilMs = systemClock.monotonicMs() + startPatienceMs;
   let failed: string | undefined;
-  void supervisor?.failing().then((why) => {
+  void embedded?.supervisor.failing().then((why) => {
     failed = why;
   });
   for (;;) {
@@ -256,23 +272,31 @@ async function untilReached<T>(
           cause: error,
         });
       }
-      if (!hasCode(error, "unavailable") || systemClock.monotonicMs() > untilMs) throw error;
+      // The member's record was changed between its reading and its writing.
+      const overtaken = hasCode(error, "conflict") && error.subject?.startsWith("members/") === true;
+      if (!overtaken && !hasCode(error, "unavailable")) throw error;
+      if (systemClock.monotonicMs() > untilMs) {
+        if (embedded?.hasOthers !== true) throw error;
+        untilMs += waitingLogMs;
+        log.warn("waiting for the other managers", { why: (await embedded.lacksQuorum()) ?? error.message });
+      }
       await systemClock.sleep(50, signal);
     }
   }
 }
 
-/** Moves the token that `init` printed from the state directory into the state. */
-async function keepFirstToken(store: EtcdStore, files: StateFiles, cluster: ClusterFile): Promise<void> {
-  const { firstToken, ...rest } = cluster;
-  if (firstToken === undefined) return;
-  const { id, secretSha256, createdAtMs, expiresAtMs } = firstToken;
-  const token = { id, secretSha256: Buffer.from(secretSha256, "hex"), role: "node", createdAtMs, expiresAtMs };
-  await store.commit([{ table: "tokens", id, value: JoinToken.create(token) }]);
-  await writeClusterFile(files, rest);
+/** Moves the token that `init` printed from the state directory into the state, and notes that the member is registered. */
+async function keepFirstToken(store: EtcdStore, keeper: ClusterFileKeeper): Promise<void> {
+  const { firstToken, registered } = keeper.value;
+  if (firstToken !== undefined) {
+    const { id, secretSha256, createdAtMs, expiresAtMs } = firstToken;
+    const token = { id, secretSha256: Buffer.from(secretSha256, "hex"), role: "node", createdAtMs, expiresAtMs };
+    await store.commit([{ table: "tokens", id, value: JoinToken.create(token) }]);
+  }
+  if (firstToken !== undefined || registered !== true) await keeper.change({ firstToken: undefined, registered: true });
 }
 
-async function createTokenByApi(stateDir: string, ttlMs: number): Promise<string> {
+async function createTokenByApi(stateDir: string, ttlMs: number, role: TokenRole): Promise<string> {
   const files = stateFiles(stateDir);
   await readClusterFile(files);
   const context: { endpoints: string[]; ca: string; certificate: string; key: string } = JSON.parse(
@@ -287,6 +311,7 @@ async function createTokenByApi(stateDir: string, ttlMs: number): Promise<string
   try {
     const { token } = await call<CreateJoinTokenRequest, CreateJoinTokenResponse>(client.createJoinToken.bind(client), {
       ttlMs,
+      role,
     }).catch((error: unknown) => {
       // With a subject it is clusterd that answers: its etcd is away.
       if (!hasCode(error, "unavailable") || error.subject !== undefined) throw error;
@@ -320,8 +345,8 @@ function commands(): Command {
     .option("--etcd-cert <file>", "to show to that etcd, PEM")
     .option("--etcd-key <file>", "of that certificate, PEM")
     .option("--etcd-binary <path>", "the embedded etcd", "etcd")
-    .option("--etcd-listen <address:port>", "the embedded etcd, for clusterd", "127.0.0.1:7404")
-    .option("--etcd-peer-listen <address:port>", "the embedded etcd, for its own kind", "127.0.0.1:7405")
+    .option("--etcd-listen <address:port>", "the embedded etcd, for managers", "0.0.0.0:7404")
+    .option("--etcd-peer-listen <address:port>", "the embedded etcd, for its own kind", "0.0.0.0:7405")
     .option("--etcd-quota <size>", "most that the embedded etcd may hold, up to 8g", "4g")
     .option("--heartbeat-interval <time>", "between a node's signs of life", "1500ms")
     .option("--lease-ttl <time>", "without a sign of life a node is down, and a leader deposed", "5s")
@@ -352,27 +377,38 @@ function commands(): Command {
     .command("create")
     .description("Print a new join token. Needs the running cluster.")
     .option(...stateDir)
-    .option("--ttl <time>", "how long it is valid", "24h")
-    .action(async (flags: { stateDir: string; ttl: string }) => {
-      const ttlMs = parseDuration("--ttl", flags.ttl);
-      if (ttlMs === 0) throw new ClusterError("--ttl is 0", { code: "invalid", subject: "--ttl" });
-      console.log(await createTokenByApi(absolute(flags.stateDir), ttlMs));
+    .addOption(new Option("--role <role>", "what the host is to become").choices(tokenRoles).default("node"))
+    .option("--ttl <time>", "how long it is valid (default: 24h, a manager's 1h)")
+    .action(async (flags: { stateDir: string; ttl?: string; role: TokenRole }) => {
+      const ttlMs = flags.ttl === undefined ? 0 : parseDuration("--ttl", flags.ttl);
+      if (ttlMs === 0 && flags.ttl !== undefined) {
+        throw new ClusterError("--ttl is 0", { code: "invalid", subject: "--ttl" });
+      }
+      console.log(await createTokenByApi(absolute(flags.stateDir), ttlMs, flags.role));
     });
 
   program
-    .command("member")
-    .description("Members of the control plane that share one etcd.")
-    .command("create")
-    .description("Make the state directory of a further member, to be moved to its host.")
-    .requiredOption("--name <member>", "its name")
-    .requiredOption("--advertise <host[:port]>", "how nodes and users reach it")
-    .requiredOption("--out <dir>", "where to make it")
+    .command("join")
+    .description("Make this host a manager of the cluster that a manager's join token is for.")
+    .requiredOption("--manager <host[:port]>", "a manager of the cluster, and the port of its join listener")
+    .requiredOption("--token <token>", "from `clusterd token create --role manager`")
+    .option(
+      "--advertise <host[:port]>",
+      "how nodes and users reach this member (default: the address that it calls from)",
+    )
     .option(...stateDir)
-    .action(async (flags: { name: string; advertise: string; out: string; stateDir: string }) => {
-      await createMember(stateFiles(absolute(flags.stateDir)), memberOptions(flags, flags.out));
-      console.error(
-        `Member ${flags.name} made in ${flags.out}. Move it to its host and start it there with \`clusterd run --state-dir … --etcd-endpoints …\`.`,
-      );
+    .option("--name <member>", "this member's name", hostname())
+    .action(async (flags: { manager: string; token: string; advertise?: string; stateDir: string; name: string }) => {
+      const { member, advertise } = await joinAsManager({
+        stateDir: absolute(flags.stateDir),
+        token: flags.token,
+        manager: parseHostPort("--manager", flags.manager, joinPort),
+        member: checkName("--name", flags.name),
+        advertise: flags.advertise === undefined ? undefined : parseHostPort("--advertise", flags.advertise, mainPort),
+        defaultPort: mainPort,
+        nowMs: Date.now(),
+      });
+      console.error(`This host is manager ${member} (${advertise}). Start it with \`clusterd run\`.`);
     });
 
   program

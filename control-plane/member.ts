@@ -1,34 +1,37 @@
-import type { Clock } from "../lib/clock/clock.ts";
-import type { Log } from "../lib/log/log.ts";
 import type { Member } from "../proto/gen/embassy/v1/state.ts";
+import { removedMember } from "./embedded.ts";
 import type { Store } from "./store/types.ts";
 
 export interface MemberDeps {
-  readonly store: Store;
-  readonly clock: Clock;
-  readonly log: Log;
+  readonly store: Pick<Store, "view" | "commit" | "subscribe">;
 }
 
-// Long: a member that is down for a while is still one that nodes shall know of and try.
-const ttlMs = 600_000;
-const refreshMs = 60_000;
+/**
+ * Writes this member's record. It stays while the member is down, so that nodes and users go on to know it, and goes when
+ * somebody removes the member. Throws `denied` when that has happened (`registered`: it was there before).
+ */
+export async function registerMember({ store }: MemberDeps, own: Member, registered: boolean): Promise<void> {
+  const { name, instance } = own;
+  const found = store.view.members.get(name);
+  // One without an instance is of a release before records lasted.
+  const others = found !== undefined && found.instance !== "" && found.instance !== instance;
+  if (others || (registered && found === undefined)) throw removedMember(name);
+  await store.commit([{ table: "members", id: name, value: own, ifRevision: store.view.members.revisionOf(name) }]);
+}
 
-/** Keeps this member's record in the state until the signal is aborted. It outlives the process by its lease. */
-export async function keepMember(deps: MemberDeps, member: Member, signal: AbortSignal): Promise<void> {
-  const { store, clock, log } = deps;
-  let lease: bigint | undefined;
-  while (!signal.aborted) {
-    let waitMs = refreshMs;
-    try {
-      if (lease === undefined || !(await store.keepAlive(lease)) || store.view.members.get(member.name) === undefined) {
-        lease = await store.grantLease(ttlMs);
-        await store.commit([{ table: "members", id: member.name, value: member, lease }], { signal });
-      }
-    } catch (error) {
-      if (signal.aborted) return;
-      waitMs = 1_000;
-      log.warn("this member could not be registered", { error, retryInMs: waitMs });
-    }
-    await clock.sleep(waitMs, signal).catch(() => undefined);
+/** Resolves when the signal is aborted. Throws `denied` once the record is gone or another host's. */
+export async function watchMember({ store }: MemberDeps, own: Member, signal: AbortSignal): Promise<void> {
+  const over = Promise.withResolvers<void>();
+  const look = () => {
+    if (store.view.members.get(own.name)?.instance !== own.instance) over.reject(removedMember(own.name));
+  };
+  const stop = () => over.resolve();
+  signal.addEventListener("abort", stop, { once: true });
+  using _ = store.subscribe(look);
+  try {
+    look();
+    await over.promise;
+  } finally {
+    signal.removeEventListener("abort", stop);
   }
 }

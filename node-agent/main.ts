@@ -14,7 +14,7 @@ import { version } from "../lib/version/version.ts";
 import { parseConfig, type RunConfig, usage } from "./config.ts";
 import { describeNode } from "./describe/describe.ts";
 import { openImageStore } from "./images/store.ts";
-import { identityFiles, readNodeFile } from "./join/node.ts";
+import { identityFiles, readNodeFile, writeNodeFile } from "./join/node.ts";
 import { keepRotating } from "./logs/rotation.ts";
 import { Netd } from "./network/client.ts";
 import { openRuntime } from "./runtime/open.ts";
@@ -48,6 +48,7 @@ async function run(config: RunConfig): Promise<void> {
   });
 
   const node = await readNodeFile(config.stateDir);
+  let { managers } = node;
   const files = identityFiles(config.stateDir);
   let identity: TlsIdentity = await loadIdentity(files);
   const { notAfterMs } = readCertificate(identity.certificate);
@@ -130,7 +131,16 @@ async function run(config: RunConfig): Promise<void> {
     log,
     clock,
     chance: Math,
-    managers: node.managers,
+    managers: () => managers,
+    managersChanged: async (addresses) => {
+      if (addresses.length === 0 || addresses.join() === managers.join()) return;
+      managers = addresses;
+      log.info("the control plane has other members", { managers });
+      // netd reads it there, and so does the next noded. A full disk must not end the session.
+      await writeNodeFile(config.stateDir, { ...node, managers }).catch((error: unknown) =>
+        log.warn("node.json could not be written", { error }),
+      );
+    },
     identity: () => identity,
     describe: () => describeNode(facts),
     statuses: () => manager.statuses(),
@@ -144,7 +154,7 @@ async function run(config: RunConfig): Promise<void> {
       {
         log,
         clock,
-        managers: node.managers,
+        managers: () => managers,
         identity: () => identity,
         replace: async (renewed) => {
           await writeIdentity(files, renewed);

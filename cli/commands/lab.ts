@@ -43,38 +43,45 @@ export const registerLab: Register = (program, cli) => {
   named(group.command("up"))
     .description("Brings a lab up, or mends one: hosts, control plane, registry. Makes it the current context.")
     .option("--hosts <number>", "how many hosts (default: 3, or as many as it has)", parseCount(1))
+    .option("--managers <number>", "how many of them are managers (default: 1, or as many as it has)", parseCount(1))
     .option("--subnet <cidr>", "network of the hosts (default: a free one of 10.213.0.0/16)")
     .option("--keep", "when a new lab does not come up, leave it as it is")
-    .action(async (options: { name: string; hosts?: number; subnet?: string; keep?: boolean }, command) => {
-      const { layout, paths } = await lab(cli, options.name);
-      const { bringUp } = await import("../lab/up.ts");
-      const startedMs = performance.now();
-      const screen = globalOptions(command).output === "json" ? cli.err : cli.out;
-      const record = await bringUp(paths, {
-        hosts: options.hosts,
-        subnet: options.subnet,
-        keep: options.keep === true,
-        contexts: cli.contexts,
-        step: (text) => {
-          const time = ((performance.now() - startedMs) / 1_000).toFixed(1).padStart(5);
-          screen.write(`${styled(screen, "dim", `${time}s`)}  ${text}\n`);
-        },
-        signal: cli.signal,
-      });
-      screen.write(
-        `lab ${record.name} is up: ${count(record.hosts, "host")}, after ${formatSeconds(performance.now() - startedMs)}\n`,
-      );
-      const registry = `${layout.registryAddress(record)}:${layout.registryPort}`;
-      if (globalOptions(command).output === "json") {
-        const hosts = layout
-          .hostNames(record.hosts)
-          .map((name) => ({ name, address: layout.hostAddress(record, name) }));
-        printJson(cli, { ...record, registry, hosts });
-      } else {
-        screen.write(`Push images to ${registry}; in stack files it is registry.lab:${layout.registryPort}.\n`);
-        screen.write(`Published ports answer on ${layout.hostAddress(record, "host-1")} and every other host.\n`);
-      }
-    });
+    .action(
+      async (
+        options: { name: string; hosts?: number; managers?: number; subnet?: string; keep?: boolean },
+        command,
+      ) => {
+        const { layout, paths } = await lab(cli, options.name);
+        const { bringUp } = await import("../lab/up.ts");
+        const startedMs = performance.now();
+        const screen = globalOptions(command).output === "json" ? cli.err : cli.out;
+        const record = await bringUp(paths, {
+          hosts: options.hosts,
+          managers: options.managers,
+          subnet: options.subnet,
+          keep: options.keep === true,
+          contexts: cli.contexts,
+          step: (text) => {
+            const time = ((performance.now() - startedMs) / 1_000).toFixed(1).padStart(5);
+            screen.write(`${styled(screen, "dim", `${time}s`)}  ${text}\n`);
+          },
+          signal: cli.signal,
+        });
+        screen.write(
+          `lab ${record.name} is up: ${count(record.hosts, "host")}, after ${formatSeconds(performance.now() - startedMs)}\n`,
+        );
+        const registry = `${layout.registryAddress(record)}:${layout.registryPort}`;
+        if (globalOptions(command).output === "json") {
+          const hosts = layout
+            .hostNames(record.hosts)
+            .map((name) => ({ name, address: layout.hostAddress(record, name) }));
+          printJson(cli, { ...record, registry, hosts });
+        } else {
+          screen.write(`Push images to ${registry}; in stack files it is registry.lab:${layout.registryPort}.\n`);
+          screen.write(`Published ports answer on ${layout.hostAddress(record, "host-1")} and every other host.\n`);
+        }
+      },
+    );
 
   named(group.command("down"))
     .description("Ends a lab and removes all that it made, also when `lab up` was interrupted.")

@@ -1,5 +1,13 @@
 import type { Command } from "commander";
-import type { ClusterClient, NetworkView, NodeView, ServiceView, StackView } from "../../proto/gen/embassy/v1/api.ts";
+import {
+  type ClusterClient,
+  ManagerState,
+  type ManagerView,
+  type NetworkView,
+  type NodeView,
+  type ServiceView,
+  type StackView,
+} from "../../proto/gen/embassy/v1/api.ts";
 import { Availability, NodeState } from "../../proto/gen/embassy/v1/state.ts";
 import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
@@ -164,6 +172,37 @@ const availabilities: Record<Availability, string> = {
   [Availability.AVAILABILITY_DRAIN]: "drain",
 };
 
+const managers: Listing<ManagerView> = {
+  read: async (client, signal) => {
+    const { call, api } = await heavy();
+    const response = await call(client.listManagers.bind(client), {}, { signal });
+    return { rows: response.managers, json: jsonOf(api.ListManagersResponse, response) };
+  },
+  columns: (nowMs) => [
+    { title: "NAME", value: ({ name }) => name, shrinkTo: 12 },
+    { title: "ADDRESS", value: ({ address }) => address },
+    {
+      title: "STATE",
+      value: ({ state }) => managerStates[state],
+      style: ({ state }) => (state === ManagerState.MANAGER_STATE_READY ? "green" : "red"),
+    },
+    { title: "LEADER", value: ({ leader }) => (leader ? "yes" : "") },
+    { title: "ETCD", value: ({ etcd }) => etcd, style: ({ etcd }) => (etcd === "down" ? "red" : undefined) },
+    {
+      title: "SINCE",
+      value: (row) => (row.startedAtMs === 0 ? "" : formatAge(row.startedAtMs, nowMs)),
+      align: "right",
+    },
+    { title: "MESSAGE", value: ({ message }) => message, shrinkTo: 8 },
+  ],
+};
+
+const managerStates: Record<ManagerState, string> = {
+  [ManagerState.MANAGER_STATE_DOWN]: "down",
+  [ManagerState.MANAGER_STATE_READY]: "ready",
+  [ManagerState.MANAGER_STATE_JOINING]: "joining",
+};
+
 const networks: Listing<NetworkView> = {
   read: async (client, signal) => {
     const { call, api } = await heavy();
@@ -208,6 +247,10 @@ export const registerLists: Register = (program, cli) => {
     .summary("list nodes")
     .description("Lists the nodes.")
     .action(async (_options, command) => await show(cli, command, nodes));
+  program
+    .command("managers")
+    .description("Lists the managers: the members of the control plane.")
+    .action(async (_options, command) => await show(cli, command, managers));
   program
     .command("networks")
     .summary("list networks")

@@ -104,8 +104,8 @@ export async function ensureDaemon(paths: LabPaths, lab: LabRecord, host: string
 }
 
 /** Daemons of a host that do not run. */
-export function missingDaemons(init: ProcessRecord, host: string): DaemonName[] {
-  return daemonsOf(host).filter((name) => findNamed(init, name) === undefined);
+export function missingDaemons(lab: LabRecord, init: ProcessRecord, host: string): DaemonName[] {
+  return daemonsOf(lab, host).filter((name) => findNamed(init, name) === undefined);
 }
 
 /** The last lines of a process's log, for people. */

@@ -61,7 +61,7 @@ export async function start(paths: LabPaths, lab: LabRecord, target: FaultTarget
       hint: `Start that: clusterctl lab start ${target.host}:clusterd`,
     });
   }
-  if (target.process !== undefined && !daemonsOf(target.host).includes(target.process)) {
+  if (target.process !== undefined && !daemonsOf(lab, target.host).includes(target.process)) {
     throw new ClusterError(`${target.host} runs no ${target.process}`, { code: "invalid", subject: target.host });
   }
   const started: string[] = [];
@@ -70,7 +70,7 @@ export async function start(paths: LabPaths, lab: LabRecord, target: FaultTarget
     await bootHost(paths, lab, target.host);
     started.push(target.host);
   }
-  for (const name of target.process === undefined ? daemonsOf(target.host) : [target.process]) {
+  for (const name of target.process === undefined ? daemonsOf(lab, target.host) : [target.process]) {
     if (await ensureDaemon(paths, lab, target.host, name)) started.push(`${target.host}:${name}`);
   }
   return started;
@@ -104,9 +104,7 @@ export async function status(
   return await Promise.all(
     hostNames(lab.hosts).map(async (host): Promise<HostStatus> => {
       const init = readInit(paths, host);
-      const names = processNames.filter((name) =>
-        name === "etcd" ? host === "host-1" : daemonsOf(host).includes(name),
-      );
+      const names = processNames.filter((name) => daemonsOf(lab, host).includes(name === "etcd" ? "clusterd" : name));
       const all = init === undefined ? [] : processesOf(init);
       return {
         name: host,

@@ -10,6 +10,8 @@ export interface LabRecord {
   readonly subnet: string;
   /** Number of hosts: host-1 to host-<hosts>. */
   readonly hosts: number;
+  /** How many of them, from host-1 on, are managers. Default 1. */
+  readonly managers?: number;
 }
 
 /** A process that is known beyond its pid, which the kernel uses again. */
@@ -30,6 +32,7 @@ export type DaemonName = (typeof daemonNames)[number];
 export const registryPort = 5000;
 export const managerPort = 7400;
 export const mostHosts = 100;
+export const mostManagers = 5;
 const firstHostNumber = 11;
 
 /** Where all labs keep their state: EMBASSY_LAB_DIR, else /var/lib/embassy-lab. Must be on a file system that overlayfs can write to. */
@@ -71,7 +74,7 @@ export class LabPaths {
   get lock(): string {
     return join(this.directory, "lock");
   }
-  /** The admin's context, as clusterd wrote it. */
+  /** The admin's context, as clusterd wrote it; it names host-1 alone. */
   get admin(): string {
     return join(this.host("host-1"), "lib/clusterd/admin.json");
   }
@@ -144,7 +147,12 @@ export function parseTarget(text: string, lab: LabRecord): FaultTarget {
   return { host, process: name };
 }
 
-/** Which daemons run on a host: the first is also the control plane. */
-export function daemonsOf(host: string): readonly DaemonName[] {
-  return host === "host-1" ? daemonNames : ["noded", "netd"];
+/** The hosts of the control plane. */
+export function managersOf(lab: LabRecord): string[] {
+  return hostNames(lab.managers ?? 1);
+}
+
+/** Which daemons run on a host. */
+export function daemonsOf(lab: LabRecord, host: string): readonly DaemonName[] {
+  return managersOf(lab).includes(host) ? daemonNames : ["noded", "netd"];
 }

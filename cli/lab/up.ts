@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
 import { call } from "../../lib/grpc/client.ts";
+import { ManagerState } from "../../proto/gen/embassy/v1/api.ts";
 import { NodeState } from "../../proto/gen/embassy/v1/state.ts";
 import { connect } from "../contexts/connect.ts";
 import { type Context, type Contexts, parseContext } from "../contexts/contexts.ts";
@@ -16,7 +17,9 @@ import {
   type LabRecord,
   machineAddress,
   managerPort,
+  managersOf,
   mostHosts,
+  mostManagers,
   registryAddress,
   registryPort,
 } from "./layout.ts";
@@ -29,6 +32,8 @@ import { attachHost, ensureRegistry, ensureUnderlay, underlayName } from "./unde
 export interface UpOptions {
   /** How many hosts; default: as many as the lab has, 3 for a new one. */
   readonly hosts: number | undefined;
+  /** How many of them are managers, from host-1 on; default: as many as the lab has, 1 for a new one. */
+  readonly managers: number | undefined;
   /** CIDR; default: a free one. */
   readonly subnet: string | undefined;
   /** Leave a new lab that did not come up as it is, to look at it. */
@@ -40,7 +45,7 @@ export interface UpOptions {
 }
 
 /**
- * Brings a lab up: the underlay, the registry, the hosts, the control plane on host-1, and every host joined and ready.
+ * Brings a lab up: the underlay, the registry, the hosts, the control plane, and every host joined and ready.
  * What runs already is left as it is, so it also mends a lab and adds hosts to it.
  */
 export async function bringUp(paths: LabPaths, options: UpOptions): Promise<LabRecord> {
@@ -76,21 +81,33 @@ async function prepare(paths: LabPaths, known: LabRecord | undefined, options: U
         hint: `Take it down first: clusterctl lab down --name ${paths.name}`,
       });
     }
-    const lab = { ...known, hosts: Math.max(known.hosts, options.hosts ?? 0) };
-    checkHosts(lab.hosts);
-    if (lab.hosts !== known.hosts) writeRecord(paths, lab);
+    const hosts = Math.max(known.hosts, options.hosts ?? 0);
+    const managers = Math.max(known.managers ?? 1, options.managers ?? 0);
+    const lab = { ...known, hosts, managers };
+    checkCounts(lab);
+    if (lab.hosts !== known.hosts || lab.managers !== known.managers) writeRecord(paths, lab);
     return lab;
   }
   const hosts = options.hosts ?? 3;
-  checkHosts(hosts);
-  const lab: LabRecord = { name: paths.name, subnet: await claimSubnet(paths, options.subnet), hosts };
+  const managers = options.managers ?? 1;
+  checkCounts({ hosts, managers });
+  const lab: LabRecord = { name: paths.name, subnet: await claimSubnet(paths, options.subnet), hosts, managers };
   writeRecord(paths, lab);
   return lab;
 }
 
-function checkHosts(hosts: number): void {
-  if (Number.isInteger(hosts) && hosts >= 1 && hosts <= mostHosts) return;
-  throw new ClusterError(`--hosts is ${hosts}; it must be 1-${mostHosts}`, { code: "invalid", subject: "--hosts" });
+function checkCounts({ hosts, managers }: Required<Pick<LabRecord, "hosts" | "managers">>): void {
+  if (!Number.isInteger(hosts) || hosts < 1 || hosts > mostHosts) {
+    throw new ClusterError(`--hosts is ${hosts}; it must be 1-${mostHosts}`, { code: "invalid", subject: "--hosts" });
+  }
+  const most = Math.min(hosts, mostManagers);
+  if (!Number.isInteger(managers) || managers < 1 || managers > most) {
+    throw new ClusterError(`--managers is ${managers}; it must be 1-${most}`, {
+      code: "invalid",
+      subject: "--managers",
+      hint: "Use an odd number: 3 go on without one, 5 without two.",
+    });
+  }
 }
 
 async function build(paths: LabPaths, lab: LabRecord, options: UpOptions): Promise<LabRecord> {
@@ -110,14 +127,16 @@ async function build(paths: LabPaths, lab: LabRecord, options: UpOptions): Promi
 
   signal.throwIfAborted();
   const firstToken = await startControlPlane(paths, lab, step, signal);
-  const context = saveContext(paths, options.contexts);
+  const context = saveContext(paths, lab, options.contexts);
   using client = closing(connect(context));
+  await addManagers(paths, lab, client.value, options);
 
   const strangers = hosts.filter((host) => !existsSync(join(paths.host(host), "lib/noded/node.json")));
   if (strangers.length > 0) {
     step(`joining ${strangers.join(", ")}`);
     const token =
-      firstToken ?? (await call(client.value.createJoinToken.bind(client.value), { ttlMs: 600_000 }, { signal })).token;
+      firstToken ??
+      (await call(client.value.createJoinToken.bind(client.value), { ttlMs: 600_000, role: "node" }, { signal })).token;
     await Promise.all(strangers.map((host) => enroll(paths, lab, host, token, signal)));
   }
 
@@ -128,7 +147,7 @@ async function build(paths: LabPaths, lab: LabRecord, options: UpOptions): Promi
     await ensureDaemon(paths, lab, host, "noded");
   }
   step("waiting until every node is ready");
-  await untilReady(paths, hosts, client.value, signal);
+  await untilReady(paths, lab, hosts, client.value, signal);
   return lab;
 }
 
@@ -209,12 +228,52 @@ async function untilAnswers(paths: LabPaths, signal: AbortSignal): Promise<void>
   }
 }
 
+/** Has the other managers join, and waits until all of them serve. */
+async function addManagers(
+  paths: LabPaths,
+  lab: LabRecord,
+  client: Client,
+  { step, signal }: Pick<UpOptions, "step" | "signal">,
+): Promise<void> {
+  const others = managersOf(lab).slice(1);
+  if (others.length === 0) return;
+  const strangers = others.filter((host) => !existsSync(join(paths.host(host), "lib/clusterd/cluster.json")));
+  if (strangers.length > 0) {
+    step(`joining managers ${strangers.join(", ")}`);
+    const { token } = await call(client.createJoinToken.bind(client), { ttlMs: 600_000, role: "manager" }, { signal });
+    for (const host of strangers) {
+      const flags = ["--manager", hostAddress(lab, "host-1"), "--token", token];
+      await runInside(paths, host, [nodeBinary, bundle("clusterd"), "join", ...flags], signal);
+    }
+  }
+  for (const host of others) await ensureDaemon(paths, lab, host, "clusterd");
+  const deadline = performance.now() + 60_000;
+  for (;;) {
+    signal.throwIfAborted();
+    const { managers } = await call(client.listManagers.bind(client), {}, { signal });
+    const ready = managers.filter(({ state, etcd }) => state === ManagerState.MANAGER_STATE_READY && etcd !== "down");
+    const waiting = others.filter((host) => !ready.some(({ name }) => name === host));
+    if (waiting.length === 0) return;
+    const ended = waiting.find((host) => findNamed(requireInit(paths, host), "clusterd") === undefined);
+    if (ended !== undefined || performance.now() > deadline) {
+      const host = ended ?? waiting[0] ?? "";
+      throw new ClusterError(`clusterd ${ended === undefined ? "does not serve" : "ended"} on ${host}`, {
+        code: "internal",
+        subject: host,
+        hint: `Its log: ${paths.log(host, "clusterd")}`,
+      });
+    }
+    await delay(50, undefined, { signal });
+  }
+}
+
 function readContext(paths: LabPaths): Context {
   return { ...parseContext(readFileSync(paths.admin, "utf8"), paths.admin), name: paths.name };
 }
 
-function saveContext(paths: LabPaths, contexts: Contexts): Context {
-  const context = readContext(paths);
+function saveContext(paths: LabPaths, lab: LabRecord, contexts: Contexts): Context {
+  const endpoints = managersOf(lab).map((host) => `${hostAddress(lab, host)}:${managerPort}`);
+  const context = { ...readContext(paths), endpoints };
   contexts.save(context);
   contexts.use(context.name);
   return context;
@@ -236,6 +295,7 @@ type Client = ReturnType<typeof connect>;
 
 async function untilReady(
   paths: LabPaths,
+  lab: LabRecord,
   hosts: readonly string[],
   client: Client,
   signal: AbortSignal,
@@ -249,9 +309,9 @@ async function untilReady(
     );
     const waiting = hosts.filter((host) => !ready.has(host));
     if (waiting.length === 0) return;
-    const host = waiting.find((name) => missingDaemons(requireInit(paths, name), name).length > 0);
+    const host = waiting.find((name) => missingDaemons(lab, requireInit(paths, name), name).length > 0);
     if (host !== undefined) {
-      const names = missingDaemons(requireInit(paths, host), host);
+      const names = missingDaemons(lab, requireInit(paths, host), host);
       throw new ClusterError(`${names.join(" and ")} ended on ${host}`, {
         code: "internal",
         subject: host,

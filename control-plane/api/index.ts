@@ -21,10 +21,12 @@ import { NodeState, type Service } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { isNodeUp, serviceFullName } from "../domain/tasks.ts";
+import { servedAddresses } from "../pki/join.ts";
 import type { Leadership, Store, Write } from "../store/types.ts";
 import { Agents } from "./agents.ts";
 import { proxyExec } from "./exec.ts";
 import { streamLogs } from "./logs.ts";
+import { type EtcdMembership, listManagers, removeManager } from "./managers.ts";
 import { type AddressSettings, type DeployPlan, planDeploy } from "./plan-deploy.ts";
 import { listNetworks, listNodes, listServices, listStacks, listTasks, type NetworkProgress } from "./reads.ts";
 import { planMoves } from "./rebalance.ts";
@@ -45,11 +47,15 @@ export interface ApiDeps {
   /** What this member shows to the nodes' agents: the present certificate. */
   readonly identity: () => TlsIdentity;
   readonly network: NetworkProgress & {
-    /** Resolves once every host served here has applied what it was sent so far. */
-    networkSettled(): Promise<void>;
+    /** Resolves once every host has applied what it was sent so far. */
+    networkSettled(signal: AbortSignal): Promise<void>;
   };
-  /** Makes a join token; `ttlMs` 0: the default. */
-  readonly createToken: (ttlMs: number) => Promise<string>;
+  /** Makes a join token; `ttlMs` 0: the default of the role. */
+  readonly createToken: (ttlMs: number, role: string) => Promise<string>;
+  /** undefined: the etcd is not clusterd's. */
+  readonly etcd: EtcdMembership | undefined;
+  /** Throws `unavailable`, saying why, while this member has no etcd: what it has in memory may be old. */
+  readonly requireQuorum: () => Promise<void>;
 }
 
 export interface Api extends Disposable {
@@ -65,10 +71,18 @@ export function createApi(deps: ApiDeps): Api {
 
   /** A unary handler for administrators. */
   const admin = <Request, Response>(handler: (request: Request, user: string) => Promise<Response> | Response) =>
-    unary<Request, Response>(
-      async (request: Request, call: ServerUnaryCall<Request, Response>) =>
-        await handler(request, requirePeer(call, ["admin"]).name),
-    );
+    unary<Request, Response>(async (request: Request, call: ServerUnaryCall<Request, Response>) => {
+      const user = requirePeer(call, ["admin"]).name;
+      await deps.requireQuorum();
+      try {
+        return await handler(request, user);
+      } catch (error) {
+        // Lost meanwhile: the same words as for the next call.
+        if (hasCode(error, "unavailable") && error.subject === "etcd") await deps.requireQuorum();
+        throw error;
+      }
+    });
+  const managers = { store, clock: deps.clock, etcd: deps.etcd, leader: () => deps.leadership.leader() };
 
   const service: ClusterServer = {
     deploy: admin(async ({ spec }, user) => {
@@ -107,6 +121,7 @@ export function createApi(deps: ApiDeps): Api {
     watchStack: streaming<ServerWritableStream<WatchStackRequest, StackProgress>, WatchStackRequest, StackProgress>(
       async (call, signal) => {
         requirePeer(call, ["admin"]);
+        await deps.requireQuorum();
         await watchStack(deps, call, signal);
       },
     ),
@@ -136,9 +151,15 @@ export function createApi(deps: ApiDeps): Api {
       log.info("node removed", { nodeId: node.id, node: node.name, user });
       return {};
     }),
-    createJoinToken: admin(async ({ ttlMs }, user) => {
-      const token = await deps.createToken(ttlMs);
-      log.info("join token made", { user });
+    listManagers: admin(async () => ({ managers: await listManagers(managers) })),
+    removeManager: admin(async ({ manager }, user) => {
+      await removeManager(managers, manager);
+      log.info("manager removed", { manager, user });
+      return {};
+    }),
+    createJoinToken: admin(async ({ ttlMs, role }, user) => {
+      const token = await deps.createToken(ttlMs, role || "node");
+      log.info("join token made", { role: role || "node", user });
       return { token };
     }),
     logs: streaming<ServerWritableStream<LogsRequest, LogChunk>, LogsRequest, LogChunk>(async (call, signal) => {
@@ -160,6 +181,7 @@ export function createApi(deps: ApiDeps): Api {
         nodesReady: nodes.filter(({ id }) => index.nodeStatus(id)?.state === NodeState.NODE_STATE_READY).length,
         nodesTotal: nodes.length,
         revision: index.view.revision,
+        addresses: servedAddresses(index.view),
       };
     }),
   };
@@ -287,8 +309,9 @@ async function watchStack(
     let progress = stackProgress(index, stack);
     if (progress.converged && encode(progress) !== last) {
       const enough = new AbortController();
-      const late = clock.sleep(longestSettleMs, AbortSignal.any([enough.signal, signal])).catch(() => undefined);
-      await Promise.race([network.networkSettled(), late]);
+      const over = AbortSignal.any([enough.signal, signal]);
+      const late = clock.sleep(longestSettleMs, over).catch(() => undefined);
+      await Promise.race([network.networkSettled(over), late]);
       enough.abort();
       progress = stackProgress(index, stack);
     }

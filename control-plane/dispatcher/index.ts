@@ -15,7 +15,7 @@ import type {
 import type { ClusterIndex } from "../domain/index.ts";
 import type { NetworkSettings } from "../domain/network-state/tracker.ts";
 import type { Change, Store } from "../store/types.ts";
-import { CutOver } from "./cutover.ts";
+import { CutOver, untilRevision } from "./cutover.ts";
 import { NetworkHub, type NetworkProgress } from "./network.ts";
 import { Presence } from "./presence.ts";
 import { removedNode, Session, type SessionDeps, type SessionSettings } from "./session.ts";
@@ -29,6 +29,13 @@ export interface DispatcherDeps {
   /** This member's name. */
   readonly member: string;
   readonly settings: SessionSettings & NetworkSettings;
+  /** The other members that are alive. */
+  readonly peers: {
+    /** See CutOverDeps.releasedElsewhere. */
+    released(taskId: string, revision: number, signal: AbortSignal): Promise<boolean>;
+    /** The same of all that their hosts were sent. */
+    settled(revision: number, signal: AbortSignal): Promise<boolean>;
+  };
   /** Signs a new certificate for a node that showed its present one. */
   readonly renew: (nodeId: string, csrDer: Buffer) => Promise<RenewResponse>;
 }
@@ -39,13 +46,17 @@ export interface Dispatcher {
   run(signal: AbortSignal): Promise<void>;
   /** How far a node's netd is; undefined when this member does not serve it. */
   networkProgress(nodeId: string): NetworkProgress | undefined;
-  /** Resolves once every netd served here has applied what it was sent so far, or is gone. */
-  networkSettled(): Promise<void>;
+  /** Resolves once every netd has applied what it was sent so far, or is gone, or its member could not be asked. */
+  networkSettled(signal: AbortSignal): Promise<void>;
+  /** For another member: resolves once every netd served here has applied what that revision says of it, or is gone. */
+  settledAt(revision: number): Promise<void>;
+  /** For another member: see `CutOver.released`. */
+  released(taskId: string, revision: number): Promise<void>;
 }
 
 /** The nodes' side of a control-plane member: their sessions and network streams. */
 export function createDispatcher(deps: DispatcherDeps): Dispatcher {
-  const { store, index, log, clock, member, settings } = deps;
+  const { store, index, log, clock, member, settings, peers } = deps;
   const sessions = new Map<string, Session>();
   const presence = new Presence({ store, clock, log, member, nodeLeaseTtlMs: settings.leaseTtlMs });
   const statuses = new StatusBatcher({ store, clock, log });
@@ -55,6 +66,8 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     network,
     clock,
     log,
+    releasedElsewhere: async (...args) => await peers.released(...args),
+    serves: (nodeId) => sessions.has(nodeId),
     onRelease: (nodeId, taskId) => sessions.get(nodeId)?.touch(taskId),
   });
   const sessionDeps: SessionDeps = {
@@ -99,7 +112,14 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   return {
     service,
     networkProgress: (nodeId) => network.progress(nodeId),
-    networkSettled: async () => await network.settled(),
+    networkSettled: async (signal) => {
+      await Promise.all([network.settled(), peers.settled(index.view.revision, signal)]);
+    },
+    settledAt: async (revision) => {
+      await untilRevision(index, revision);
+      await network.settled();
+    },
+    released: async (taskId, revision) => await cutOver.released(taskId, revision),
     async run(signal) {
       await presence.run(signal);
       const stopping = new ClusterError("this control-plane member is stopping", { code: "unavailable" });
@@ -154,6 +174,9 @@ function tellSessions(sessions: ReadonlyMap<string, Session>, change: Change): v
       return;
     case "sessions":
       sessions.get(change.id)?.recordChanged(change.after?.sessionId);
+      return;
+    case "members":
+      for (const session of sessions.values()) session.managersChanged();
       return;
     case "nodes":
       if (change.after === undefined) sessions.get(change.id)?.close(removedNode(change.id));

@@ -8,6 +8,7 @@ import type { Assignments, SessionDown, SessionHello, SessionUp } from "../../pr
 import { DesiredState, NodeState, type Task, type TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
 import { assignmentOf } from "../domain/assignment.ts";
 import type { ClusterIndex } from "../domain/index.ts";
+import { servedAddresses } from "../pki/join.ts";
 import type { Store, Write } from "../store/types.ts";
 import type { CutOver } from "./cutover.ts";
 import type { Presence } from "./presence.ts";
@@ -52,6 +53,8 @@ export class Session {
   #sending = false;
   /** The next message is the complete set. */
   #complete = false;
+  /** The welcome and what goes with it were sent. */
+  #greeted = false;
   /** The complete set was taken. */
   #welcomed = false;
 
@@ -100,6 +103,8 @@ export class Session {
       nodeName: index.view.nodes.get(this.nodeId)?.name ?? "",
     };
     await this.#send({ message: { $case: "welcome", value: welcome } });
+    await this.#sendManagers();
+    this.#greeted = true;
     this.#log.info("session open", { tasks: hello.tasks.length });
     this.#complete = true;
     for (const task of index.tasksOfNode(this.nodeId)) this.#dirty.add(task.id);
@@ -139,6 +144,16 @@ export class Session {
   /** This member has another incarnation: the node's record must name it. */
   holderChanged(): void {
     if (this.#lease !== undefined) void this.#registerAgain();
+  }
+
+  /** The control plane has other members than before. */
+  managersChanged(): void {
+    if (this.#greeted) void this.#sendManagers().catch(() => this.close());
+  }
+
+  async #sendManagers(): Promise<void> {
+    const addresses = servedAddresses(this.#deps.index.view);
+    if (addresses.length > 0) await this.#send({ message: { $case: "managers", value: { addresses } } });
   }
 
   async #renew(): Promise<void> {

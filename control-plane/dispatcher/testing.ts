@@ -19,7 +19,7 @@ import {
 } from "../../proto/gen/embassy/v1/dispatcher.ts";
 import { DesiredState, NodeDescription, TaskState, TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
 import type { TestCluster } from "../domain/testing.ts";
-import { createDispatcher, type Dispatcher } from "./index.ts";
+import { createDispatcher, type Dispatcher, type DispatcherDeps } from "./index.ts";
 
 export const testSettings = {
   heartbeatIntervalMs: 1_500,
@@ -47,7 +47,11 @@ export class DispatcherServer implements AsyncDisposable {
     this.#running = dispatcher.run(this.#stop.signal);
   }
 
-  static async start(cluster: TestCluster, member = "m"): Promise<DispatcherServer> {
+  static async start(
+    cluster: TestCluster,
+    member = "m",
+    peers: Partial<DispatcherDeps["peers"]> = {},
+  ): Promise<DispatcherServer> {
     const { store, index } = cluster;
     const pair = await createAuthority("test", Date.now());
     const authority = await Authority.load(pair.certificate, pair.key);
@@ -57,6 +61,11 @@ export class DispatcherServer implements AsyncDisposable {
       log: silentLog,
       clock: systemClock,
       member,
+      peers: {
+        released: async () => await Promise.resolve(true),
+        settled: async () => await Promise.resolve(true),
+        ...peers,
+      },
       settings: testSettings,
       renew: async (nodeId, csrDer) => ({
         certificatePem: await authority.sign(csrDer, { commonName: nodeId, role: "node", nowMs: Date.now() }),

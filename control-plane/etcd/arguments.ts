@@ -9,9 +9,14 @@ export interface EtcdSettings {
   readonly clusterId: string;
   /** Absolute. */
   readonly dataDir: string;
-  /** `address:port`, both on an address of this host. */
+  /** `address:port`, both on an address of this host, or on 0.0.0.0. */
   readonly clientListen: string;
   readonly peerListen: string;
+  /** How the other members reach them: `host:port`. Default: where they listen. */
+  readonly clientAdvertise?: string;
+  readonly peerAdvertise?: string;
+  /** Of a member that joins others: all of them, as --initial-cluster takes it. undefined: the first of a new etcd. */
+  readonly joins?: string | undefined;
   readonly files: IdentityFiles;
   readonly quotaBytes: number;
 }
@@ -24,16 +29,17 @@ export const maxRequestBytes = 32 * 1024 * 1024;
 /** The command line of the embedded etcd. `--name=value` throughout, so that a process can be compared with it. */
 export function etcdArguments(settings: EtcdSettings): readonly string[] {
   const client = `https://${settings.clientListen}`;
-  const peer = `https://${settings.peerListen}`;
+  const peer = `https://${settings.peerAdvertise ?? settings.peerListen}`;
   const { ca, certificate, key } = settings.files;
   return [
     `--name=${settings.name}`,
     `--data-dir=${settings.dataDir}`,
     `--listen-client-urls=${client}`,
-    `--advertise-client-urls=${client}`,
-    `--listen-peer-urls=${peer}`,
+    `--advertise-client-urls=https://${settings.clientAdvertise ?? settings.clientListen}`,
+    `--listen-peer-urls=https://${settings.peerListen}`,
     `--initial-advertise-peer-urls=${peer}`,
-    `--initial-cluster=${settings.name}=${peer}`,
+    `--initial-cluster=${settings.joins ?? `${settings.name}=${peer}`}`,
+    `--initial-cluster-state=${settings.joins === undefined ? "new" : "existing"}`,
     `--initial-cluster-token=embassy-${settings.clusterId}`,
     `--cert-file=${certificate}`,
     `--key-file=${key}`,
@@ -45,6 +51,10 @@ export function etcdArguments(settings: EtcdSettings): readonly string[] {
     `--peer-trusted-ca-file=${ca}`,
     "--peer-client-cert-auth",
     `--peer-cert-allowed-hostname=${etcdHostName}`,
+    // A host may have more addresses than the one that its certificate names.
+    "--experimental-peer-skip-client-san-verification",
+    // A member that comes back does not depose the leader.
+    "--pre-vote",
     `--max-txn-ops=${maxTxnOps}`,
     `--max-request-bytes=${maxRequestBytes}`,
     `--quota-backend-bytes=${settings.quotaBytes}`,
@@ -53,9 +63,6 @@ export function etcdArguments(settings: EtcdSettings): readonly string[] {
     "--auto-compaction-retention=10m",
     // The default of 100,000 keeps that many transactions in memory.
     "--snapshot-count=10000",
-    // One member on one machine: a new start elects itself in a fifth of the default's time.
-    "--heartbeat-interval=50",
-    "--election-timeout=250",
     // Its JSON gateway cannot show itself a client certificate, and would try for ever.
     "--enable-grpc-gateway=false",
     "--logger=zap",

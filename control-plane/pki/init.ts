@@ -1,20 +1,14 @@
 import { randomBytes } from "node:crypto";
 import { mkdir, readFile } from "node:fs/promises";
 import { isIP } from "node:net";
+import { networkInterfaces } from "node:os";
 import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
 import { newId } from "../../lib/ids/ids.ts";
 import { Authority, createAuthority } from "../../lib/pki/authority.ts";
 import { checkIdentity, writeIdentity, writeWhole } from "../../lib/pki/identity.ts";
 import { formatToken, hashSecret, newSecret } from "../../lib/pki/token.ts";
 import { etcdHostName } from "../etcd/arguments.ts";
-import {
-  type ClusterFile,
-  exists,
-  readClusterFile,
-  type StateFiles,
-  stateFiles,
-  writeClusterFile,
-} from "./state-dir.ts";
+import { type ClusterFile, exists, type StateFiles, stateFiles, writeClusterFile } from "./state-dir.ts";
 
 export const firstTokenTtlMs = 24 * 60 * 60 * 1000;
 
@@ -59,32 +53,6 @@ export async function initCluster(options: InitOptions): Promise<string> {
   // Last: an interrupted init left no cluster, and can be run again.
   await writeClusterFile(files, cluster);
   return formatToken({ caFingerprint: authority.fingerprint, secret });
-}
-
-/**
- * Makes the state directory of a further member, from that of an existing one, to be moved to its host: same CA and store
- * key, certificates of its own. All members then use one etcd (--etcd-endpoints). Throws `conflict` when `out` holds one.
- */
-export async function createMember(from: StateFiles, options: InitOptions): Promise<void> {
-  const cluster = await readClusterFile(from);
-  if (cluster.member === options.member) {
-    throw new ClusterError(`${options.member} is the name of the member in ${from.directory}`, {
-      code: "conflict",
-      subject: "--name",
-      hint: "Give the new member another name.",
-    });
-  }
-  const files = stateFiles(options.stateDir);
-  await makeDirectory(options.stateDir);
-  await refuseExisting(files);
-  const authority = await loadAuthority(from);
-  await writeWhole(files.caKey, await readFile(from.caKey), 0o600);
-  await writeWhole(files.storeKey, await readFile(from.storeKey), 0o600);
-  await writeMember(files, authority, options.member, options.advertise, options.nowMs);
-  const { clusterId } = cluster;
-  const { member, advertise } = options;
-  const own: ClusterFile = { version: 1, clusterId, member, instance: newId(), advertise };
-  await writeClusterFile(files, own);
 }
 
 /** A CLI context with a new certificate of role admin, JSON. */
@@ -135,13 +103,24 @@ export async function writeMember(
   const hosts = [host, ...local.filter((one) => one !== host)];
   const manager = await authority.issue({ commonName: member, role: "manager", nowMs, hosts });
   // The name that lets a certificate into etcd stands in this one only.
-  const etcd = await authority.issue({ commonName: member, role: "manager", nowMs, hosts: [...hosts, etcdHostName] });
+  // etcd compares a client's address with its certificate, and a host may call from any that it has.
+  const etcdHosts = [...new Set([...hosts, ...ownAddresses()]), etcdHostName];
+  const etcd = await authority.issue({ commonName: member, role: "manager", nowMs, hosts: etcdHosts });
   checkIdentity(manager, files.manager.certificate);
   await writeIdentity(files.etcd, etcd);
   await writeIdentity(files.manager, manager);
 }
 
-async function refuseExisting(files: StateFiles): Promise<void> {
+function ownAddresses(): string[] {
+  const all = Object.values(networkInterfaces()).flatMap((addresses) => addresses ?? []);
+  return all
+    .filter(({ family, internal, address }) => family === "IPv4" && !internal && !address.startsWith("169.254."))
+    .map(({ address }) => address)
+    .sort();
+}
+
+/** Throws `conflict` when the state directory holds a cluster. */
+export async function refuseExisting(files: StateFiles): Promise<void> {
   if (!(await exists(files.cluster))) return;
   throw new ClusterError(`${files.directory} holds a cluster already`, {
     code: "conflict",
@@ -150,7 +129,8 @@ async function refuseExisting(files: StateFiles): Promise<void> {
   });
 }
 
-async function makeDirectory(directory: string): Promise<void> {
+/** Throws `denied`. */
+export async function makeDirectory(directory: string): Promise<void> {
   try {
     await mkdir(directory, { recursive: true, mode: 0o700 });
   } catch (cause) {

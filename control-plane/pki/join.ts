@@ -5,13 +5,16 @@ import { newId } from "../../lib/ids/ids.ts";
 import type { Log } from "../../lib/log/log.ts";
 import type { Authority } from "../../lib/pki/authority.ts";
 import type {
+  EnrollManagerRequest,
+  EnrollManagerResponse,
   EnrollRequest,
   EnrollResponse,
   JoinServer,
   RenewResponse,
 } from "../../proto/gen/embassy/v1/dispatcher.ts";
-import { NodeSpec } from "../../proto/gen/embassy/v1/state.ts";
-import type { Store, Write } from "../store/types.ts";
+import { Member, NodeSpec } from "../../proto/gen/embassy/v1/state.ts";
+import type { Store, View, Write } from "../store/types.ts";
+import { isHost } from "./init.ts";
 import { findToken } from "./tokens.ts";
 
 export interface JoinDeps {
@@ -25,7 +28,14 @@ export interface JoinDeps {
 }
 
 const namePattern = /^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$/;
+const managerNamePattern = /^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$/i;
 const attempts = 20;
+
+/** host:port of every member that has served, in a stable order: where nodes and users find the control plane. */
+export function servedAddresses(view: Pick<View, "members">): string[] {
+  const served = [...view.members.values()].filter(({ startedAtMs, address }) => startedAtMs > 0 && address !== "");
+  return served.map(({ address }) => address).sort();
+}
 
 /** The Join service: certificates for hosts that bring a join token. */
 export class Join {
@@ -37,7 +47,12 @@ export class Join {
   }
 
   get service(): JoinServer {
-    return { enroll: unary<EnrollRequest, EnrollResponse>(async (request) => await this.enroll(request)) };
+    return {
+      enroll: unary<EnrollRequest, EnrollResponse>(async (request) => await this.enroll(request)),
+      enrollManager: unary<EnrollManagerRequest, EnrollManagerResponse>(
+        async (request) => await this.enrollManager(request),
+      ),
+    };
   }
 
   /**
@@ -68,7 +83,7 @@ export class Join {
     const certificate = await authority.sign(request.csrDer, grant);
     await this.#write(id, name, request.token);
     log.info("node enrolled", { nodeId: id, node: name });
-    const members = [...store.view.members.values()].map(({ address }) => address);
+    const members = servedAddresses(store.view);
     return {
       nodeId: id,
       certificatePem: certificate,
@@ -76,6 +91,58 @@ export class Join {
       clusterId,
       managers: [...new Set([this.#deps.advertise, ...members])],
     };
+  }
+
+  /**
+   * A manager certificate for a host with a valid manager's token; reserves the member's name. A name that has been
+   * reserved and never served is given to the last who asks; of two hosts, the first then finds that it is another's.
+   * Throws `denied` (token), `invalid` (name, address, request), `conflict` (the name of another manager).
+   */
+  async enrollManager(request: EnrollManagerRequest): Promise<EnrollManagerResponse> {
+    const { authority, store, clusterId, advertise, clock, log } = this.#deps;
+    const { name, address, instance, csrDer } = request;
+    const nowMs = clock.nowMs();
+    const token = findToken(store.view, request.token, authority.fingerprint, nowMs, "manager");
+    if (!managerNamePattern.test(name)) {
+      throw new ClusterError(`${JSON.stringify(name)} cannot be a manager's name`, {
+        code: "invalid",
+        subject: "manager name",
+        hint: "Use a host name: 1 to 63 letters, digits, - and ., beginning and ending with a letter or digit.",
+      });
+    }
+    const [, host = ""] = /^(.+):[0-9]{1,5}$/.exec(address) ?? [];
+    if (!isHost(host) || instance === "") {
+      throw new ClusterError(`${JSON.stringify(address)} is not an address HOST:PORT`, {
+        code: "invalid",
+        subject: "address",
+      });
+    }
+    const certificate = await authority.sign(csrDer, { commonName: name, role: "manager", nowMs });
+    const known = store.view.members.get(name);
+    if (known !== undefined && known.startedAtMs > 0 && known.instance !== instance) {
+      throw new ClusterError(`the cluster has a manager ${name} (${known.address}) already`, {
+        code: "conflict",
+        subject: `manager/${name}`,
+        hint: `Give this one another --name; or, when that one is lost, remove it first: \`clusterctl manager rm ${name}\`.`,
+      });
+    }
+    const other = [...store.view.members.values()].find((one) => one.address === address && one.name !== name);
+    if (other !== undefined) {
+      throw new ClusterError(`${address} is the address of manager ${other.name}`, {
+        code: "conflict",
+        subject: `manager/${name}`,
+        hint: `Give the address of this host with --advertise; or, when ${other.name} was this host, remove it first: \`clusterctl manager rm ${other.name}\`.`,
+      });
+    }
+    if (known?.instance !== instance || known.address !== address) {
+      const value = Member.create({ name, address, instance });
+      await store.commit([
+        { table: "members", id: name, value, ifRevision: store.view.members.revisionOf(name) },
+        { table: "tokens", id: token.id, value: token, ifRevision: store.view.tokens.revisionOf(token.id) },
+      ]);
+    }
+    log.info("manager enrolled", { manager: name, address });
+    return { certificatePem: certificate, caPem: authority.certificate, clusterId, address: advertise };
   }
 
   async #write(id: string, name: string, tokenText: string): Promise<void> {

@@ -25,7 +25,7 @@ import { freePort } from "../store/etcd.testing.ts";
 import { createMemoryStore } from "../store/memory.ts";
 import { member } from "../store/testing.ts";
 import { MemberCertificates } from "./certificates.ts";
-import { createMember, initCluster, loadAuthority } from "./init.ts";
+import { initCluster, loadAuthority } from "./init.ts";
 import { Join, renewCertificate } from "./join.ts";
 import { readClusterFile, stateFiles } from "./state-dir.ts";
 import { createToken } from "./tokens.ts";
@@ -71,7 +71,7 @@ describe("join tokens", () => {
 describe("enrolling", () => {
   it("gives a certificate of role node and writes the node", async () => {
     const { enroll, token, store, authority } = await cluster();
-    await store.commit([{ table: "members", id: "m2", value: member("m2", { address: "m2:7400" }) }]);
+    await store.commit([{ table: "members", id: "m2", value: member("m2", { address: "m2:7400", startedAtMs: 1 }) }]);
     const answer = await enroll(token, "host-1");
     expect(readCertificate(answer.certificatePem)).toMatchObject({ commonName: answer.nodeId, role: "node" });
     expect(fingerprintOf(answer.caPem)).toBe(authority.fingerprint);
@@ -248,22 +248,6 @@ describe("a state directory", () => {
       commonName: "m1",
       role: "manager",
     });
-  });
-
-  it("of a further member has the same CA and keys, and a certificate of its own", async () => {
-    await initCluster(options());
-    const from = stateFiles(options().stateDir);
-    const other = { ...options(), stateDir: join(directory, "m2"), member: "m2", advertise: "10.0.0.2:7400" };
-    await expect(createMember(from, { ...other, member: "m1" })).rejects.toMatchObject({ code: "conflict" });
-    await createMember(from, other);
-    const files = stateFiles(other.stateDir);
-    expect(await readFile(files.storeKey)).toEqual(await readFile(from.storeKey));
-    expect((await loadAuthority(files)).fingerprint).toBe((await loadAuthority(from)).fingerprint);
-    expect(readCertificate((await loadIdentity(files.manager)).certificate).commonName).toBe("m2");
-    const [one, two] = await Promise.all([readClusterFile(from), readClusterFile(files)]);
-    expect(two.clusterId).toBe(one.clusterId);
-    expect(two.instance).not.toBe(one.instance);
-    await expect(createMember(from, other)).rejects.toMatchObject({ code: "conflict" });
   });
 
   it("gets new certificates at two thirds of their life, which its listeners then show", async () => {

@@ -49,6 +49,21 @@ const clusterSchema = z.object({
   firstToken: z.optional(
     z.object({ id: z.string(), secretSha256: z.string(), createdAtMs: z.number(), expiresAtMs: z.number() }),
   ),
+  /** Its record is in the state: one that is missing there was removed. */
+  registered: z.optional(z.boolean()),
+  /** Of the embedded etcd; missing until the first start of the first member. */
+  etcd: z.optional(
+    z.object({
+      /** It was let into an etcd that others had made. */
+      joined: z.boolean(),
+      /** It has served: an empty data directory is a lost one. */
+      started: z.boolean(),
+      /** Client addresses (host:port) of the other members. */
+      others: z.array(z.string()),
+      /** What it was started with when it joined. */
+      initialCluster: z.optional(z.string()),
+    }),
+  ),
 });
 export type ClusterFile = z.infer<typeof clusterSchema>;
 
@@ -85,6 +100,37 @@ export async function readClusterFile(files: StateFiles): Promise<ClusterFile> {
       hint: "Restore the state directory from a backup.",
       cause,
     });
+  }
+}
+
+/** The file of a running member: what is changed is on disk, whole, before `change` resolves. */
+export class ClusterFileKeeper {
+  readonly #files: StateFiles;
+  #value: ClusterFile;
+  #last: Promise<unknown> = Promise.resolve();
+
+  private constructor(files: StateFiles, value: ClusterFile) {
+    this.#files = files;
+    this.#value = value;
+  }
+
+  /** Throws what `readClusterFile` throws. */
+  static async open(files: StateFiles): Promise<ClusterFileKeeper> {
+    return new ClusterFileKeeper(files, await readClusterFile(files));
+  }
+
+  get value(): ClusterFile {
+    return this.#value;
+  }
+
+  async change(fields: { readonly [K in keyof ClusterFile]?: ClusterFile[K] | undefined }): Promise<void> {
+    const mine = this.#last.then(async () => {
+      const next = clusterSchema.parse({ ...this.#value, ...fields });
+      await writeClusterFile(this.#files, next);
+      this.#value = next;
+    });
+    this.#last = mine.catch(() => undefined);
+    await mine;
   }
 }
 

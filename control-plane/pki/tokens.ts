@@ -7,7 +7,13 @@ import { JoinToken } from "../../proto/gen/embassy/v1/state.ts";
 import type { Store, View, Write } from "../store/types.ts";
 
 export const defaultTokenTtlMs = 24 * 60 * 60 * 1000;
+/** Whoever has such a token can have the whole cluster. */
+export const defaultManagerTokenTtlMs = 60 * 60 * 1000;
 export const maxTokenTtlMs = 365 * defaultTokenTtlMs;
+
+/** What a host may become with a token. */
+export const tokenRoles = ["node", "manager"] as const;
+export type TokenRole = (typeof tokenRoles)[number];
 
 export interface TokenDeps {
   readonly store: Pick<Store, "view" | "commit">;
@@ -17,10 +23,16 @@ export interface TokenDeps {
 }
 
 /**
- * Makes a join token, keeps its hash, and removes those that have run out. `ttlMs` 0: 24 hours. Throws `invalid` for a
- * negative time or one of more than a year, and what a commit throws.
+ * Makes a join token, keeps its hash, and removes those that have run out. `ttlMs` 0: 24 hours, a manager's 1 hour.
+ * Throws `invalid` for a negative time or one of more than a year or another role, and what a commit throws.
  */
-export async function createToken(deps: TokenDeps, ttlMs: number): Promise<string> {
+export async function createToken(deps: TokenDeps, ttlMs: number, role = "node"): Promise<string> {
+  if (!tokenRoles.some((known) => known === role)) {
+    throw new ClusterError(`a join token is for a node or a manager, not for ${JSON.stringify(role)}`, {
+      code: "invalid",
+      subject: "role",
+    });
+  }
   if (!Number.isFinite(ttlMs) || ttlMs < 0 || ttlMs > maxTokenTtlMs) {
     throw new ClusterError("a join token lives for up to 8760h", { code: "invalid", subject: "ttl" });
   }
@@ -29,9 +41,9 @@ export async function createToken(deps: TokenDeps, ttlMs: number): Promise<strin
   const value = JoinToken.create({
     id: newId(),
     secretSha256: hashSecret(secret),
-    role: "node",
+    role,
     createdAtMs: nowMs,
-    expiresAtMs: nowMs + (ttlMs === 0 ? defaultTokenTtlMs : ttlMs),
+    expiresAtMs: nowMs + (ttlMs || (role === "manager" ? defaultManagerTokenTtlMs : defaultTokenTtlMs)),
   });
   const expired = [...deps.store.view.tokens.entries()]
     .filter(([, token]) => isExpired(token, nowMs))
@@ -40,20 +52,32 @@ export async function createToken(deps: TokenDeps, ttlMs: number): Promise<strin
   return formatToken({ caFingerprint: deps.caFingerprint, secret });
 }
 
-/** The token that a text names. Throws `denied`, saying no more than the bearer of a right one may know. */
-export function findToken(view: Pick<View, "tokens">, text: string, caFingerprint: string, nowMs: number): JoinToken {
-  const hint = "`clusterd token create` prints a new one.";
+/** The token of that role that a text names. Throws `denied`, saying no more than the bearer of a right one may know. */
+export function findToken(
+  view: Pick<View, "tokens">,
+  text: string,
+  caFingerprint: string,
+  nowMs: number,
+  role: TokenRole = "node",
+): JoinToken {
+  const hint = `\`clusterd token create${role === "node" ? "" : ` --role ${role}`}\` prints a new one.`;
   const { secret, caFingerprint: named } = parseToken(text);
   if (named !== caFingerprint) {
     throw new ClusterError("the join token is for another cluster", { code: "denied", subject: "token", hint });
   }
   const hash = hashSecret(secret);
   const found = [...view.tokens.values()].find(
-    (token) =>
-      token.role === "node" && token.secretSha256.length === hash.length && timingSafeEqual(token.secretSha256, hash),
+    (token) => token.secretSha256.length === hash.length && timingSafeEqual(token.secretSha256, hash),
   );
   if (found === undefined) {
     throw new ClusterError("the join token is not known to the cluster", { code: "denied", subject: "token", hint });
+  }
+  if (found.role !== role) {
+    throw new ClusterError(`the join token is for a ${found.role}, and this needs one for a ${role}`, {
+      code: "denied",
+      subject: "token",
+      hint,
+    });
   }
   if (isExpired(found, nowMs)) {
     throw new ClusterError("the join token has run out", { code: "denied", subject: "token", hint });

@@ -15,18 +15,20 @@ import { ClusterError } from "../../lib/errors/errors.ts";
 import type { TlsIdentity } from "../../lib/grpc/tls.ts";
 import type { Log } from "../../lib/log/log.ts";
 import {
+  ClusterClient,
   KVClient,
   LeaseClient,
   type LeaseKeepAliveRequest,
   type LeaseKeepAliveResponse,
   MaintenanceClient,
+  RangeRequest,
   WatchClient,
   type WatchRequest,
   type WatchResponse,
 } from "../../proto/gen/etcd/rpc.ts";
 
 export interface EtcdClientOptions {
-  /** `host:port` each; all members of one etcd. */
+  /** `host:port` each; all members of one etcd. The first is preferred. */
   readonly endpoints: readonly string[];
   /** Host names and addresses of which the server's certificate must have one. Default: those of the endpoints. */
   readonly hosts?: readonly string[];
@@ -36,6 +38,7 @@ export interface EtcdClientOptions {
 }
 
 interface Stubs {
+  readonly cluster: ClusterClient;
   readonly kv: KVClient;
   readonly lease: LeaseClient;
   readonly watch: WatchClient;
@@ -67,15 +70,19 @@ const options: ClientOptions = {
 
 /** Calls to etcd: every one waits for a connection, has a deadline, and is made once. */
 export class EtcdClient implements Disposable {
-  readonly #options: EtcdClientOptions;
+  #options: EtcdClientOptions;
   #credentials: ChannelCredentials;
   readonly #streams = new Set<{ cancel(): void }>();
   #stubs: Stubs;
+  #endpoints: readonly string[];
   #first = 0;
   #unanswered = 0;
+  /** Who answered the last call. */
+  #peer = "";
 
   constructor(options: EtcdClientOptions) {
     this.#options = options;
+    this.#endpoints = options.endpoints;
     this.#credentials = credentialsOf(hostsOf(options), options.identity);
     this.#stubs = this.#connect();
   }
@@ -84,17 +91,23 @@ export class EtcdClient implements Disposable {
   async call<Request, Response>(
     pick: (stubs: Stubs) => Method<Request, Response>,
     request: Request,
-    options: { readonly deadlineMs?: number; readonly signal?: AbortSignal | undefined } = {},
+    options: {
+      readonly deadlineMs?: number;
+      readonly signal?: AbortSignal | undefined;
+      /** Default true: a member that has lost its cluster is to refuse. */
+      readonly needsLeader?: boolean;
+    } = {},
   ): Promise<Response> {
-    const { signal, deadlineMs = unaryDeadlineMs } = options;
+    const { signal, deadlineMs = unaryDeadlineMs, needsLeader = true } = options;
     signal?.throwIfAborted();
     const stubs = this.#stubs;
     try {
       const response = await new Promise<Response>((resolve, reject) => {
         const cancel = () => pending.cancel();
         const deadline = Date.now() + deadlineMs;
-        const pending = pick(stubs)(request, metadata(), { deadline }, (error, answer) => {
+        const pending = pick(stubs)(request, metadata(needsLeader), { deadline }, (error, answer) => {
           signal?.removeEventListener("abort", cancel);
+          this.#peer = pending.getPeer();
           if (error === null) resolve(answer);
           else reject(error);
         });
@@ -120,8 +133,38 @@ export class EtcdClient implements Disposable {
     return this.#track(this.#stubs.lease.leaseKeepAlive(metadata()));
   }
 
+  get endpoints(): readonly string[] {
+    return this.#endpoints;
+  }
+
+  /** The members have changed. Streams begin anew. */
+  setEndpoints(endpoints: readonly string[]): void {
+    if (endpoints.join() === this.#endpoints.join()) return;
+    this.#endpoints = endpoints;
+    this.#first = 0;
+    this.#reconnect();
+  }
+
+  /** Goes back to the preferred member when another one answers at present and the preferred one serves again. */
+  async preferFirst(signal: AbortSignal): Promise<void> {
+    const [own = ""] = this.#endpoints;
+    if (this.#endpoints.length < 2 || this.#peer === "" || this.#peer === own) return;
+    using probe = new EtcdClient({ ...this.#options, endpoints: [own], hosts: hostsOf(this.#options) });
+    try {
+      const request = RangeRequest.create({ key: Buffer.from("/"), countOnly: true });
+      await probe.call(({ kv }) => kv.range.bind(kv), request, { signal });
+    } catch {
+      return;
+    }
+    this.#options.log.info("etcd's preferred member serves again", { endpoint: own });
+    this.#first = 0;
+    this.#peer = "";
+    this.#reconnect();
+  }
+
   /** Goes on with a new certificate. */
   renew(identity: TlsIdentity): void {
+    this.#options = { ...this.#options, identity };
     this.#credentials = credentialsOf(hostsOf(this.#options), identity);
     this.#reconnect();
   }
@@ -142,7 +185,7 @@ export class EtcdClient implements Disposable {
   }
 
   #connect(): Stubs {
-    const { endpoints } = this.#options;
+    const endpoints = this.#endpoints;
     const ordered = [...endpoints.slice(this.#first), ...endpoints.slice(0, this.#first)];
     const target = targetOf(ordered);
     const named = hostsOf(this.#options).find((host) => isIP(host) === 0);
@@ -152,6 +195,7 @@ export class EtcdClient implements Disposable {
       "grpc.ssl_target_name_override": named ?? "etcd",
     };
     return {
+      cluster: new ClusterClient(target, this.#credentials, channelOptions),
       kv: new KVClient(target, this.#credentials, channelOptions),
       lease: new LeaseClient(target, this.#credentials, channelOptions),
       watch: new WatchClient(target, this.#credentials, channelOptions),
@@ -169,9 +213,9 @@ export class EtcdClient implements Disposable {
     this.#unanswered += 1;
     if (this.#unanswered < patience) return;
     this.#unanswered = 0;
-    this.#first = (this.#first + 1) % this.#options.endpoints.length;
+    this.#first = (this.#first + 1) % this.#endpoints.length;
     this.#options.log.warn("etcd does not answer, connecting to the next member", {
-      endpoint: this.#options.endpoints[this.#first],
+      endpoint: this.#endpoints[this.#first],
     });
     this.#reconnect();
   }
@@ -231,10 +275,10 @@ function portOf(endpoint: string): string {
   return endpoint.slice(endpoint.lastIndexOf(":") + 1);
 }
 
-function metadata(): Metadata {
+function metadata(needsLeader = true): Metadata {
   const result = new Metadata({ waitForReady: true });
   // A member that has lost its cluster refuses at once instead of waiting, and ends its watches.
-  result.set("hasleader", "true");
+  if (needsLeader) result.set("hasleader", "true");
   return result;
 }
 
@@ -255,6 +299,13 @@ export function etcdError(error: unknown): ClusterError {
       "Remove stacks that are not needed; then compact and defragment etcd and disarm its NOSPACE alarm, or give it more room (--etcd-quota).",
     );
   }
+  if (text.includes("too many learner")) return fail("conflict", "another member is joining etcd");
+  if (text.includes("in sync with leader")) return fail("unavailable", "etcd's new member has not caught up yet");
+  if (text.includes("re-configuration failed") || text.includes("unhealthy cluster")) {
+    return fail("conflict", "etcd does not change its members while too few of them run");
+  }
+  if (text.includes("no leader"))
+    return fail("unavailable", "etcd has no leader: more than half of its members must run");
   if (text.includes("too many requests")) return fail("unavailable", "etcd has too much to do");
   if (text.includes("too many operations")) {
     return fail("exhausted", "etcd takes fewer operations in one transaction", "Start etcd with --max-txn-ops=10000.");

@@ -1,7 +1,7 @@
-import { connect } from "node:net";
 import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
 import { call, channelOptions } from "../../lib/grpc/client.ts";
 import type { Log } from "../../lib/log/log.ts";
+import { localAddressTowards } from "../../lib/net/local-address.ts";
 import { readCertificate } from "../../lib/pki/certificate.ts";
 import { createCsr } from "../../lib/pki/csr.ts";
 import { checkIdentity, writeIdentity } from "../../lib/pki/identity.ts";
@@ -22,7 +22,7 @@ export async function joinCluster(config: JoinConfig, log: Log): Promise<NodeFil
 
   const { host, port } = config.manager;
   const ca = await fetchPinnedCa({ host, port, caFingerprint: token.caFingerprint });
-  const underlay = config.underlay ?? (await localAddressTowards(host, port));
+  const underlay = config.underlay ?? (await localAddressTowards(host, port, "--underlay IP"));
 
   const { csrDer, key } = await createCsr();
   const address = formatHost(host, port);
@@ -82,28 +82,4 @@ async function refuseSecondJoin(stateDir: string): Promise<void> {
     }
     throw error;
   }
-}
-
-/** The address that this host's packets to the manager carry: the one the other hosts can answer. */
-async function localAddressTowards(host: string, port: number): Promise<string> {
-  return await new Promise((resolve, reject) => {
-    const socket = connect({ host, port });
-    socket.once("connect", () => {
-      const address = (socket.localAddress ?? "").replace(/^::ffff:/, "");
-      socket.destroy();
-      if (/^\d+\.\d+\.\d+\.\d+$/.test(address)) resolve(address);
-      else {
-        reject(
-          new ClusterError(`the connection to ${host} has no IPv4 address of this host (${address})`, {
-            code: "invalid",
-            hint: "Name the address that other hosts reach this one by: --underlay IP.",
-          }),
-        );
-      }
-    });
-    socket.once("error", (cause) => {
-      socket.destroy();
-      reject(new ClusterError(`cannot reach ${host}:${port}: ${messageOf(cause)}`, { code: "unavailable", cause }));
-    });
-  });
 }

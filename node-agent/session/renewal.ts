@@ -9,7 +9,7 @@ import { DispatcherClient, type RenewRequest, type RenewResponse } from "../../p
 export interface RenewalDeps {
   readonly log: Log;
   readonly clock: Clock;
-  readonly managers: readonly string[];
+  readonly managers: () => readonly string[];
   readonly identity: () => TlsIdentity;
   /** Keeps the new identity, on disk and for connections from now on. */
   readonly replace: (identity: TlsIdentity) => Promise<void>;
@@ -51,7 +51,7 @@ async function renew(deps: RenewalDeps, signal: AbortSignal): Promise<TlsIdentit
   const { createCsr } = await import("../../lib/pki/csr.ts");
   const { csrDer, key } = await createCsr(present.key);
   let failure: unknown;
-  for (const manager of deps.managers) {
+  for (const manager of deps.managers()) {
     const client = new DispatcherClient(manager, clientCredentials(present), channelOptions);
     try {
       const response = await call<RenewRequest, RenewResponse>(

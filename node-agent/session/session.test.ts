@@ -35,6 +35,7 @@ function start(
     describe: async () => await Promise.resolve(NodeDescription.create({ hostname: "h" })),
     statuses: () => [],
     assign: async () => await Promise.resolve(),
+    managersChanged: async () => await Promise.resolve(),
     ...overrides,
   });
   const stop = new AbortController();
@@ -55,7 +56,7 @@ describe("Session", () => {
     const taken = new Mailbox<string>();
     const slow = Promise.withResolvers<void>();
     await using _ = start({
-      managers: [`127.0.0.1:${control.port}`],
+      managers: () => [`127.0.0.1:${control.port}`],
       statuses: () => [status("taskaaaaaaaa", 7)],
       assign: async ({ revision, complete, set }) => {
         if (revision === 1) await slow.promise;
@@ -82,7 +83,7 @@ describe("Session", () => {
 
   it("sends the newest status of each task, and none that is older than one sent before", async () => {
     await using control = await new Dispatcher(authority, manager).listen();
-    await using node = start({ managers: [`127.0.0.1:${control.port}`] });
+    await using node = start({ managers: () => [`127.0.0.1:${control.port}`] });
     const { said } = await control.welcome();
     node.session.report(status("a", 2));
     node.session.report(status("b", 3));
@@ -94,7 +95,7 @@ describe("Session", () => {
 
   it("does not say again what the hello has said", async () => {
     await using control = await new Dispatcher(authority, manager).listen();
-    await using node = start({ managers: [`127.0.0.1:${control.port}`], statuses: () => [status("a", 1)] });
+    await using node = start({ managers: () => [`127.0.0.1:${control.port}`], statuses: () => [status("a", 1)] });
     node.session.report(status("a", 1));
     const { said, hello } = await control.welcome();
     expect(hello.tasks).toEqual([status("a", 1)]);
@@ -104,7 +105,7 @@ describe("Session", () => {
 
   it("beats", async () => {
     await using control = await new Dispatcher(authority, manager).listen();
-    await using _ = start({ managers: [`127.0.0.1:${control.port}`] });
+    await using _ = start({ managers: () => [`127.0.0.1:${control.port}`] });
     const { said } = await control.welcome(50);
     for (let n = 0; n < 3; n++) expect((await said.next()).message?.$case).toBe("heartbeat");
   });
@@ -112,7 +113,7 @@ describe("Session", () => {
   it("comes back when it is cut off, with everything, and what happened in the meantime", async () => {
     await using control = await new Dispatcher(authority, manager).listen();
     const held: TaskStatus[] = [];
-    await using node = start({ managers: [`127.0.0.1:${control.port}`], statuses: () => held });
+    await using node = start({ managers: () => [`127.0.0.1:${control.port}`], statuses: () => held });
     const first = await control.welcome();
     first.stream.end();
     held.push(status("a", 1));
@@ -130,7 +131,7 @@ describe("Session", () => {
     await using impostor = await new Dispatcher(authority, node).listen();
     await using control = await new Dispatcher(authority, manager).listen();
     await using agent = start({
-      managers: [away.port, impostor.port, control.port].map((port) => `127.0.0.1:${port}`),
+      managers: () => [away.port, impostor.port, control.port].map((port) => `127.0.0.1:${port}`),
     });
     await control.welcome();
     expect(agent.session.state).toMatchObject({ turn: 2 });
@@ -141,7 +142,7 @@ describe("Session", () => {
     let failures = 1;
     const taken = new Mailbox<number>();
     await using _ = start({
-      managers: [`127.0.0.1:${control.port}`],
+      managers: () => [`127.0.0.1:${control.port}`],
       assign: async ({ revision }) => {
         await Promise.resolve();
         if (failures-- > 0) throw new Error("disk full");
@@ -175,7 +176,7 @@ describe("keepCertificate", () => {
     const deps = {
       log: silentLog,
       clock: systemClock,
-      managers: [`127.0.0.1:${away.port}`, `127.0.0.1:${control.port}`],
+      managers: () => [`127.0.0.1:${away.port}`, `127.0.0.1:${control.port}`],
       identity: () => identity,
       replace: async (next: TlsIdentity) => {
         identity = next;

@@ -28,7 +28,9 @@ export interface SessionDeps {
   readonly clock: Clock;
   readonly chance: Chance;
   /** host:port of each control-plane member; never empty. */
-  readonly managers: readonly string[];
+  readonly managers: () => readonly string[];
+  /** Keeps the control plane's word on who its members are. */
+  readonly managersChanged: (addresses: readonly string[]) => Promise<void>;
   /** Asked for each connection: it may have been renewed. */
   readonly identity: () => TlsIdentity;
   readonly describe: () => Promise<NodeDescription>;
@@ -61,7 +63,7 @@ export class Session {
   constructor(deps: SessionDeps) {
     this.#deps = deps;
     // Nodes spread over the members from their first attempt on.
-    const turn = Math.floor(deps.chance.random() * deps.managers.length);
+    const turn = Math.floor(deps.chance.random() * deps.managers().length);
     this.#state = { kind: "waiting", turn, failures: 0, forMs: 0 };
   }
 
@@ -83,7 +85,7 @@ export class Session {
         await this.#deps.clock.sleep(state.forMs, signal).catch(() => undefined);
         this.#transition({ kind: "waited" }, "time to connect");
       } else if (state.kind === "connecting") {
-        const why = await this.#connect(managerOf(state.turn, this.#deps.managers), signal);
+        const why = await this.#connect(managerOf(state.turn, this.#deps.managers()), signal);
         this.#transition({ kind: "lost", why }, why);
       } else break;
     }
@@ -95,7 +97,7 @@ export class Session {
     const after = nextState(before, event, this.#deps.chance);
     if (after === before || after.kind === before.kind) return;
     this.#state = after;
-    const manager = after.kind === "stopped" ? undefined : managerOf(after.turn, this.#deps.managers);
+    const manager = after.kind === "stopped" ? undefined : managerOf(after.turn, this.#deps.managers());
     const fields = { from: before.kind, to: after.kind, why, manager };
     // The first failure and every tenth: an absent control plane must not fill the log.
     const quiet = "failures" in after && after.failures % 10 > 1;
@@ -133,6 +135,8 @@ export class Session {
             );
           } else if (message.message?.$case === "assignments") {
             await this.#deps.assign(message.message.value);
+          } else if (message.message?.$case === "managers") {
+            await this.#deps.managersChanged(message.message.value.addresses);
           }
         }, fail);
         stream.on("data", (message: SessionDown) => received.put(message));

@@ -57,6 +57,8 @@ export interface UntilOptions {
 export interface ClusterOptions {
   /** Default 3. */
   readonly hosts?: number;
+  /** How many of them are managers. Default 1. */
+  readonly managers?: number;
 }
 
 /** A command line of the lab, for tests that run it themselves. */
@@ -287,7 +289,15 @@ async function takeDown(lab: LabCommand): Promise<void> {
 
 /** Starts a cluster of that many hosts; returns when every node is ready. */
 export async function startCluster(options: ClusterOptions = {}): Promise<Cluster> {
-  const lab = labCommand(["up", "--hosts", String(options.hosts ?? 3), "--output", "json"]);
+  const lab = labCommand([
+    "up",
+    "--hosts",
+    String(options.hosts ?? 3),
+    "--managers",
+    String(options.managers ?? 1),
+    "--output",
+    "json",
+  ]);
   const up = await runCommand([lab.command, ...lab.args], { environment: lab.environment });
   if (up.code !== 0) {
     await takeDown(lab);

@@ -41,6 +41,50 @@ export const protobufPackage = "embassy.v1";
 
 export const protobufFileName = "embassy/v1/api.proto";
 
+export const ManagerState = {
+  MANAGER_STATE_DOWN: 0,
+  MANAGER_STATE_READY: 1,
+  /** MANAGER_STATE_JOINING - has joined and has not served yet */
+  MANAGER_STATE_JOINING: 2,
+} as const;
+
+export type ManagerState = typeof ManagerState[keyof typeof ManagerState];
+
+export namespace ManagerState {
+  export type MANAGER_STATE_DOWN = typeof ManagerState.MANAGER_STATE_DOWN;
+  export type MANAGER_STATE_READY = typeof ManagerState.MANAGER_STATE_READY;
+  export type MANAGER_STATE_JOINING = typeof ManagerState.MANAGER_STATE_JOINING;
+}
+
+export function managerStateFromJSON(object: any): ManagerState {
+  switch (object) {
+    case 0:
+    case "MANAGER_STATE_DOWN":
+      return ManagerState.MANAGER_STATE_DOWN;
+    case 1:
+    case "MANAGER_STATE_READY":
+      return ManagerState.MANAGER_STATE_READY;
+    case 2:
+    case "MANAGER_STATE_JOINING":
+      return ManagerState.MANAGER_STATE_JOINING;
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum ManagerState");
+  }
+}
+
+export function managerStateToJSON(object: ManagerState): string {
+  switch (object) {
+    case ManagerState.MANAGER_STATE_DOWN:
+      return "MANAGER_STATE_DOWN";
+    case ManagerState.MANAGER_STATE_READY:
+      return "MANAGER_STATE_READY";
+    case ManagerState.MANAGER_STATE_JOINING:
+      return "MANAGER_STATE_JOINING";
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum ManagerState");
+  }
+}
+
 export interface DeployRequest {
   spec: StackSpec | undefined;
 }
@@ -252,8 +296,42 @@ export interface RemoveNodeRequest {
 export interface RemoveNodeResponse {
 }
 
+export interface ListManagersRequest {
+}
+
+export interface ListManagersResponse {
+  managers: ManagerView[];
+}
+
+export interface ManagerView {
+  name: string;
+  /** empty: not known */
+  address: string;
+  state: ManagerState;
+  /** runs the controllers */
+  leader: boolean;
+  /** "leader", "voter", "learner"; "down": its etcd does not answer; empty: not one of the embedded etcd */
+  etcd: string;
+  /** hex; empty: none */
+  etcdId: string;
+  startedAtMs: number;
+  version: string;
+  /** what is wrong, and what to do */
+  message: string;
+}
+
+export interface RemoveManagerRequest {
+  manager: string;
+}
+
+export interface RemoveManagerResponse {
+}
+
 export interface CreateJoinTokenRequest {
+  /** 0: 24 hours; a manager's: 1 hour */
   ttlMs: number;
+  /** "node" or "manager"; empty: node */
+  role: string;
 }
 
 export interface CreateJoinTokenResponse {
@@ -342,6 +420,8 @@ export interface InfoResponse {
   nodesTotal: number;
   /** of the store */
   revision: number;
+  /** host:port of the members that have served */
+  addresses: string[];
 }
 
 /** Travels in the trailer embassy-error-bin of a failed call. */
@@ -3322,14 +3402,474 @@ export const RemoveNodeResponse: MessageFns<RemoveNodeResponse> = {
   },
 };
 
+function createBaseListManagersRequest(): ListManagersRequest {
+  return {};
+}
+
+export const ListManagersRequest: MessageFns<ListManagersRequest> = {
+  encode(_: ListManagersRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListManagersRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListManagersRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): ListManagersRequest {
+    return {};
+  },
+
+  toJSON(_: ListManagersRequest): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create(base?: DeepPartial<ListManagersRequest>): ListManagersRequest {
+    return ListManagersRequest.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<ListManagersRequest>): ListManagersRequest {
+    const message = createBaseListManagersRequest();
+    return message;
+  },
+};
+
+function createBaseListManagersResponse(): ListManagersResponse {
+  return { managers: [] };
+}
+
+export const ListManagersResponse: MessageFns<ListManagersResponse> = {
+  encode(message: ListManagersResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.managers) {
+      ManagerView.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListManagersResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListManagersResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.managers.push(ManagerView.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ListManagersResponse {
+    return {
+      managers: globalThis.Array.isArray(object?.managers)
+        ? object.managers.map((e: any) => ManagerView.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: ListManagersResponse): unknown {
+    const obj: any = {};
+    if (message.managers?.length) {
+      obj.managers = message.managers.map((e) => ManagerView.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ListManagersResponse>): ListManagersResponse {
+    return ListManagersResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListManagersResponse>): ListManagersResponse {
+    const message = createBaseListManagersResponse();
+    message.managers = object.managers?.map((e) => ManagerView.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseManagerView(): ManagerView {
+  return {
+    name: "",
+    address: "",
+    state: 0,
+    leader: false,
+    etcd: "",
+    etcdId: "",
+    startedAtMs: 0,
+    version: "",
+    message: "",
+  };
+}
+
+export const ManagerView: MessageFns<ManagerView> = {
+  encode(message: ManagerView, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.address !== "") {
+      writer.uint32(18).string(message.address);
+    }
+    if (message.state !== 0) {
+      writer.uint32(24).int32(message.state);
+    }
+    if (message.leader !== false) {
+      writer.uint32(32).bool(message.leader);
+    }
+    if (message.etcd !== "") {
+      writer.uint32(42).string(message.etcd);
+    }
+    if (message.etcdId !== "") {
+      writer.uint32(50).string(message.etcdId);
+    }
+    if (message.startedAtMs !== 0) {
+      writer.uint32(56).int64(message.startedAtMs);
+    }
+    if (message.version !== "") {
+      writer.uint32(66).string(message.version);
+    }
+    if (message.message !== "") {
+      writer.uint32(74).string(message.message);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ManagerView {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseManagerView();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.address = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.state = reader.int32() as any;
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.leader = reader.bool();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.etcd = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.etcdId = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.startedAtMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.version = reader.string();
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.message = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ManagerView {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      address: isSet(object.address) ? globalThis.String(object.address) : "",
+      state: isSet(object.state) ? managerStateFromJSON(object.state) : 0,
+      leader: isSet(object.leader) ? globalThis.Boolean(object.leader) : false,
+      etcd: isSet(object.etcd) ? globalThis.String(object.etcd) : "",
+      etcdId: isSet(object.etcdId)
+        ? globalThis.String(object.etcdId)
+        : isSet(object.etcd_id)
+        ? globalThis.String(object.etcd_id)
+        : "",
+      startedAtMs: isSet(object.startedAtMs)
+        ? globalThis.Number(object.startedAtMs)
+        : isSet(object.started_at_ms)
+        ? globalThis.Number(object.started_at_ms)
+        : 0,
+      version: isSet(object.version) ? globalThis.String(object.version) : "",
+      message: isSet(object.message) ? globalThis.String(object.message) : "",
+    };
+  },
+
+  toJSON(message: ManagerView): unknown {
+    const obj: any = {};
+    if (message.name !== undefined) {
+      obj.name = message.name;
+    }
+    if (message.address !== undefined) {
+      obj.address = message.address;
+    }
+    if (message.state !== undefined) {
+      obj.state = managerStateToJSON(message.state);
+    }
+    if (message.leader !== undefined) {
+      obj.leader = message.leader;
+    }
+    if (message.etcd !== undefined) {
+      obj.etcd = message.etcd;
+    }
+    if (message.etcdId !== undefined) {
+      obj.etcdId = message.etcdId;
+    }
+    if (message.startedAtMs !== undefined) {
+      obj.startedAtMs = Math.round(message.startedAtMs);
+    }
+    if (message.version !== undefined) {
+      obj.version = message.version;
+    }
+    if (message.message !== undefined) {
+      obj.message = message.message;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ManagerView>): ManagerView {
+    return ManagerView.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ManagerView>): ManagerView {
+    const message = createBaseManagerView();
+    message.name = object.name ?? "";
+    message.address = object.address ?? "";
+    message.state = object.state ?? 0;
+    message.leader = object.leader ?? false;
+    message.etcd = object.etcd ?? "";
+    message.etcdId = object.etcdId ?? "";
+    message.startedAtMs = object.startedAtMs ?? 0;
+    message.version = object.version ?? "";
+    message.message = object.message ?? "";
+    return message;
+  },
+};
+
+function createBaseRemoveManagerRequest(): RemoveManagerRequest {
+  return { manager: "" };
+}
+
+export const RemoveManagerRequest: MessageFns<RemoveManagerRequest> = {
+  encode(message: RemoveManagerRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.manager !== "") {
+      writer.uint32(10).string(message.manager);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RemoveManagerRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRemoveManagerRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.manager = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RemoveManagerRequest {
+    return { manager: isSet(object.manager) ? globalThis.String(object.manager) : "" };
+  },
+
+  toJSON(message: RemoveManagerRequest): unknown {
+    const obj: any = {};
+    if (message.manager !== undefined) {
+      obj.manager = message.manager;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RemoveManagerRequest>): RemoveManagerRequest {
+    return RemoveManagerRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RemoveManagerRequest>): RemoveManagerRequest {
+    const message = createBaseRemoveManagerRequest();
+    message.manager = object.manager ?? "";
+    return message;
+  },
+};
+
+function createBaseRemoveManagerResponse(): RemoveManagerResponse {
+  return {};
+}
+
+export const RemoveManagerResponse: MessageFns<RemoveManagerResponse> = {
+  encode(_: RemoveManagerResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RemoveManagerResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRemoveManagerResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): RemoveManagerResponse {
+    return {};
+  },
+
+  toJSON(_: RemoveManagerResponse): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create(base?: DeepPartial<RemoveManagerResponse>): RemoveManagerResponse {
+    return RemoveManagerResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<RemoveManagerResponse>): RemoveManagerResponse {
+    const message = createBaseRemoveManagerResponse();
+    return message;
+  },
+};
+
 function createBaseCreateJoinTokenRequest(): CreateJoinTokenRequest {
-  return { ttlMs: 0 };
+  return { ttlMs: 0, role: "" };
 }
 
 export const CreateJoinTokenRequest: MessageFns<CreateJoinTokenRequest> = {
   encode(message: CreateJoinTokenRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.ttlMs !== 0) {
       writer.uint32(8).int64(message.ttlMs);
+    }
+    if (message.role !== "") {
+      writer.uint32(18).string(message.role);
     }
     return writer;
   },
@@ -3355,6 +3895,14 @@ export const CreateJoinTokenRequest: MessageFns<CreateJoinTokenRequest> = {
             message.ttlMs = longToNumber(reader.int64());
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.role = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3374,6 +3922,7 @@ export const CreateJoinTokenRequest: MessageFns<CreateJoinTokenRequest> = {
         : isSet(object.ttl_ms)
         ? globalThis.Number(object.ttl_ms)
         : 0,
+      role: isSet(object.role) ? globalThis.String(object.role) : "",
     };
   },
 
@@ -3381,6 +3930,9 @@ export const CreateJoinTokenRequest: MessageFns<CreateJoinTokenRequest> = {
     const obj: any = {};
     if (message.ttlMs !== undefined) {
       obj.ttlMs = Math.round(message.ttlMs);
+    }
+    if (message.role !== undefined) {
+      obj.role = message.role;
     }
     return obj;
   },
@@ -3391,6 +3943,7 @@ export const CreateJoinTokenRequest: MessageFns<CreateJoinTokenRequest> = {
   fromPartial(object: DeepPartial<CreateJoinTokenRequest>): CreateJoinTokenRequest {
     const message = createBaseCreateJoinTokenRequest();
     message.ttlMs = object.ttlMs ?? 0;
+    message.role = object.role ?? "";
     return message;
   },
 };
@@ -4632,7 +5185,16 @@ export const InfoRequest: MessageFns<InfoRequest> = {
 };
 
 function createBaseInfoResponse(): InfoResponse {
-  return { clusterId: "", version: "", leader: "", members: [], nodesReady: 0, nodesTotal: 0, revision: 0 };
+  return {
+    clusterId: "",
+    version: "",
+    leader: "",
+    members: [],
+    nodesReady: 0,
+    nodesTotal: 0,
+    revision: 0,
+    addresses: [],
+  };
 }
 
 export const InfoResponse: MessageFns<InfoResponse> = {
@@ -4657,6 +5219,9 @@ export const InfoResponse: MessageFns<InfoResponse> = {
     }
     if (message.revision !== 0) {
       writer.uint32(56).int64(message.revision);
+    }
+    for (const v of message.addresses) {
+      writer.uint32(66).string(v!);
     }
     return writer;
   },
@@ -4730,6 +5295,14 @@ export const InfoResponse: MessageFns<InfoResponse> = {
             message.revision = longToNumber(reader.int64());
             continue;
           }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.addresses.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4763,6 +5336,9 @@ export const InfoResponse: MessageFns<InfoResponse> = {
         ? globalThis.Number(object.nodes_total)
         : 0,
       revision: isSet(object.revision) ? globalThis.Number(object.revision) : 0,
+      addresses: globalThis.Array.isArray(object?.addresses)
+        ? object.addresses.map((e: any) => globalThis.String(e))
+        : [],
     };
   },
 
@@ -4789,6 +5365,9 @@ export const InfoResponse: MessageFns<InfoResponse> = {
     if (message.revision !== undefined) {
       obj.revision = Math.round(message.revision);
     }
+    if (message.addresses?.length) {
+      obj.addresses = message.addresses;
+    }
     return obj;
   },
 
@@ -4804,6 +5383,7 @@ export const InfoResponse: MessageFns<InfoResponse> = {
     message.nodesReady = object.nodesReady ?? 0;
     message.nodesTotal = object.nodesTotal ?? 0;
     message.revision = object.revision ?? 0;
+    message.addresses = object.addresses?.map((e) => e) || [];
     return message;
   },
 };
@@ -5046,6 +5626,27 @@ export const ClusterService = {
     responseSerialize: (value: RemoveNodeResponse): Buffer => Buffer.from(RemoveNodeResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): RemoveNodeResponse => RemoveNodeResponse.decode(value),
   },
+  listManagers: {
+    path: "/embassy.v1.Cluster/ListManagers" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListManagersRequest): Buffer => Buffer.from(ListManagersRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListManagersRequest => ListManagersRequest.decode(value),
+    responseSerialize: (value: ListManagersResponse): Buffer =>
+      Buffer.from(ListManagersResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListManagersResponse => ListManagersResponse.decode(value),
+  },
+  /** Takes a member out of the control plane, and out of the embedded etcd. Errors: not-found, conflict (too few would be left). */
+  removeManager: {
+    path: "/embassy.v1.Cluster/RemoveManager" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RemoveManagerRequest): Buffer => Buffer.from(RemoveManagerRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RemoveManagerRequest => RemoveManagerRequest.decode(value),
+    responseSerialize: (value: RemoveManagerResponse): Buffer =>
+      Buffer.from(RemoveManagerResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RemoveManagerResponse => RemoveManagerResponse.decode(value),
+  },
   createJoinToken: {
     path: "/embassy.v1.Cluster/CreateJoinToken" as const,
     requestStream: false as const,
@@ -5107,6 +5708,9 @@ export interface ClusterServer extends UntypedServiceImplementation {
   updateNode: handleUnaryCall<UpdateNodeRequest, UpdateNodeResponse>;
   /** Forgets a node that is down. Errors: conflict (it is up). */
   removeNode: handleUnaryCall<RemoveNodeRequest, RemoveNodeResponse>;
+  listManagers: handleUnaryCall<ListManagersRequest, ListManagersResponse>;
+  /** Takes a member out of the control plane, and out of the embedded etcd. Errors: not-found, conflict (too few would be left). */
+  removeManager: handleUnaryCall<RemoveManagerRequest, RemoveManagerResponse>;
   createJoinToken: handleUnaryCall<CreateJoinTokenRequest, CreateJoinTokenResponse>;
   /** Lines of the tasks chosen, merged; a node that cannot be reached is one warning chunk and not a failure. */
   logs: handleServerStreamingCall<LogsRequest, LogChunk>;
@@ -5292,6 +5896,37 @@ export interface ClusterClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: RemoveNodeResponse) => void,
+  ): ClientUnaryCall;
+  listManagers(
+    request: ListManagersRequest,
+    callback: (error: ServiceError | null, response: ListManagersResponse) => void,
+  ): ClientUnaryCall;
+  listManagers(
+    request: ListManagersRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListManagersResponse) => void,
+  ): ClientUnaryCall;
+  listManagers(
+    request: ListManagersRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListManagersResponse) => void,
+  ): ClientUnaryCall;
+  /** Takes a member out of the control plane, and out of the embedded etcd. Errors: not-found, conflict (too few would be left). */
+  removeManager(
+    request: RemoveManagerRequest,
+    callback: (error: ServiceError | null, response: RemoveManagerResponse) => void,
+  ): ClientUnaryCall;
+  removeManager(
+    request: RemoveManagerRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RemoveManagerResponse) => void,
+  ): ClientUnaryCall;
+  removeManager(
+    request: RemoveManagerRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RemoveManagerResponse) => void,
   ): ClientUnaryCall;
   createJoinToken(
     request: CreateJoinTokenRequest,

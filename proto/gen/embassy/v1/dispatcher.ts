@@ -61,6 +61,53 @@ export interface EnrollResponse {
   managers: string[];
 }
 
+export interface EnrollManagerRequest {
+  /** one with role manager */
+  token: string;
+  name: string;
+  /** host:port of its main listener, as nodes and users will reach it */
+  address: string;
+  /** of its state directory: tells it from another host of the same name */
+  instance: string;
+  csrDer: Buffer;
+}
+
+export interface EnrollManagerResponse {
+  /** CN = name, OU = manager */
+  certificatePem: Buffer;
+  caPem: Buffer;
+  clusterId: string;
+  /** host:port of the answering member's main listener */
+  address: string;
+}
+
+export interface SecretsRequest {
+  token: string;
+}
+
+export interface SecretsResponse {
+  caKeyPem: Buffer;
+  /** 64 hex digits */
+  storeKey: string;
+  /** host:port of each member of the embedded etcd; empty: the etcd is not clusterd's */
+  etcd: string[];
+}
+
+export interface ReleasedRequest {
+  taskId: string;
+  revision: number;
+}
+
+export interface ReleasedResponse {
+}
+
+export interface SettledRequest {
+  revision: number;
+}
+
+export interface SettledResponse {
+}
+
 export interface RenewRequest {
   csrDer: Buffer;
 }
@@ -93,7 +140,9 @@ export interface TaskStatuses {
 }
 
 export interface SessionDown {
-  message: { $case: "welcome"; value: Welcome } | { $case: "assignments"; value: Assignments } | undefined;
+  message: { $case: "welcome"; value: Welcome } | { $case: "assignments"; value: Assignments } | //
+  /** with the welcome, and when they have changed */
+  { $case: "managers"; value: Managers } | undefined;
 }
 
 export interface Welcome {
@@ -103,6 +152,10 @@ export interface Welcome {
   leaseTtlMs: number;
   clusterId: string;
   nodeName: string;
+}
+
+export interface Managers {
+  addresses: string[];
 }
 
 export interface Assignments {
@@ -525,6 +578,708 @@ export const EnrollResponse: MessageFns<EnrollResponse> = {
     message.caPem = object.caPem ?? Buffer.alloc(0);
     message.clusterId = object.clusterId ?? "";
     message.managers = object.managers?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseEnrollManagerRequest(): EnrollManagerRequest {
+  return { token: "", name: "", address: "", instance: "", csrDer: Buffer.alloc(0) };
+}
+
+export const EnrollManagerRequest: MessageFns<EnrollManagerRequest> = {
+  encode(message: EnrollManagerRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.token !== "") {
+      writer.uint32(10).string(message.token);
+    }
+    if (message.name !== "") {
+      writer.uint32(18).string(message.name);
+    }
+    if (message.address !== "") {
+      writer.uint32(26).string(message.address);
+    }
+    if (message.instance !== "") {
+      writer.uint32(34).string(message.instance);
+    }
+    if (message.csrDer.length !== 0) {
+      writer.uint32(42).bytes(message.csrDer);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EnrollManagerRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEnrollManagerRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.token = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.address = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.instance = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.csrDer = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): EnrollManagerRequest {
+    return {
+      token: isSet(object.token) ? globalThis.String(object.token) : "",
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      address: isSet(object.address) ? globalThis.String(object.address) : "",
+      instance: isSet(object.instance) ? globalThis.String(object.instance) : "",
+      csrDer: isSet(object.csrDer)
+        ? Buffer.from(bytesFromBase64(object.csrDer))
+        : isSet(object.csr_der)
+        ? Buffer.from(bytesFromBase64(object.csr_der))
+        : Buffer.alloc(0),
+    };
+  },
+
+  toJSON(message: EnrollManagerRequest): unknown {
+    const obj: any = {};
+    if (message.token !== undefined) {
+      obj.token = message.token;
+    }
+    if (message.name !== undefined) {
+      obj.name = message.name;
+    }
+    if (message.address !== undefined) {
+      obj.address = message.address;
+    }
+    if (message.instance !== undefined) {
+      obj.instance = message.instance;
+    }
+    if (message.csrDer !== undefined) {
+      obj.csrDer = base64FromBytes(message.csrDer);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<EnrollManagerRequest>): EnrollManagerRequest {
+    return EnrollManagerRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<EnrollManagerRequest>): EnrollManagerRequest {
+    const message = createBaseEnrollManagerRequest();
+    message.token = object.token ?? "";
+    message.name = object.name ?? "";
+    message.address = object.address ?? "";
+    message.instance = object.instance ?? "";
+    message.csrDer = object.csrDer ?? Buffer.alloc(0);
+    return message;
+  },
+};
+
+function createBaseEnrollManagerResponse(): EnrollManagerResponse {
+  return { certificatePem: Buffer.alloc(0), caPem: Buffer.alloc(0), clusterId: "", address: "" };
+}
+
+export const EnrollManagerResponse: MessageFns<EnrollManagerResponse> = {
+  encode(message: EnrollManagerResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.certificatePem.length !== 0) {
+      writer.uint32(10).bytes(message.certificatePem);
+    }
+    if (message.caPem.length !== 0) {
+      writer.uint32(18).bytes(message.caPem);
+    }
+    if (message.clusterId !== "") {
+      writer.uint32(26).string(message.clusterId);
+    }
+    if (message.address !== "") {
+      writer.uint32(34).string(message.address);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EnrollManagerResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEnrollManagerResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.certificatePem = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.caPem = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.clusterId = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.address = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): EnrollManagerResponse {
+    return {
+      certificatePem: isSet(object.certificatePem)
+        ? Buffer.from(bytesFromBase64(object.certificatePem))
+        : isSet(object.certificate_pem)
+        ? Buffer.from(bytesFromBase64(object.certificate_pem))
+        : Buffer.alloc(0),
+      caPem: isSet(object.caPem)
+        ? Buffer.from(bytesFromBase64(object.caPem))
+        : isSet(object.ca_pem)
+        ? Buffer.from(bytesFromBase64(object.ca_pem))
+        : Buffer.alloc(0),
+      clusterId: isSet(object.clusterId)
+        ? globalThis.String(object.clusterId)
+        : isSet(object.cluster_id)
+        ? globalThis.String(object.cluster_id)
+        : "",
+      address: isSet(object.address) ? globalThis.String(object.address) : "",
+    };
+  },
+
+  toJSON(message: EnrollManagerResponse): unknown {
+    const obj: any = {};
+    if (message.certificatePem !== undefined) {
+      obj.certificatePem = base64FromBytes(message.certificatePem);
+    }
+    if (message.caPem !== undefined) {
+      obj.caPem = base64FromBytes(message.caPem);
+    }
+    if (message.clusterId !== undefined) {
+      obj.clusterId = message.clusterId;
+    }
+    if (message.address !== undefined) {
+      obj.address = message.address;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<EnrollManagerResponse>): EnrollManagerResponse {
+    return EnrollManagerResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<EnrollManagerResponse>): EnrollManagerResponse {
+    const message = createBaseEnrollManagerResponse();
+    message.certificatePem = object.certificatePem ?? Buffer.alloc(0);
+    message.caPem = object.caPem ?? Buffer.alloc(0);
+    message.clusterId = object.clusterId ?? "";
+    message.address = object.address ?? "";
+    return message;
+  },
+};
+
+function createBaseSecretsRequest(): SecretsRequest {
+  return { token: "" };
+}
+
+export const SecretsRequest: MessageFns<SecretsRequest> = {
+  encode(message: SecretsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.token !== "") {
+      writer.uint32(10).string(message.token);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SecretsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSecretsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.token = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): SecretsRequest {
+    return { token: isSet(object.token) ? globalThis.String(object.token) : "" };
+  },
+
+  toJSON(message: SecretsRequest): unknown {
+    const obj: any = {};
+    if (message.token !== undefined) {
+      obj.token = message.token;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<SecretsRequest>): SecretsRequest {
+    return SecretsRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SecretsRequest>): SecretsRequest {
+    const message = createBaseSecretsRequest();
+    message.token = object.token ?? "";
+    return message;
+  },
+};
+
+function createBaseSecretsResponse(): SecretsResponse {
+  return { caKeyPem: Buffer.alloc(0), storeKey: "", etcd: [] };
+}
+
+export const SecretsResponse: MessageFns<SecretsResponse> = {
+  encode(message: SecretsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.caKeyPem.length !== 0) {
+      writer.uint32(10).bytes(message.caKeyPem);
+    }
+    if (message.storeKey !== "") {
+      writer.uint32(18).string(message.storeKey);
+    }
+    for (const v of message.etcd) {
+      writer.uint32(26).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SecretsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSecretsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.caKeyPem = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.storeKey = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.etcd.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): SecretsResponse {
+    return {
+      caKeyPem: isSet(object.caKeyPem)
+        ? Buffer.from(bytesFromBase64(object.caKeyPem))
+        : isSet(object.ca_key_pem)
+        ? Buffer.from(bytesFromBase64(object.ca_key_pem))
+        : Buffer.alloc(0),
+      storeKey: isSet(object.storeKey)
+        ? globalThis.String(object.storeKey)
+        : isSet(object.store_key)
+        ? globalThis.String(object.store_key)
+        : "",
+      etcd: globalThis.Array.isArray(object?.etcd) ? object.etcd.map((e: any) => globalThis.String(e)) : [],
+    };
+  },
+
+  toJSON(message: SecretsResponse): unknown {
+    const obj: any = {};
+    if (message.caKeyPem !== undefined) {
+      obj.caKeyPem = base64FromBytes(message.caKeyPem);
+    }
+    if (message.storeKey !== undefined) {
+      obj.storeKey = message.storeKey;
+    }
+    if (message.etcd?.length) {
+      obj.etcd = message.etcd;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<SecretsResponse>): SecretsResponse {
+    return SecretsResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SecretsResponse>): SecretsResponse {
+    const message = createBaseSecretsResponse();
+    message.caKeyPem = object.caKeyPem ?? Buffer.alloc(0);
+    message.storeKey = object.storeKey ?? "";
+    message.etcd = object.etcd?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseReleasedRequest(): ReleasedRequest {
+  return { taskId: "", revision: 0 };
+}
+
+export const ReleasedRequest: MessageFns<ReleasedRequest> = {
+  encode(message: ReleasedRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.taskId !== "") {
+      writer.uint32(10).string(message.taskId);
+    }
+    if (message.revision !== 0) {
+      writer.uint32(16).int64(message.revision);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReleasedRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReleasedRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.taskId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.revision = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ReleasedRequest {
+    return {
+      taskId: isSet(object.taskId)
+        ? globalThis.String(object.taskId)
+        : isSet(object.task_id)
+        ? globalThis.String(object.task_id)
+        : "",
+      revision: isSet(object.revision) ? globalThis.Number(object.revision) : 0,
+    };
+  },
+
+  toJSON(message: ReleasedRequest): unknown {
+    const obj: any = {};
+    if (message.taskId !== undefined) {
+      obj.taskId = message.taskId;
+    }
+    if (message.revision !== undefined) {
+      obj.revision = Math.round(message.revision);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ReleasedRequest>): ReleasedRequest {
+    return ReleasedRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ReleasedRequest>): ReleasedRequest {
+    const message = createBaseReleasedRequest();
+    message.taskId = object.taskId ?? "";
+    message.revision = object.revision ?? 0;
+    return message;
+  },
+};
+
+function createBaseReleasedResponse(): ReleasedResponse {
+  return {};
+}
+
+export const ReleasedResponse: MessageFns<ReleasedResponse> = {
+  encode(_: ReleasedResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReleasedResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReleasedResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): ReleasedResponse {
+    return {};
+  },
+
+  toJSON(_: ReleasedResponse): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create(base?: DeepPartial<ReleasedResponse>): ReleasedResponse {
+    return ReleasedResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<ReleasedResponse>): ReleasedResponse {
+    const message = createBaseReleasedResponse();
+    return message;
+  },
+};
+
+function createBaseSettledRequest(): SettledRequest {
+  return { revision: 0 };
+}
+
+export const SettledRequest: MessageFns<SettledRequest> = {
+  encode(message: SettledRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.revision !== 0) {
+      writer.uint32(8).int64(message.revision);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SettledRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSettledRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.revision = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): SettledRequest {
+    return { revision: isSet(object.revision) ? globalThis.Number(object.revision) : 0 };
+  },
+
+  toJSON(message: SettledRequest): unknown {
+    const obj: any = {};
+    if (message.revision !== undefined) {
+      obj.revision = Math.round(message.revision);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<SettledRequest>): SettledRequest {
+    return SettledRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SettledRequest>): SettledRequest {
+    const message = createBaseSettledRequest();
+    message.revision = object.revision ?? 0;
+    return message;
+  },
+};
+
+function createBaseSettledResponse(): SettledResponse {
+  return {};
+}
+
+export const SettledResponse: MessageFns<SettledResponse> = {
+  encode(_: SettledResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SettledResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSettledResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): SettledResponse {
+    return {};
+  },
+
+  toJSON(_: SettledResponse): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create(base?: DeepPartial<SettledResponse>): SettledResponse {
+    return SettledResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<SettledResponse>): SettledResponse {
+    const message = createBaseSettledResponse();
     return message;
   },
 };
@@ -1040,6 +1795,9 @@ export const SessionDown: MessageFns<SessionDown> = {
       case "assignments":
         Assignments.encode(message.message.value, writer.uint32(18).fork()).join();
         break;
+      case "managers":
+        Managers.encode(message.message.value, writer.uint32(26).fork()).join();
+        break;
     }
     return writer;
   },
@@ -1073,6 +1831,14 @@ export const SessionDown: MessageFns<SessionDown> = {
             message.message = { $case: "assignments", value: Assignments.decode(reader, reader.uint32()) };
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.message = { $case: "managers", value: Managers.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1091,6 +1857,8 @@ export const SessionDown: MessageFns<SessionDown> = {
         ? { $case: "welcome", value: Welcome.fromJSON(object.welcome) }
         : isSet(object.assignments)
         ? { $case: "assignments", value: Assignments.fromJSON(object.assignments) }
+        : isSet(object.managers)
+        ? { $case: "managers", value: Managers.fromJSON(object.managers) }
         : undefined,
     };
   },
@@ -1101,6 +1869,8 @@ export const SessionDown: MessageFns<SessionDown> = {
       obj.welcome = Welcome.toJSON(message.message.value);
     } else if (message.message?.$case === "assignments") {
       obj.assignments = Assignments.toJSON(message.message.value);
+    } else if (message.message?.$case === "managers") {
+      obj.managers = Managers.toJSON(message.message.value);
     }
     return obj;
   },
@@ -1120,6 +1890,12 @@ export const SessionDown: MessageFns<SessionDown> = {
       case "assignments": {
         if (object.message?.value !== undefined && object.message?.value !== null) {
           message.message = { $case: "assignments", value: Assignments.fromPartial(object.message.value) };
+        }
+        break;
+      }
+      case "managers": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "managers", value: Managers.fromPartial(object.message.value) };
         }
         break;
       }
@@ -1277,6 +2053,77 @@ export const Welcome: MessageFns<Welcome> = {
     message.leaseTtlMs = object.leaseTtlMs ?? 0;
     message.clusterId = object.clusterId ?? "";
     message.nodeName = object.nodeName ?? "";
+    return message;
+  },
+};
+
+function createBaseManagers(): Managers {
+  return { addresses: [] };
+}
+
+export const Managers: MessageFns<Managers> = {
+  encode(message: Managers, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.addresses) {
+      writer.uint32(10).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Managers {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseManagers();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.addresses.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Managers {
+    return {
+      addresses: globalThis.Array.isArray(object?.addresses)
+        ? object.addresses.map((e: any) => globalThis.String(e))
+        : [],
+    };
+  },
+
+  toJSON(message: Managers): unknown {
+    const obj: any = {};
+    if (message.addresses?.length) {
+      obj.addresses = message.addresses;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<Managers>): Managers {
+    return Managers.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Managers>): Managers {
+    const message = createBaseManagers();
+    message.addresses = object.addresses?.map((e) => e) || [];
     return message;
   },
 };
@@ -3714,11 +4561,30 @@ export const JoinService = {
     responseSerialize: (value: EnrollResponse): Buffer => Buffer.from(EnrollResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): EnrollResponse => EnrollResponse.decode(value),
   },
+  /**
+   * Gives a manager certificate for a certificate request and a manager's join token, and reserves the name. Again for the
+   * same host: the same. Errors: denied (token), invalid (request), conflict (name of another manager).
+   */
+  enrollManager: {
+    path: "/embassy.v1.Join/EnrollManager" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: EnrollManagerRequest): Buffer => Buffer.from(EnrollManagerRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): EnrollManagerRequest => EnrollManagerRequest.decode(value),
+    responseSerialize: (value: EnrollManagerResponse): Buffer =>
+      Buffer.from(EnrollManagerResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): EnrollManagerResponse => EnrollManagerResponse.decode(value),
+  },
 } as const;
 
 export interface JoinServer extends UntypedServiceImplementation {
   /** Gives a node certificate for a certificate request and a join token. Errors: denied (token), invalid (request), conflict (name taken by a live node). */
   enroll: handleUnaryCall<EnrollRequest, EnrollResponse>;
+  /**
+   * Gives a manager certificate for a certificate request and a manager's join token, and reserves the name. Again for the
+   * same host: the same. Errors: denied (token), invalid (request), conflict (name of another manager).
+   */
+  enrollManager: handleUnaryCall<EnrollManagerRequest, EnrollManagerResponse>;
 }
 
 export interface JoinClient extends Client {
@@ -3738,11 +4604,131 @@ export interface JoinClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: EnrollResponse) => void,
   ): ClientUnaryCall;
+  /**
+   * Gives a manager certificate for a certificate request and a manager's join token, and reserves the name. Again for the
+   * same host: the same. Errors: denied (token), invalid (request), conflict (name of another manager).
+   */
+  enrollManager(
+    request: EnrollManagerRequest,
+    callback: (error: ServiceError | null, response: EnrollManagerResponse) => void,
+  ): ClientUnaryCall;
+  enrollManager(
+    request: EnrollManagerRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: EnrollManagerResponse) => void,
+  ): ClientUnaryCall;
+  enrollManager(
+    request: EnrollManagerRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: EnrollManagerResponse) => void,
+  ): ClientUnaryCall;
 }
 
 export const JoinClient = makeGenericClientConstructor(JoinService, "embassy.v1.Join") as unknown as {
   new (address: string, credentials: ChannelCredentials, options?: Partial<ClientOptions>): JoinClient;
   service: typeof JoinService;
+  serviceName: string;
+};
+
+/** Between members of the control plane. Every call needs a certificate with OU=manager. */
+export type ManagerService = typeof ManagerService;
+export const ManagerService = {
+  /** What makes a host a manager: it signs certificates and opens secrets. Needs a manager's join token too. Errors: denied. */
+  secrets: {
+    path: "/embassy.v1.Manager/Secrets" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: SecretsRequest): Buffer => Buffer.from(SecretsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): SecretsRequest => SecretsRequest.decode(value),
+    responseSerialize: (value: SecretsResponse): Buffer => Buffer.from(SecretsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): SecretsResponse => SecretsResponse.decode(value),
+  },
+  /** Answers once no host served by this member leads to the task any more, as of that revision of the store. */
+  released: {
+    path: "/embassy.v1.Manager/Released" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ReleasedRequest): Buffer => Buffer.from(ReleasedRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ReleasedRequest => ReleasedRequest.decode(value),
+    responseSerialize: (value: ReleasedResponse): Buffer => Buffer.from(ReleasedResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ReleasedResponse => ReleasedResponse.decode(value),
+  },
+  /** Answers once every host served by this member has applied what that revision of the store says of it. */
+  settled: {
+    path: "/embassy.v1.Manager/Settled" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: SettledRequest): Buffer => Buffer.from(SettledRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): SettledRequest => SettledRequest.decode(value),
+    responseSerialize: (value: SettledResponse): Buffer => Buffer.from(SettledResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): SettledResponse => SettledResponse.decode(value),
+  },
+} as const;
+
+export interface ManagerServer extends UntypedServiceImplementation {
+  /** What makes a host a manager: it signs certificates and opens secrets. Needs a manager's join token too. Errors: denied. */
+  secrets: handleUnaryCall<SecretsRequest, SecretsResponse>;
+  /** Answers once no host served by this member leads to the task any more, as of that revision of the store. */
+  released: handleUnaryCall<ReleasedRequest, ReleasedResponse>;
+  /** Answers once every host served by this member has applied what that revision of the store says of it. */
+  settled: handleUnaryCall<SettledRequest, SettledResponse>;
+}
+
+export interface ManagerClient extends Client {
+  /** What makes a host a manager: it signs certificates and opens secrets. Needs a manager's join token too. Errors: denied. */
+  secrets(
+    request: SecretsRequest,
+    callback: (error: ServiceError | null, response: SecretsResponse) => void,
+  ): ClientUnaryCall;
+  secrets(
+    request: SecretsRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: SecretsResponse) => void,
+  ): ClientUnaryCall;
+  secrets(
+    request: SecretsRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: SecretsResponse) => void,
+  ): ClientUnaryCall;
+  /** Answers once no host served by this member leads to the task any more, as of that revision of the store. */
+  released(
+    request: ReleasedRequest,
+    callback: (error: ServiceError | null, response: ReleasedResponse) => void,
+  ): ClientUnaryCall;
+  released(
+    request: ReleasedRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ReleasedResponse) => void,
+  ): ClientUnaryCall;
+  released(
+    request: ReleasedRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ReleasedResponse) => void,
+  ): ClientUnaryCall;
+  /** Answers once every host served by this member has applied what that revision of the store says of it. */
+  settled(
+    request: SettledRequest,
+    callback: (error: ServiceError | null, response: SettledResponse) => void,
+  ): ClientUnaryCall;
+  settled(
+    request: SettledRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: SettledResponse) => void,
+  ): ClientUnaryCall;
+  settled(
+    request: SettledRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: SettledResponse) => void,
+  ): ClientUnaryCall;
+}
+
+export const ManagerClient = makeGenericClientConstructor(ManagerService, "embassy.v1.Manager") as unknown as {
+  new (address: string, credentials: ChannelCredentials, options?: Partial<ClientOptions>): ManagerClient;
+  service: typeof ManagerService;
   serviceName: string;
 };
 

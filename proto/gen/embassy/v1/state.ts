@@ -550,20 +550,23 @@ export interface TaskAddress {
 export interface JoinToken {
   id: string;
   secretSha256: Buffer;
-  /** "node" */
+  /** "node" or "manager" */
   role: string;
   createdAtMs: number;
   /** 0: never */
   expiresAtMs: number;
 }
 
-/** members/<name>, under a lease of its own: a control-plane member that serves now or did a short while ago. Written by that member. */
+/** members/<name>: a member of the control plane, until it is removed. Made by the member that lets it join, then written by itself. */
 export interface Member {
   name: string;
   /** host:port of its main listener, as nodes and users reach it */
   address: string;
+  /** 0: it has joined and has not served yet */
   startedAtMs: number;
   version: string;
+  /** of its state directory */
+  instance: string;
 }
 
 function createBaseStackRecord(): StackRecord {
@@ -4094,7 +4097,7 @@ export const JoinToken: MessageFns<JoinToken> = {
 };
 
 function createBaseMember(): Member {
-  return { name: "", address: "", startedAtMs: 0, version: "" };
+  return { name: "", address: "", startedAtMs: 0, version: "", instance: "" };
 }
 
 export const Member: MessageFns<Member> = {
@@ -4110,6 +4113,9 @@ export const Member: MessageFns<Member> = {
     }
     if (message.version !== "") {
       writer.uint32(34).string(message.version);
+    }
+    if (message.instance !== "") {
+      writer.uint32(42).string(message.instance);
     }
     return writer;
   },
@@ -4159,6 +4165,14 @@ export const Member: MessageFns<Member> = {
             message.version = reader.string();
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.instance = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4181,6 +4195,7 @@ export const Member: MessageFns<Member> = {
         ? globalThis.Number(object.started_at_ms)
         : 0,
       version: isSet(object.version) ? globalThis.String(object.version) : "",
+      instance: isSet(object.instance) ? globalThis.String(object.instance) : "",
     };
   },
 
@@ -4198,6 +4213,9 @@ export const Member: MessageFns<Member> = {
     if (message.version !== undefined) {
       obj.version = message.version;
     }
+    if (message.instance !== undefined) {
+      obj.instance = message.instance;
+    }
     return obj;
   },
 
@@ -4210,6 +4228,7 @@ export const Member: MessageFns<Member> = {
     message.address = object.address ?? "";
     message.startedAtMs = object.startedAtMs ?? 0;
     message.version = object.version ?? "";
+    message.instance = object.instance ?? "";
     return message;
   },
 };
