@@ -6,12 +6,8 @@ import { join } from "node:path";
 import { build } from "esbuild";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { call, channelOptions, clientCredentials } from "../lib/grpc/client.ts";
-import {
-  ClusterClient,
-  type ListManagersRequest,
-  type ListManagersResponse,
-  ManagerState,
-} from "../proto/gen/embassy/v1/api.ts";
+import { ClusterClient, type ListManagersRequest, type ListManagersResponse } from "../proto/gen/embassy/v1/api.ts";
+import { ManagerState } from "../proto/gen/embassy/v1/state.ts";
 import { findEtcd } from "./etcd/process.ts";
 import { stateFiles } from "./pki/state-dir.ts";
 import { freePort, testEtcd } from "./store/etcd.testing.ts";

@@ -1,14 +1,13 @@
 import type { Command } from "commander";
-import {
-  type ClusterClient,
-  ManagerState,
-  type ManagerView,
-  type NetworkView,
-  type NodeView,
-  type ServiceView,
-  type StackView,
+import type {
+  ClusterClient,
+  ManagerView,
+  NetworkView,
+  NodeView,
+  ServiceView,
+  StackView,
 } from "../../proto/gen/embassy/v1/api.ts";
-import { Availability, NodeState } from "../../proto/gen/embassy/v1/state.ts";
+import { Availability, ManagerState, NodeState } from "../../proto/gen/embassy/v1/state.ts";
 import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
 import { formatAge, formatBytes } from "../render/format.ts";
@@ -249,6 +248,7 @@ export const registerLists: Register = (program, cli) => {
     .action(async (_options, command) => await show(cli, command, nodes));
   program
     .command("managers")
+    .summary("list managers")
     .description("Lists the managers: the members of the control plane.")
     .action(async (_options, command) => await show(cli, command, managers));
   program

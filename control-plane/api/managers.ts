@@ -1,7 +1,7 @@
 import type { Clock } from "../../lib/clock/clock.ts";
 import { ClusterError, hasCode } from "../../lib/errors/errors.ts";
-import { ManagerState, ManagerView } from "../../proto/gen/embassy/v1/api.ts";
-import type { Member } from "../../proto/gen/embassy/v1/state.ts";
+import { ManagerView } from "../../proto/gen/embassy/v1/api.ts";
+import { ManagerState, type Member } from "../../proto/gen/embassy/v1/state.ts";
 import type { Store, View } from "../store/types.ts";
 
 /** A member of the embedded etcd. */

@@ -35,7 +35,14 @@ describe("every command of the README", () => {
       "npx clusterctl rm counter",
       "npm run setup",
     ]);
-    expect(blocks.map(({ where }) => where).filter(Boolean)).toEqual(["host=first", "host=each", "host=first"]);
+    expect(blocks.map(({ where }) => where).filter(Boolean)).toEqual([
+      "host=first",
+      "host=each",
+      "host=first",
+      "host=first",
+      "host=others",
+      "host=first",
+    ]);
   });
 
   it("quickstart shows the main job", async () => {
@@ -58,9 +65,9 @@ describe("every command of the README", () => {
 
   it("on real hosts: a cluster made by hand", async () => {
     // Hosts of a lab, without what the lab has put on them.
-    await using cluster = await startCluster({ hosts: 2 });
-    const [first, second] = cluster.hosts;
-    if (first === undefined || second === undefined) throw new Error("no hosts");
+    await using cluster = await startCluster({ hosts: 3 });
+    const [first, second, third] = cluster.hosts;
+    if (first === undefined || second === undefined || third === undefined) throw new Error("no hosts");
     const on = async (host: string, line: string) => {
       const result = await cluster.exec(host, ["sh", "-c", `cd ${root} && ${line}`]);
       expect(result.code, `${line}\n${result.stdout}${result.stderr}`).toBe(0);
@@ -73,14 +80,22 @@ describe("every command of the README", () => {
     }
     const context = `EMBASSY_CONFIG_DIR=${environment["EMBASSY_CONFIG_DIR"]}/real`;
     let token = "";
+    let managerToken = "";
+    const hostsOf = (where: string) => {
+      if (where === "host=each") return [first, second];
+      return where === "host=others" ? [second, third] : [first];
+    };
     for (const { where, commands } of blocks.filter((block) => block.where !== "")) {
-      const hosts = where === "host=each" ? [first, second] : [first];
-      for (const { name } of hosts) {
+      for (const { name } of hostsOf(where)) {
         for (const command of commands) {
-          const line = command.replaceAll("192.0.2.11", first.address).replaceAll('"$TOKEN"', token);
+          const line = command
+            .replaceAll("192.0.2.11", first.address)
+            .replaceAll('"$TOKEN"', token)
+            .replaceAll('"$MANAGER_TOKEN"', managerToken);
           // A program that serves stays in the foreground of its own terminal.
           if (line.endsWith(" run")) await on(name, `(setsid ${line} >/run/lab/${line.split(/[ /]/)[1]}.log 2>&1 &)`);
           else if (line.includes(" init ")) token = await on(name, line);
+          else if (line.includes(" token create")) managerToken = await on(name, line);
           else if (line.includes(" join "))
             await cluster.untilTrue(
               `${name} joins`,
@@ -90,6 +105,10 @@ describe("every command of the README", () => {
         }
       }
     }
+    await cluster.untilTrue("all three managers serve", async () => {
+      const managers = await on(first.name, `${context} bin/clusterctl managers`);
+      return managers.split("\n").filter((line) => / ready .* (leader|voter) /.test(line)).length === 3;
+    });
     await cluster.untilTrue("both nodes are ready", async () => {
       const nodes = await on(first.name, `${context} bin/clusterctl nodes`);
       return nodes.split("\n").filter((line) => line.includes(" ready ")).length === 2;

@@ -306,6 +306,50 @@ export function healthToJSON(object: Health): string {
   }
 }
 
+export const ManagerState = {
+  MANAGER_STATE_DOWN: 0,
+  MANAGER_STATE_READY: 1,
+  /** MANAGER_STATE_JOINING - has joined and has not served yet */
+  MANAGER_STATE_JOINING: 2,
+} as const;
+
+export type ManagerState = typeof ManagerState[keyof typeof ManagerState];
+
+export namespace ManagerState {
+  export type MANAGER_STATE_DOWN = typeof ManagerState.MANAGER_STATE_DOWN;
+  export type MANAGER_STATE_READY = typeof ManagerState.MANAGER_STATE_READY;
+  export type MANAGER_STATE_JOINING = typeof ManagerState.MANAGER_STATE_JOINING;
+}
+
+export function managerStateFromJSON(object: any): ManagerState {
+  switch (object) {
+    case 0:
+    case "MANAGER_STATE_DOWN":
+      return ManagerState.MANAGER_STATE_DOWN;
+    case 1:
+    case "MANAGER_STATE_READY":
+      return ManagerState.MANAGER_STATE_READY;
+    case 2:
+    case "MANAGER_STATE_JOINING":
+      return ManagerState.MANAGER_STATE_JOINING;
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum ManagerState");
+  }
+}
+
+export function managerStateToJSON(object: ManagerState): string {
+  switch (object) {
+    case ManagerState.MANAGER_STATE_DOWN:
+      return "MANAGER_STATE_DOWN";
+    case ManagerState.MANAGER_STATE_READY:
+      return "MANAGER_STATE_READY";
+    case ManagerState.MANAGER_STATE_JOINING:
+      return "MANAGER_STATE_JOINING";
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum ManagerState");
+  }
+}
+
 /** stacks/<name>/<revision>: the whole stack as deployed. Revisions count from 1 and are never reused. */
 export interface StackRecord {
   spec: StackSpec | undefined;
