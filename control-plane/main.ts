@@ -59,6 +59,7 @@ import { createBlobCodec } from "./store/seal.ts";
 const startPatienceMs = 60_000;
 const waitingLogMs = 30_000;
 const silentTooLongMs = 12_000;
+const reopeningMs = 4_000;
 
 async function run(config: Config): Promise<void> {
   const log = createLog("clusterd", config.logLevel);
@@ -158,7 +159,8 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
         await createToken({ store, caFingerprint: authority.fingerprint, clock }, ttlMs, role),
       etcd: embedded,
       requireQuorum: async () => {
-        if (store.connected && store.silentMs <= silentTooLongMs) return;
+        // A watch that is opened again, as when etcd's members change, is no loss of etcd.
+        if (store.silentMs <= (store.connected ? silentTooLongMs : reopeningMs)) return;
         throw noQuorum(member, await embedded?.lacksQuorum());
       },
     }),

@@ -20,10 +20,10 @@ async function until(cluster: TestCluster, holds: () => boolean): Promise<void> 
 }
 
 /** A cluster with nodes, a dispatcher, and one task of "s_web" on node "a" that is said to run. */
-async function oneTask() {
+async function oneTask(peers: Parameters<typeof DispatcherServer.start>[2] = {}) {
   const cluster = new TestCluster();
   await cluster.addNodes("a", "b");
-  const server = await DispatcherServer.start(cluster);
+  const server = await DispatcherServer.start(cluster, "m", peers);
   await cluster.deploy(aStack("s", [aService("web", { mode: replicas(1) })]));
   const service = cluster.service("s", "web");
   const networkId = Object.values(service.networkIds)[0] ?? "";
@@ -209,6 +209,47 @@ describe("ordered cut-over", () => {
     expect(told()).toBeUndefined();
     there.close();
     await node.until(told);
+  });
+
+  it("asks the other members for the hosts that they serve", async () => {
+    const asked: string[] = [];
+    const others: DispatcherServer[] = [];
+    await using one = await oneTask({
+      released: async (taskId, revision) => {
+        asked.push(taskId);
+        await Promise.all(others.map(async ({ dispatcher }) => await dispatcher.released(taskId, revision)));
+        return true;
+      },
+    });
+    await using other = await DispatcherServer.start(one.cluster, "m2");
+    others.push(other);
+    await until(one.cluster, () => one.cluster.index.view.memberSessions.size === 2);
+    const node = await one.server.node("a");
+    node.idle = true;
+    await node.hello().open();
+    const there = await other.netd("b");
+    const { networkIds } = one.cluster.service("s", "web");
+    const addresses = Object.values(networkIds).map((networkId) => ({ networkId, address: "10.96.0.9" }));
+    node.report(running({ addresses }));
+    await there.waiting.until(() => there.states.find(({ endpoints }) => endpoints.length > 0));
+    there.silent = true;
+    await one.change({ desired: DesiredState.DESIRED_STATE_SHUTDOWN });
+    const removal = await there.waiting.until(() =>
+      there.states.find(({ removed }) => removed?.endpoints.includes("t")),
+    );
+    // The same question again, later than the fact: the answer waits for the ack as well.
+    let answered = false;
+    const late = other.dispatcher.released("t", removal.revision).then(() => {
+      answered = true;
+    });
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(answered).toBe(false);
+    const told = () => (node.assignments.get("t")?.desired === DesiredState.DESIRED_STATE_SHUTDOWN ? true : undefined);
+    expect(told()).toBeUndefined();
+    there.ack(removal.revision);
+    await late;
+    await node.until(told);
+    expect(asked).toEqual(["t"]);
   });
 
   it("waits three seconds and no longer", async () => {
