@@ -158,10 +158,12 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
       createToken: async (ttlMs, role) =>
         await createToken({ store, caFingerprint: authority.fingerprint, clock }, ttlMs, role),
       etcd: embedded,
-      requireQuorum: async () => {
+      requireQuorum: async (failed) => {
         // A watch that is opened again, as when etcd's members change, is no loss of etcd.
-        if (store.silentMs <= (store.connected ? silentTooLongMs : reopeningMs)) return;
-        throw noQuorum(member, await embedded?.lacksQuorum());
+        const current = store.silentMs <= (store.connected ? silentTooLongMs : reopeningMs);
+        if (current && !failed) return;
+        const why = await embedded?.lacksQuorum();
+        if (!current || why !== undefined) throw noQuorum(member, why);
       },
     }),
   );

@@ -54,8 +54,8 @@ export interface ApiDeps {
   readonly createToken: (ttlMs: number, role: string) => Promise<string>;
   /** undefined: the etcd is not clusterd's. */
   readonly etcd: EtcdMembership | undefined;
-  /** Throws `unavailable`, saying why, while this member has no etcd: what it has in memory may be old. */
-  readonly requireQuorum: () => Promise<void>;
+  /** Throws `unavailable`, saying why, while this member has no etcd: what it has in memory may be old. `failed`: etcd did not answer just now. */
+  readonly requireQuorum: (failed: boolean) => Promise<void>;
 }
 
 export interface Api extends Disposable {
@@ -73,12 +73,12 @@ export function createApi(deps: ApiDeps): Api {
   const admin = <Request, Response>(handler: (request: Request, user: string) => Promise<Response> | Response) =>
     unary<Request, Response>(async (request: Request, call: ServerUnaryCall<Request, Response>) => {
       const user = requirePeer(call, ["admin"]).name;
-      await deps.requireQuorum();
+      await deps.requireQuorum(false);
       try {
         return await handler(request, user);
       } catch (error) {
         // Lost meanwhile: the same words as for the next call.
-        if (hasCode(error, "unavailable") && error.subject === "etcd") await deps.requireQuorum();
+        if (hasCode(error, "unavailable") && error.subject === "etcd") await deps.requireQuorum(true);
         throw error;
       }
     });
@@ -121,7 +121,7 @@ export function createApi(deps: ApiDeps): Api {
     watchStack: streaming<ServerWritableStream<WatchStackRequest, StackProgress>, WatchStackRequest, StackProgress>(
       async (call, signal) => {
         requirePeer(call, ["admin"]);
-        await deps.requireQuorum();
+        await deps.requireQuorum(false);
         await watchStack(deps, call, signal);
       },
     ),
