@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Log } from "../lib/log/log.ts";
+import { Spawner } from "../lib/process/spawner.ts";
 import type { NetworkState } from "../proto/gen/embassy/v1/dispatcher.ts";
 import type { Attachment, AttachRequest, AttachResponse, NetdStatus } from "../proto/gen/embassy/v1/local.ts";
 import { Ledger } from "./attach/ledger.ts";
@@ -45,6 +46,7 @@ export class Netd implements AsyncDisposable {
   readonly #options: NetdOptions;
   readonly #kernel: Kernel;
   readonly #ledger: Ledger;
+  readonly #spawner = new Spawner("netd: spawner");
   readonly #namespaces: Namespaces;
   readonly #attach: AttachManager;
   readonly #path: DataPath;
@@ -71,6 +73,7 @@ export class Netd implements AsyncDisposable {
     this.#namespaces = new Namespaces({
       directory: runDir,
       log,
+      spawner: this.#spawner,
       size: poolSize,
       ip: async (commands) => await this.#kernel.ip(commands),
     });
@@ -78,6 +81,7 @@ export class Netd implements AsyncDisposable {
       log,
       ledger: this.#ledger,
       namespaces: this.#namespaces,
+      spawner: this.#spawner,
       view: () => this.#path.view,
       apply: async (taskIds) => await this.#path.attachmentsChanged(taskIds),
       trouble: () => this.#path.lastError,
@@ -207,6 +211,7 @@ export class Netd implements AsyncDisposable {
     this.#forwarder[Symbol.dispose]();
     await this.#path[Symbol.asyncDispose]();
     await this.#namespaces[Symbol.asyncDispose]();
+    await this.#spawner[Symbol.asyncDispose]();
     await this.#kernel[Symbol.asyncDispose]();
     await this.#stateFile.idle();
     await this.#forgetting;

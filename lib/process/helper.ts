@@ -59,6 +59,23 @@ sub child {
   $fail->($args[0]);
 }
 
+# In this process, which goes there and back: a fork would cost as much again.
+sub network {
+  my ($id, $path, %settings) = @_;
+  my ($own, $nothing, $up) = ("/proc/self/ns/net", "", pack("a16 s x22", "lo", 1));
+  open(my $home, "<", $own) or return answer($id, 1, "", "$own: $!");
+  syscall($unshare, 0x40000000) == 0 or return answer($id, 1, "", "unshare: $!");
+  my ($error, $handle) = ("");
+  for my $file (grep { -e } keys %settings) {
+    open($handle, ">", $file) && syswrite($handle, $settings{$file}) or $error = "$file: $!";
+  }
+  # SIOCSIFFLAGS with IFF_UP, then MS_BIND
+  socket($handle, 2, 2, 0) && ioctl($handle, 0x8914, $up) or $error = "lo: $!";
+  syscall($mount, $own, $path, $nothing, 0x1000, 0) == 0 or $error = "mount $path: $!" if $error eq "";
+  syscall($setns, fileno($home), 0x40000000) == 0 or die "setns: $!";
+  answer($id, $error eq "" ? 0 : 1, "", $error);
+}
+
 sub start {
   my ($r) = @_;
   pipe(my $output, my $outputEnd) or return answer($r->{id}, -1, "", "pipe: $!");
@@ -107,6 +124,7 @@ sub request {
     my $done = syscall($umount2, $target, $flags + 0) == 0;
     return answer($id, $done ? 0 : 1, "", $done ? "" : "$!");
   }
+  return network($id, @fields) if $verb eq "network";
   my ($cwd, $netns, $hide, $input, $variables, @rest) = @fields;
   my @env = splice(@rest, 0, 2 * $variables);
   start({ id => $id, sync => $verb eq "daemon", cwd => $cwd, netns => $netns, hide => $hide, input => $input,

@@ -135,4 +135,16 @@ describe("a spawner", () => {
     const nowhere = { source: "test", target: join(folder, "nowhere"), type: "tmpfs", options: "" };
     await expect(spawner.mount(nowhere)).rejects.toThrow("nowhere: No such file or directory");
   });
+
+  it.runIf(root)("makes a network namespace with its settings, that a program can be run in", async () => {
+    const pin = join(folder, "net");
+    await spawner.run("touch", [pin]);
+    await spawner.network(pin, { "net/ipv4/ip_unprivileged_port_start": "81", "net/no/such": "1" });
+    const script = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ip -o link";
+    const { stdout } = await spawner.run("sh", ["-c", script], { netns: pin });
+    expect(stdout).toMatch(/^81\n1: lo: <LOOPBACK,UP[^\n]*\n$/);
+    await spawner.unmount(pin);
+    await expect(spawner.network(join(folder, "nowhere"), {})).rejects.toThrow("nowhere: No such file or directory");
+    await expect(spawner.run("true", [], { netns: pin })).rejects.toThrow("Invalid argument");
+  });
 });

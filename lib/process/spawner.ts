@@ -103,6 +103,16 @@ export class Spawner implements AsyncDisposable {
     }
   }
 
+  /**
+   * Makes a network namespace with `lo` up and pins it by a bind mount at the path, a file that is there.
+   * @param settings Below /proc/sys, by path from there; those that the kernel does not have are left out.
+   */
+  async network(path: string, settings: Readonly<Record<string, string>>): Promise<void> {
+    const files = Object.entries(settings).flatMap(([name, value]) => [`/proc/sys/${name}`, value]);
+    const { code, stderr } = await this.#ask(["network", path, ...files]);
+    if (code !== 0) throw new ClusterError(`network namespace ${path}: ${stderr}`, { code: "internal", subject: path });
+  }
+
   async #start(verb: string, program: string, args: readonly string[], options: SpawnOptions): Promise<RunResult> {
     const { cwd = "/", netns = "", hide = "", input = "" } = options;
     const env = options.env ?? { PATH: process.env["PATH"] ?? "", LC_ALL: "C" };

@@ -1,6 +1,7 @@
 import { type Cidr, parseCidr } from "../../lib/cidr/cidr.ts";
 import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
 import type { Log } from "../../lib/log/log.ts";
+import type { Spawner } from "../../lib/process/spawner.ts";
 import type {
   Attachment as AttachmentRecord,
   AttachRequest,
@@ -21,6 +22,7 @@ export interface AttachDeps {
   readonly log: Log;
   readonly ledger: Ledger;
   readonly namespaces: Namespaces;
+  readonly spawner: Spawner;
   readonly view: () => View;
   /** Puts attachments, new, changed or gone, into the kernel. */
   readonly apply: (taskIds: readonly string[]) => Promise<void>;
@@ -124,28 +126,30 @@ export class AttachManager {
   /** Gives the bare end of a new pair in the task's namespace its addresses and routes. */
   async configure(device: string): Promise<void> {
     const attachment = this.#byDevice(device);
-    if (attachment === undefined) return;
-    const commands = insideCommands(this.#deps.view(), attachment).join("\n");
-    await runTool("nsenter", [`--net=${attachment.netns}`, "ip", "-force", "-batch", "-"], `${commands}\n`);
+    if (attachment !== undefined) await this.#setUp(attachment);
+  }
+
+  async #setUp(attachment: Attachment): Promise<void> {
+    const { spawner, view } = this.#deps;
+    const input = insideCommands(view(), attachment)
+      .map((command) => `${command}\n`)
+      .join("");
+    if (input === "") return;
+    const { code, stderr } = await spawner.run("ip", ["-force", "-batch", "-"], { netns: attachment.netns, input });
+    if (code === 0) return;
+    throw new ClusterError(`task ${attachment.taskId}: ${stderr.trim() || `ip ended with ${code}`}`, {
+      code: "internal",
+    });
   }
 
   async #create(request: AttachRequest, signal: AbortSignal): Promise<Attachment> {
-    const { ledger, namespaces, view, log } = this.#deps;
+    const { ledger, namespaces, log } = this.#deps;
     const namespace = await namespaces.take();
     try {
       const attachment = await this.#allocate(request, namespace, signal);
       const { addresses } = attachment;
       // Nothing of this reaches further than the namespace, which goes when the ledger does not name it.
-      const [failures] = await Promise.all([
-        namespace.inside.run(insideCommands(view(), attachment)),
-        namespaces.name(request.taskId, namespace.path),
-        ledger.save(),
-      ]);
-      if (failures[0] !== undefined) {
-        throw new ClusterError(`task ${request.taskId}: ${failures[0].command}: ${failures[0].message}`, {
-          code: "internal",
-        });
-      }
+      await Promise.all([this.#setUp(attachment), namespaces.name(request.taskId, namespace.path), ledger.save()]);
       await setSysctls(namespace.path, request.sysctls);
       if (addresses.length > 0) this.#prepared.set(hostDevice(request.taskId), namespace.device);
       this.ready.set(request.taskId, attachment);
@@ -157,9 +161,6 @@ export class AttachManager {
       await namespaces.remove([namespace.path]);
       await ledger.save().catch((cause: unknown) => log.warn("attachments were not saved", { error: cause }));
       throw error;
-    } finally {
-      // It ends by itself when there is nothing more to read.
-      void namespace.inside[Symbol.asyncDispose]();
     }
   }
 

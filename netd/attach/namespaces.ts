@@ -2,8 +2,7 @@ import { mkdir, readdir, rm, statfs, symlink, writeFile } from "node:fs/promises
 import { basename, join } from "node:path";
 import { newId } from "../../lib/ids/ids.ts";
 import type { Log } from "../../lib/log/log.ts";
-import { BatchChild, ipTool } from "../kernel/batch.ts";
-import { runTool } from "../kernel/tools.ts";
+import type { Spawner } from "../../lib/process/spawner.ts";
 import { gatewayMac } from "../plan/items.ts";
 
 /** A network namespace with one end of a veth pair in it, waiting for a task. */
@@ -12,14 +11,13 @@ export interface PreparedNamespace {
   readonly path: string;
   /** The host's end of the pair. */
   readonly device: string;
-  /** An `ip` inside. */
-  readonly inside: BatchChild;
 }
 
 export interface NamespacesDeps {
   /** Folder of the pins, on a file system that a reboot empties. */
   readonly directory: string;
   readonly log: Log;
+  readonly spawner: Spawner;
   /** Runs `ip` commands on the host; resolves to those that failed. */
   readonly ip: (commands: readonly string[]) => Promise<readonly { command: string; message: string }[]>;
   /** Namespaces kept ready. */
@@ -32,19 +30,15 @@ const nsfsMagic = 0x6e736673;
  * Every group may ping, ports below 1024 need no capability (a container's user is root of nothing but the container),
  * and there is no IPv6 on devices to come.
  */
-const settings = [
-  "net/ipv4/ping_group_range=0 2147483647",
-  "net/ipv4/ip_unprivileged_port_start=0",
-  "net/ipv6/conf/default/disable_ipv6=1",
-];
-const settingsScript = settings
-  .map((setting) => setting.split("="))
-  .map(([key, value]) => `[ ! -e /proc/sys/${key} ] || echo '${value}' > /proc/sys/${key}`)
-  .join("; ");
+const settings = {
+  "net/ipv4/ping_group_range": "0 2147483647",
+  "net/ipv4/ip_unprivileged_port_start": "0",
+  "net/ipv6/conf/default/disable_ipv6": "1",
+};
 
 /**
  * Network namespaces pinned by bind mounts of their own, so that they outlive every process, and a few prepared ahead:
- * making one takes a process and some milliseconds, giving one out takes neither.
+ * making one takes some milliseconds, giving one out none.
  */
 export class Namespaces implements AsyncDisposable {
   readonly #deps: NamespacesDeps;
@@ -87,11 +81,10 @@ export class Namespaces implements AsyncDisposable {
 
   /** Lets the namespaces go; each ends when its last process has. Those that are gone already are no error. */
   async remove(paths: readonly string[]): Promise<void> {
-    const mounted: string[] = [];
-    for (const path of paths) if (await this.exists(path)) mounted.push(path);
-    if (mounted.length > 0) {
-      await runTool("umount", ["-l", ...mounted]).catch((error: unknown) => {
-        this.#deps.log.warn("network namespaces were not unmounted", { error });
+    for (const path of paths) {
+      if (!(await this.exists(path))) continue;
+      await this.#deps.spawner.unmount(path).catch((error: unknown) => {
+        this.#deps.log.warn("a network namespace was not unmounted", { error });
       });
     }
     // Removing the file also lets go of copies of the mount in other mount namespaces.
@@ -116,7 +109,6 @@ export class Namespaces implements AsyncDisposable {
     this.#stopped = true;
     await this.#filling;
     const ready = this.#ready.splice(0);
-    await Promise.all(ready.map(({ inside }) => inside[Symbol.asyncDispose]()));
     await this.remove(ready.map(({ path }) => path));
   }
 
@@ -136,23 +128,15 @@ export class Namespaces implements AsyncDisposable {
     const id = newId();
     const path = join(this.#deps.directory, id);
     await writeFile(path, "");
-    // One process makes the namespace, pins it and then waits in it for the task's commands.
-    const inside = new BatchChild({
-      ...ipTool,
-      program: "unshare",
-      args: [`--net=${path}`, "sh", "-c", `${settingsScript}; exec ip -force -batch -`],
-    });
     const device = `evp-${id.slice(0, 11)}`;
     try {
-      const failures = await inside.run(["link set dev lo up"]);
-      const made = await this.#deps.ip([
+      await this.#deps.spawner.network(path, settings);
+      const [failure] = await this.#deps.ip([
         `link add ${device} address ${gatewayMac} type veth peer name eth0 netns ${path}`,
       ]);
-      const failure = failures[0] ?? made[0];
       if (failure !== undefined) throw new Error(`${failure.command}: ${failure.message}`);
-      return { path, device, inside };
+      return { path, device };
     } catch (error) {
-      await inside[Symbol.asyncDispose]();
       await this.remove([path]);
       throw error;
     }
