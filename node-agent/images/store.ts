@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { lstat, mkdir, open, readdir, rename, rm, stat } from "node:fs/promises";
+import { lstat, mkdir, open, readdir, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Clock, systemClock } from "../../lib/clock/clock.ts";
 import { asClusterError, ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
@@ -404,7 +404,8 @@ class DirectoryStore implements ImageStore, AsyncDisposable {
       for (const folder of ["", "upper", "work", "merged"])
         await mkdir(join(home, folder), { recursive: true, mode: 0o755 });
       if (await isMountPoint(merged)) return merged;
-      await writeDurably(this.#path("tmp"), join(home, "image.json"), JSON.stringify({ layers: image.layers }));
+      // Not synced: after a power cut nothing is mounted, and the next mount writes it anew.
+      await writeFile(join(home, "image.json"), JSON.stringify({ layers: image.layers }));
       const lower = image.layers
         .toReversed()
         .map((key) => `${key}/fs`)

@@ -83,7 +83,7 @@ describe.runIf(root)("after the agent was killed", () => {
     await agent[Symbol.asyncDispose]();
     // Closed, it takes no note of anything: only the files tell the next one.
     expect(await Promise.race([over, exitFile(place, "ends")])).toBe("9");
-    const record = JSON.parse(readFileSync(join(place.folder, "state/containers/unwatched/process.json"), "utf8")) as {
+    const record = JSON.parse(readFileSync(join(place.runDir, "containers/unwatched/process.json"), "utf8")) as {
       conmon: { pid: number };
     };
     process.kill(record.conmon.pid, "SIGKILL");
@@ -106,14 +106,14 @@ describe.runIf(root)("after the agent was killed", () => {
     await agent.adopt();
     await agent.create(testRequest(place, "old"));
     await agent.start("old");
-    const path = join(place.folder, "state/containers/old/process.json");
+    const path = join(place.runDir, "containers/old/process.json");
     const record = readFileSync(path, "utf8");
     await agent.delete("old");
     await agent[Symbol.asyncDispose]();
-    // As after a reboot: the bundle is there, everything under /run is gone, and the pid is another's.
+    // As after a reboot with a run directory that is no tmpfs: the bundle is there, and the pid is another's.
     const { mkdirSync, writeFileSync } = await import("node:fs");
     rmSync(place.runDir, { recursive: true });
-    mkdirSync(join(place.folder, "state/containers/old"));
+    mkdirSync(join(place.runDir, "containers/old"), { recursive: true });
     writeFileSync(
       path,
       record.replace(/"bootId":"[^"]*"/, '"bootId":"earlier"').replaceAll(/"pid":\d+/g, `"pid":${process.pid}`),

@@ -4,9 +4,7 @@ import type { Spawner } from "../../lib/process/spawner.ts";
 
 /** Where a node's containers have their files. */
 export interface RuntimePaths {
-  /** containers/<id>: bundles; kept over a reboot. */
-  readonly stateDir: string;
-  /** On a tmpfs, gone with a reboot: what the OCI runtime and conmon keep. */
+  /** On a tmpfs, gone with a reboot: containers/<id>, the bundles, and what the OCI runtime and conmon keep. */
   readonly runDir: string;
   readonly logDir: string;
 }
@@ -15,7 +13,7 @@ export interface RuntimePaths {
 export function pathsOf(paths: RuntimePaths, id: string) {
   const persist = join(paths.runDir, "persist", id);
   return {
-    bundle: join(paths.stateDir, "containers", id),
+    bundle: join(paths.runDir, "containers", id),
     persist,
     pidFile: join(persist, "pidfile"),
     conmonPidFile: join(persist, "conmon.pid"),

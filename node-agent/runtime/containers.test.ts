@@ -253,7 +253,7 @@ describe.runIf(root)("containers", () => {
 
   it("ends a container whose monitor was killed, with an unknown exit code", async () => {
     const { id, pid } = await begin();
-    const record = JSON.parse(readFileSync(join(place.folder, "state/containers", id, "process.json"), "utf8")) as {
+    const record = JSON.parse(readFileSync(join(place.runDir, "containers", id, "process.json"), "utf8")) as {
       conmon: { pid: number };
     };
     process.kill(record.conmon.pid, "SIGKILL");

@@ -68,6 +68,8 @@ interface Entry {
   told: boolean;
 }
 
+/** What has an entry for each container. */
+const runFolders = ["containers", "oci", "persist", "exits"];
 const sigkill = 9;
 const done: RunResult = { code: 0, stdout: "", stderr: "" };
 // Rounds of 10 ms.
@@ -133,12 +135,8 @@ export class Containers implements Runtime {
   /** Makes the directories and begins to watch. */
   async open(): Promise<void> {
     const { paths } = this.#deps;
-    for (const folder of ["oci", "persist", "exits"]) {
-      await mkdir(join(paths.runDir, folder), { recursive: true, mode: 0o700 });
-    }
-    for (const folder of [join(paths.stateDir, "containers"), paths.logDir]) {
-      await mkdir(folder, { recursive: true, mode: 0o700 });
-    }
+    for (const name of runFolders) await mkdir(join(paths.runDir, name), { recursive: true, mode: 0o700 });
+    await mkdir(paths.logDir, { recursive: true, mode: 0o700 });
     // Files of commands that an earlier process ran.
     await rm(join(paths.runDir, "exec"), { recursive: true, force: true });
     this.#watcher = watch(join(paths.runDir, "exits"), (_, name) => {
@@ -168,15 +166,9 @@ export class Containers implements Runtime {
 
   /** Everything that an earlier process may have begun. */
   async #leftovers(): Promise<readonly string[]> {
-    const { stateDir, runDir } = this.#deps.paths;
     const ids = new Set<string>();
-    for (const folder of [
-      join(stateDir, "containers"),
-      join(runDir, "persist"),
-      join(runDir, "oci"),
-      join(runDir, "exits"),
-    ]) {
-      for (const name of await readdir(folder)) if (isContainerId(name)) ids.add(name);
+    for (const folder of runFolders) {
+      for (const name of await readdir(join(this.#deps.paths.runDir, folder))) if (isContainerId(name)) ids.add(name);
     }
     return [...ids].sort();
   }

@@ -12,9 +12,9 @@ import type { Runtime, RuntimeProbe } from "./types.ts";
 
 export interface RuntimeOptions {
   readonly nodeId: string;
-  /** Bundles; kept over a reboot. */
+  /** What is kept over a reboot. */
   readonly stateDir: string;
-  /** What conmon and the OCI runtime keep; a tmpfs, of this node alone. */
+  /** Bundles, and what conmon and the OCI runtime keep; a tmpfs, of this node alone. */
   readonly runDir: string;
   readonly logDir: string;
   readonly log: Log;
@@ -68,7 +68,7 @@ async function baseDeps(options: RuntimeOptions): Promise<BaseDeps> {
   await requireFile(seccompPath, "Install the package golang-github-containers-common.");
   const seccomp = await readSeccompProfile(seccompPath);
   return {
-    paths: { stateDir: options.stateDir, runDir: options.runDir, logDir: options.logDir },
+    paths: { runDir: options.runDir, logDir: options.logDir },
     log: options.log,
     spawner: options.spawner,
     tree: await readCgroupTree(),
@@ -146,7 +146,7 @@ export async function probeRuntime(program: RuntimeProgram, base: BaseDeps): Pro
     ...base,
     probe: draft,
     program,
-    paths: { stateDir: folder, runDir: join(folder, "run"), logDir: join(folder, "logs") },
+    paths: { runDir: join(folder, "run"), logDir: join(folder, "logs") },
     cgroupParent: `${base.cgroupParent}-${id}`,
   };
   await using containers = new Containers(deps);

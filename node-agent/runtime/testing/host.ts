@@ -118,15 +118,13 @@ export function tracesOf(place: TestPlace): readonly string[] {
   const processes = readdirSync("/proc").filter((name) => {
     if (!/^[0-9]+$/.test(name)) return false;
     try {
-      return readFileSync(`/proc/${name}/cmdline`, "utf8").includes(join(place.folder, "state"));
+      return readFileSync(`/proc/${name}/cmdline`, "utf8").includes(`${place.runDir}/`);
     } catch {
       return false;
     }
   });
-  const files = [
-    join(place.folder, "state/containers"),
-    ...["oci", "persist", "exits", "exec"].map((name) => join(place.runDir, name)),
-  ]
+  const files = ["containers", "oci", "persist", "exits", "exec"]
+    .map((name) => join(place.runDir, name))
     .filter((path) => existsSync(path))
     .flatMap((path) => readdirSync(path).map((name) => join(path, name)));
   return [...cgroups, ...processes.map((pid) => `process ${pid}`), ...files];
