@@ -140,9 +140,9 @@ async function healthy({ http }: Ports, met: (health: Health) => boolean = ({ he
 
 /** SIGKILL to a member's clusterd and etcd at once. */
 async function killMember(name: string, child: ChildProcess): Promise<void> {
-  const etcd = await findEtcd(stateFiles(join(directory, name)).etcdData, []);
   child.kill("SIGKILL");
-  process.kill(etcd?.pid ?? 0, "SIGKILL");
+  const etcd = await findEtcd(stateFiles(join(directory, name)).etcdData, []);
+  if (etcd !== undefined) process.kill(etcd.pid, "SIGKILL");
   await new Promise((resolve) =>
     child.exitCode === null && child.signalCode === null ? child.once("close", resolve) : resolve(0),
   );
@@ -349,6 +349,39 @@ describe("clusterd", { timeout: 90_000 }, () => {
       code: 2,
       stderr: expect.stringContaining("is gone"),
     });
+  });
+
+  it("goes on where it was when it is killed at any step of its way into etcd", async () => {
+    const [at1, at2] = await Promise.all([ports(), ports(join(directory, "m2"))]);
+    await init(at1.main);
+    const one = clusterd("run", ...at1.flags);
+    await healthy(at1);
+    expect(await joinAs("m2", at1, at2)).toMatchObject({ code: 0 });
+    const { cluster } = stateFiles(join(directory, "m2"));
+    const steps: Readonly<Record<string, (log: string) => Promise<boolean>>> = {
+      "it is added": async () => (await readFile(cluster, "utf8")).includes("initialCluster"),
+      "its etcd is started": async (log) => await Promise.resolve(log.includes("etcd started")),
+      "it votes": async (log) => await Promise.resolve(log.includes("votes from now on")),
+    };
+    for (const [step, reached] of Object.entries(steps)) {
+      const two = clusterd("run", ...at2.flags);
+      const untilMs = performance.now() + 30_000;
+      while (!(await reached(two.stderr()))) {
+        if (performance.now() > untilMs) throw new Error(`${step}: not within 30 s\n${two.stderr()}`);
+        await new Promise((resolve) => setTimeout(resolve, 2));
+      }
+      await killMember("m2", two.child);
+    }
+    const two = clusterd("run", ...at2.flags);
+    await Promise.all([healthy(at1), healthy(at2)]);
+    expect((await managers()).map(({ name, etcd }) => [name, etcd]).sort()).toEqual([
+      ["m1", expect.stringMatching(/leader|voter/)],
+      ["m2", expect.stringMatching(/leader|voter/)],
+    ]);
+    two.child.kill("SIGTERM");
+    expect((await two.ended).code).toBe(0);
+    one.child.kill("SIGTERM");
+    expect((await one.ended).code).toBe(0);
   });
 
   it("prints a new join token while it runs, and says when it does not", async () => {
