@@ -68,9 +68,7 @@ describe("limits of a service", () => {
     await cluster.kill("host-1", "noded");
     for (const view of before) expect(limitsOf(view)).toEqual(asked);
     await cluster.start("host-1", "noded");
-    await cluster.untilNodes("all nodes are ready", (nodes) =>
-      nodes.every(({ status }) => status?.state === "NODE_STATE_READY"),
-    );
+    await cluster.untilNodes("all nodes are ready", (nodes) => nodes.every(({ status }) => status?.state === "ready"));
     const after = await cluster.tasks();
     expect(pids(after, "held")).toEqual(pids(before, "held"));
     for (const view of running(after, "held")) expect(limitsOf(view)).toEqual(asked);
@@ -98,7 +96,7 @@ describe("limits of a service", () => {
     const ready = async () => {
       await cluster.start("host-2", "noded");
       await cluster.untilNodes("all nodes are ready", (nodes) =>
-        nodes.every(({ status }) => status?.state === "NODE_STATE_READY"),
+        nodes.every(({ status }) => status?.state === "ready"),
       );
     };
     if (killed) await cluster.kill("host-2", "noded");
@@ -113,7 +111,7 @@ describe("limits of a service", () => {
     let found: TaskView | undefined;
     await cluster.untilTrue("its end is known", async () => {
       found = (await cluster.tasks({ all: true })).find(({ task }) => task.id === eater.task.id);
-      return found?.status?.state === "TASK_STATE_FAILED";
+      return found?.status?.state === "failed";
     });
     expect(found?.status).toMatchObject({ exitCode: 137, oomKilled: true });
     expect((await cluster.run(["ps", "--all", "greedy"])).stdout).toMatch(/failed \(oom\)/i);
