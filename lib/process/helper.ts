@@ -80,8 +80,9 @@ sub start {
   my ($r) = @_;
   pipe(my $output, my $outputEnd) or return answer($r->{id}, -1, "", "pipe: $!");
   pipe(my $errors, my $errorsEnd) or return answer($r->{id}, -1, "", "pipe: $!");
-  my $input = $null;
-  if ($r->{input} ne "") {
+  my $input;
+  if ($r->{input} eq "") { $input = $null }
+  else {
     pipe($input, my $inputEnd) or return answer($r->{id}, -1, "", "pipe: $!");
     # Short enough for the pipe to hold all of it.
     syswrite($inputEnd, $r->{input});

@@ -43,6 +43,8 @@ describe("a spawner", () => {
     });
     expect(result).toEqual({ code: 7, stdout: `in\n${folder}\n1 2\n`, stderr: "err\n" });
     expect(await spawner.run("sh", ["-c", "kill -9 $$"])).toMatchObject({ code: -1 });
+    // The next has none, whatever the one before was given.
+    expect(await spawner.run("readlink", ["/proc/self/fd/0"])).toMatchObject({ stdout: "/dev/null\n" });
     const { stdout } = await spawner.run("sh", ["-c", "head -c 300000 /dev/zero | tr '\\0' x"]);
     expect(stdout).toBe("x".repeat(300_000));
   });
