@@ -46,11 +46,12 @@ describe.runIf(root)("containers", () => {
       const known = exits.get(id);
       if (known !== undefined) resolve(known);
     });
-  const logOf = (id: string) =>
-    readFileSync(runtime.logPath(id), "utf8")
-      .split("\n")
-      .filter((line) => line !== "")
-      .map((line) => line.replace(/^\S+ (stdout|stderr) F /, ""));
+  // What a terminal gave at once is one entry: a line may come in parts (P), of which the last is full (F).
+  const logOf = (id: string) => {
+    const entries = [...readFileSync(runtime.logPath(id), "utf8").matchAll(/^\S+ (?:stdout|stderr) ([FP]) (.*\r?)$/gm)];
+    const text = entries.map(([, kind, words]) => (kind === "F" ? `${words}\n` : words)).join("");
+    return text.split("\n").filter((line) => line !== "");
+  };
 
   async function begin(options: Parameters<typeof testRequest>[2] = {}): Promise<CreateRequest & { pid: number }> {
     count += 1;
