@@ -14,13 +14,21 @@ export function unpackDebianPackages(
   say: (text: string) => void,
 ): void {
   mkdirSync(into, { recursive: true });
+  for (const file of fetchDebianPackages(packages, cache, say)) must("dpkg-deb", ["--extract", file, into]);
+}
+
+/** Downloads into `cache` what is not in it yet, and returns the packages' files. Throws and says as above. */
+export function fetchDebianPackages(
+  packages: readonly string[],
+  cache: string,
+  say: (text: string) => void,
+): readonly string[] {
   mkdirSync(cache, { recursive: true });
-  for (const name of packages) {
+  return packages.map((name) => {
     const cached = cachedPackage(name, cache);
     if (cached === undefined) say(`downloading ${name} from Debian`);
-    const file = cached ?? download(name, cache);
-    must("dpkg-deb", ["--extract", file, into]);
-  }
+    return cached ?? download(name, cache);
+  });
 }
 
 function cachedPackage(name: string, cache: string): string | undefined {

@@ -9,7 +9,7 @@ import { dirname, join } from "node:path";
 import { type BuiltImage, buildImage, type Layer, layerOfDirectory, type RunConfig } from "../test/images/image.ts";
 import { pushImage } from "../test/images/registry.ts";
 import { images as counter } from "./counter/images.ts";
-import { unpackDebianPackages } from "./debian.ts";
+import { fetchDebianPackages, unpackDebianPackages } from "./debian.ts";
 
 /** One image of an example: Debian packages, files of the example's own, and how to run it. */
 export interface ExampleImage {
@@ -81,6 +81,11 @@ export async function pushExample(name: string, registry: string, say: Say = () 
   const example = examples[name];
   if (example !== undefined) return await pushImages(example, registry, say);
   throw new Error(`there is no example ${name}; there is ${Object.keys(examples).join(", ")}`);
+}
+
+/** Downloads what an example's images are made of: they can be made without a network then. */
+export function fetchExample(name: string, say: Say = () => {}): void {
+  fetchDebianPackages([...basePackages, ...(examples[name] ?? []).flatMap(({ packages }) => packages)], cache, say);
 }
 
 /** Makes images of Debian packages and pushes them to the registry. Returns their references. */

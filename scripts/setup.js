@@ -8,8 +8,8 @@ import { fileURLToPath } from "node:url";
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 
-// What a host needs, and what the lab, the examples and the tests need beside it: package, and a file that it brings.
-const packages = {
+/** What a host needs, and what the lab, the examples and the tests need beside it: package, and a file that it brings. */
+export const packages = {
   "etcd-server": "/usr/bin/etcd",
   "etcd-client": "/usr/bin/etcdctl",
   runc: "/usr/sbin/runc",

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { BuiltImage } from "../images/image.ts";
 import { pushImage } from "../images/registry.ts";
-import { clusterctlCommand, type Result, type RunOptions, runCommand } from "./command.ts";
+import { clusterctlCommand, patience, type Result, type RunOptions, runCommand } from "./command.ts";
 
 /** A task as `clusterctl ps --output json` gives it; the fields that tests use. */
 export interface TaskView {
@@ -50,7 +50,7 @@ export interface Host {
 }
 
 export interface UntilOptions {
-  /** Default 30,000. */
+  /** Default 30,000; times `patience`. */
   readonly timeoutMs?: number;
 }
 
@@ -248,7 +248,7 @@ export class Cluster implements AsyncDisposable {
     show: () => string,
     holds: () => Promise<boolean>,
   ): Promise<void> {
-    const timeoutMs = options.timeoutMs ?? 30_000;
+    const timeoutMs = (options.timeoutMs ?? 30_000) * patience;
     const deadline = performance.now() + timeoutMs;
     let failure: unknown;
     for (;;) {

@@ -3,6 +3,9 @@ import { join } from "node:path";
 
 export const root = join(import.meta.dirname, "../..");
 
+/** How many times longer than on an ordinary machine tests wait before they give up: an emulated one is slow. */
+export const patience = Number(process.env["EMBASSY_TEST_PATIENCE"] ?? 1);
+
 /** What became of a program. */
 export interface Result {
   readonly code: number;
@@ -14,14 +17,14 @@ export interface RunOptions {
   /** Beside the caller's own environment. */
   readonly environment?: Readonly<Record<string, string | undefined>>;
   readonly input?: string | Uint8Array;
-  /** Default 180,000: a program that hangs fails its test rather than the whole run. */
+  /** Default 180,000, times `patience`: a program that hangs fails its test rather than the whole run. */
   readonly timeoutMs?: number;
 }
 
 /** Runs a program to its end. Never throws for its exit code; rejects when it cannot be started or hangs. */
 export async function runCommand(command: readonly string[], options: RunOptions = {}): Promise<Result> {
   const [program = "", ...args] = command;
-  const timeoutMs = options.timeoutMs ?? 180_000;
+  const timeoutMs = (options.timeoutMs ?? 180_000) * patience;
   return await new Promise<Result>((resolve, reject) => {
     const child = spawn(program, args, {
       cwd: root,
