@@ -61,6 +61,7 @@ function emptyStatus(taskId: string): TaskStatus {
     addresses: [],
     pid: 0,
     startedAtMs: 0,
+    upAtMs: 0,
     finishedAtMs: 0,
     observedAtMs: 0,
     imageDigest: "",

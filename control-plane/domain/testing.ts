@@ -164,6 +164,7 @@ export class TestCluster implements Disposable {
       startedAtMs:
         state >= TaskState.TASK_STATE_RUNNING && !known?.startedAtMs ? this.nowMs : (known?.startedAtMs ?? 0),
       finishedAtMs: ended ? this.nowMs : 0,
+      upAtMs: known?.upAtMs || (state === TaskState.TASK_STATE_RUNNING ? this.nowMs : 0),
       addresses: state >= TaskState.TASK_STATE_STARTING ? addresses : [],
       ...over,
     });

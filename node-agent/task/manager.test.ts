@@ -324,6 +324,21 @@ describe("TaskManager", () => {
     expectNothingLeft(host);
   });
 
+  it("never tells a task with a health check to be up before its first check", async () => {
+    const host = new Host();
+    const checked = assignment(DESIRED_STATE_RUNNING);
+    const healthcheck = { test: ["CMD", "check"], intervalMs: 60_000, timeoutMs: 1_000, retries: 2 };
+    checked.container = ContainerSpec.fromPartial({ ...checked.container, healthcheck });
+    const node = spawn(host);
+    await using manager = node.manager;
+    await manager.adopt();
+    await manager.assign(assignments([checked, assignment(DESIRED_STATE_RUNNING, other)], true));
+    await node.until(id, inState(TASK_STATE_RUNNING));
+    const told = node.history.find(({ taskId, state }) => taskId === id && state === TASK_STATE_RUNNING);
+    expect(told).toMatchObject({ health: Health.HEALTH_STARTING, upAtMs: 0 });
+    expect((await node.until(other, inState(TASK_STATE_RUNNING))).upAtMs).toBeGreaterThan(0);
+  });
+
   it("stops what is unhealthy, and tells it failed in the words of its check, over a restart too", async () => {
     const host = new Host();
     const checked = assignment(DESIRED_STATE_RUNNING);

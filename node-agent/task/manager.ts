@@ -7,7 +7,7 @@ import type { Assignment, Assignments } from "../../proto/gen/embassy/v1/dispatc
 import { PullPolicy } from "../../proto/gen/embassy/v1/stack.ts";
 import { DesiredState, Health, TaskState, type TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
 import { watchHealth } from "../health/monitor.ts";
-import { healthPolicy } from "../health/policy.ts";
+import { type HealthPolicy, healthPolicy } from "../health/policy.ts";
 import type { PullPolicy as ImagePullPolicy, ImageStore, PullProgress } from "../images/types.ts";
 import { removeLogs } from "../logs/files.ts";
 import type { RotatedLog } from "../logs/rotation.ts";
@@ -223,7 +223,8 @@ export class TaskManager implements AsyncDisposable {
         if (task.container.kind === "none") task.container = { kind: "running" };
         const { pid, startedAtMs } = status;
         if (task.record.state < TaskState.TASK_STATE_RUNNING) {
-          await this.#update(task, { state: TaskState.TASK_STATE_RUNNING, message: "", pid, startedAtMs });
+          const state = TaskState.TASK_STATE_RUNNING;
+          await this.#update(task, { state, message: "", pid, startedAtMs, health: firstHealth(task) });
         }
         break;
       }
@@ -481,7 +482,7 @@ export class TaskManager implements AsyncDisposable {
     const { startedAtMs } = await this.#deps.runtime.start(task.id);
     // It may have ended already.
     if (task.container.kind === "created") task.container = { kind: "running" };
-    await this.#update(task, { state: TaskState.TASK_STATE_RUNNING, startedAtMs });
+    await this.#update(task, { state: TaskState.TASK_STATE_RUNNING, startedAtMs, health: firstHealth(task) });
     if (task.wantedAtMs !== undefined) this.#deps.measure.started(this.#deps.clock.monotonicMs() - task.wantedAtMs);
   }
 
@@ -489,7 +490,7 @@ export class TaskManager implements AsyncDisposable {
 
   /** A task that is as it should be: its health is watched while it runs. */
   #minding(task: ManagedTask): void {
-    const policy = healthPolicy(task.assignment.container?.healthcheck, task.record.image?.config.healthcheck);
+    const policy = policyOf(task);
     if (task.container.kind !== "running" || task.health !== undefined || policy === undefined) return;
     // What is being stopped is not asked how it is any more.
     if (task.record.stopSentAtMs !== undefined || task.assignment.desired > DesiredState.DESIRED_STATE_RUNNING) return;
@@ -606,7 +607,9 @@ export class TaskManager implements AsyncDisposable {
   async #write(task: ManagedTask, patch: Partial<TaskRecord>): Promise<void> {
     // A state once reached is never taken back, whatever is done again after a restart.
     const state = Math.max(task.record.state, patch.state ?? 0) as TaskState;
-    task.record = { ...task.record, ...patch, state };
+    const record = { ...task.record, ...patch, state };
+    const upAtMs = record.upAtMs || (isUp(record) ? this.#deps.clock.nowMs() : 0);
+    task.record = { ...record, upAtMs };
     // One write at a time, each of what is newest by then.
     task.writing = task.writing.then(
       () => this.#deps.records.writeRecord(task.id, task.record),
@@ -630,6 +633,20 @@ export class TaskManager implements AsyncDisposable {
     task.record = { ...task.record, ...patch, ...this.#stamp() };
     this.#deps.report(statusOf(task.id, task.record));
   }
+}
+
+function policyOf({ assignment, record }: ManagedTask): HealthPolicy | undefined {
+  return healthPolicy(assignment.container?.healthcheck, record.image?.config.healthcheck);
+}
+
+/** Told with the very first "running": who waits for its health must not take it for healthy before its first check. */
+function firstHealth(task: ManagedTask): Health {
+  return policyOf(task) === undefined ? Health.HEALTH_NONE : Health.HEALTH_STARTING;
+}
+
+/** As the control plane counts it. */
+function isUp({ state, health }: TaskRecord): boolean {
+  return state === TaskState.TASK_STATE_RUNNING && (health === Health.HEALTH_NONE || health === Health.HEALTH_HEALTHY);
 }
 
 interface Failure {

@@ -30,6 +30,8 @@ export interface TaskRecord {
   /** 0: it never ran. */
   readonly startedAtMs: number;
   readonly health: Health;
+  /** When it first ran and its health check, if it has one, had passed. 0 or absent: never. */
+  readonly upAtMs?: number;
   /** What made it unhealthy, "unhealthy: ...". Absent otherwise, and in records of versions that did not know it. */
   readonly unhealthy?: string;
   readonly stopSentAtMs: number | undefined;

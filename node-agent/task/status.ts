@@ -47,6 +47,7 @@ export function statusOf(taskId: string, record: TaskRecord): TaskStatus {
     pid: record.pid,
     startedAtMs: record.startedAtMs,
     finishedAtMs: record.finishedAtMs,
+    upAtMs: record.upAtMs ?? 0,
     observedAtMs: record.observedAtMs,
     imageDigest: record.image?.manifestDigest ?? "",
     sequence: record.sequence,

@@ -13,7 +13,14 @@ import {
   UpdateOrder,
   UpdatePolicy,
 } from "../../../proto/gen/embassy/v1/stack.ts";
-import { Availability, DesiredState, NodeState, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
+import {
+  Availability,
+  DesiredState,
+  Health,
+  NodeState,
+  type Task,
+  TaskState,
+} from "../../../proto/gen/embassy/v1/state.ts";
 import { stackProgress } from "../../domain/progress.ts";
 import { hasEnded, isUp, observedState } from "../../domain/tasks.ts";
 import { aService, aStack, replicas } from "../../domain/testing.ts";
@@ -252,6 +259,29 @@ describe("an update", () => {
       if (left === 3) expect(updateMessage).toBe("update to version 2 paused, 4 of 4 to go: web.1 failed");
       else if (left > 0)
         expect(updateMessage).toContain("update to version 2 paused, 4 of 4 to go: web.1, web.2 failed");
+    });
+
+    it("pauses for one that was never healthy, however long that took to see", async () => {
+      using cluster = await threeNodes(aService("web", { mode: replicas(2) }));
+      await cluster.deploy(aStack("s", [next(watched(), 2)]));
+      const isReady = (task: Task | undefined) =>
+        task !== undefined && observedState(cluster.index.view, task) >= TaskState.TASK_STATE_READY;
+      const newOne = () => cluster.tasks("s", "web").find(({ serviceVersion }) => serviceVersion === 2);
+      for (let n = 0; n < 10 && !isReady(newOne()); n++) {
+        await cluster.plan();
+        await cluster.stepNodes();
+      }
+      cluster.frozen = true;
+      await cluster.settle();
+      const task = newOne();
+      if (task === undefined) throw new Error("no task of version 2");
+      await cluster.report(task, TaskState.TASK_STATE_RUNNING, { health: Health.HEALTH_STARTING, upAtMs: 0 });
+      cluster.nowMs += 60_000;
+      await cluster.report(task, TaskState.TASK_STATE_FAILED, { message: "unhealthy: no answer", upAtMs: 0 });
+      cluster.frozen = false;
+      await cluster.settle();
+      expect(plan(cluster).updateMessage).toBe("update to version 2 paused, 2 of 2 to go: web.1 failed");
+      expect(oldOnes(cluster)).toBe(1);
     });
 
     it("goes on by itself once what failed has stayed up", async () => {

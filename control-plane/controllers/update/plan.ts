@@ -54,7 +54,7 @@ export function planUpdate(
       if (seat.stale.some(({ serviceVersion }) => serviceVersion !== version)) waiting.push(seat);
     } else if (newest.replaces !== "") {
       const status = index.view.taskStatuses.get(newest.id);
-      const settledAtMs = (status?.startedAtMs ?? 0) + Math.min(settleMs, policy.monitorMs);
+      const settledAtMs = (status?.upAtMs ?? 0) + Math.min(settleMs, policy.monitorMs);
       if (failing.has(seat)) continue;
       if (seat.stale.length > 0 || seat.going.length > 0 || !isUp(status)) busy++;
       else if (nowMs < settledAtMs) {
@@ -101,8 +101,8 @@ function failureOf(
 ): { readonly task: Task; readonly untilMs: number } | undefined {
   const task = ended.findLast(({ serviceVersion }) => serviceVersion === version);
   if (task === undefined || !hasFailed(index, task)) return undefined;
-  const { startedAtMs, finishedAtMs } = observedStatus(index.view, task);
-  if (startedAtMs > 0 && finishedAtMs - startedAtMs >= monitorMs) return undefined;
+  const { upAtMs, finishedAtMs } = observedStatus(index.view, task);
+  if (upAtMs > 0 && finishedAtMs - upAtMs >= monitorMs) return undefined;
   const next = good.map(({ id }) => index.view.taskStatuses.get(id)).find(isUp);
-  return { task, untilMs: next === undefined ? Number.POSITIVE_INFINITY : next.startedAtMs + monitorMs };
+  return { task, untilMs: next === undefined ? Number.POSITIVE_INFINITY : next.upAtMs + monitorMs };
 }

@@ -622,7 +622,7 @@ export interface UpdatePolicy {
   delayMs: number;
   order: UpdateOrder;
   failureAction: UpdateFailureAction;
-  /** how long a task of the new version has to stay up; one that fails earlier counts */
+  /** how long a task of the new version has to stay up; one that fails earlier, or is never up, counts */
   monitorMs: number;
   /** 0-1: share of the service's tasks that may fail without action */
   maxFailureRatio: number;

@@ -582,6 +582,8 @@ export interface TaskStatus {
   imageDigest: string;
   /** noded's own counter: an older one never overwrites a newer */
   sequence: number;
+  /** when it first ran and its health check, if it has one, had passed; 0: never */
+  upAtMs: number;
 }
 
 export interface TaskAddress {
@@ -3616,6 +3618,7 @@ function createBaseTaskStatus(): TaskStatus {
     observedAtMs: 0,
     imageDigest: "",
     sequence: 0,
+    upAtMs: 0,
   };
 }
 
@@ -3659,6 +3662,9 @@ export const TaskStatus: MessageFns<TaskStatus> = {
     }
     if (message.sequence !== 0) {
       writer.uint32(104).uint64(message.sequence);
+    }
+    if (message.upAtMs !== 0) {
+      writer.uint32(112).int64(message.upAtMs);
     }
     return writer;
   },
@@ -3780,6 +3786,14 @@ export const TaskStatus: MessageFns<TaskStatus> = {
             message.sequence = longToNumber(reader.uint64());
             continue;
           }
+          case 14: {
+            if (tag !== 112) {
+              break;
+            }
+
+            message.upAtMs = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3837,6 +3851,11 @@ export const TaskStatus: MessageFns<TaskStatus> = {
         ? globalThis.String(object.image_digest)
         : "",
       sequence: isSet(object.sequence) ? globalThis.Number(object.sequence) : 0,
+      upAtMs: isSet(object.upAtMs)
+        ? globalThis.Number(object.upAtMs)
+        : isSet(object.up_at_ms)
+        ? globalThis.Number(object.up_at_ms)
+        : 0,
     };
   },
 
@@ -3881,6 +3900,9 @@ export const TaskStatus: MessageFns<TaskStatus> = {
     if (message.sequence !== undefined) {
       obj.sequence = Math.round(message.sequence);
     }
+    if (message.upAtMs !== undefined) {
+      obj.upAtMs = Math.round(message.upAtMs);
+    }
     return obj;
   },
 
@@ -3902,6 +3924,7 @@ export const TaskStatus: MessageFns<TaskStatus> = {
     message.observedAtMs = object.observedAtMs ?? 0;
     message.imageDigest = object.imageDigest ?? "";
     message.sequence = object.sequence ?? 0;
+    message.upAtMs = object.upAtMs ?? 0;
     return message;
   },
 };
