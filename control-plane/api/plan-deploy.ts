@@ -23,7 +23,7 @@ import {
 } from "../../proto/gen/embassy/v1/stack.ts";
 import { Allocation, Network, Service, ServiceStatus } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
-import { serviceFullName } from "../domain/tasks.ts";
+import { hasEnded, isWanted, observedState, serviceFullName } from "../domain/tasks.ts";
 import type { CommitOptions, Write } from "../store/types.ts";
 import { list } from "./resolve.ts";
 
@@ -308,7 +308,7 @@ class DeployPlanner {
       createdAtMs: known?.createdAtMs ?? this.#facts.nowMs,
       moving: known?.moving ?? [],
     });
-    if (known !== undefined) service.version = known.version + (shapeOf(known) === shapeOf(service) ? 0 : 1);
+    if (known !== undefined) service.version = this.#versionOf(known, service);
 
     const before = view.serviceStatuses.get(id);
     const status = ServiceStatus.create({
@@ -332,6 +332,21 @@ class DeployPlanner {
     }
     const outcome = known === undefined ? "created" : sameService && sameStatus ? "unchanged" : "updated";
     this.#outcome[outcome].push(`service/${spec.name}`);
+  }
+
+  /**
+   * Tasks of another version are replaced, so that one that is as the service is to be keeps its version: of a service that goes
+   * back in the middle of an update, those that it has not replaced yet stay. Otherwise a number that no task has.
+   */
+  #versionOf(known: Service, service: Service): number {
+    const shape = shapeOf(service);
+    if (shapeOf(known) === shape) return known.version;
+    const tasks = this.#index.tasksOfService(known.id);
+    const live = tasks.filter((task) => isWanted(task) && !hasEnded(observedState(this.#index.view, task)));
+    const same = live.find(({ spec, networkIds, blobDigests }) => {
+      return spec !== undefined && shapeOf({ ...service, spec, networkIds, blobDigests }) === shape;
+    });
+    return same?.serviceVersion ?? Math.max(known.version, ...tasks.map(({ serviceVersion }) => serviceVersion)) + 1;
   }
 }
 

@@ -300,6 +300,23 @@ describe("an update", () => {
       expect(plan(cluster).updateMessage).toBe("");
     });
 
+    it("leaves those alone that it had not replaced when the service goes back", async () => {
+      using cluster = await crashingUpdate(watched());
+      const kept = cluster.tasks("s", "web").filter(({ id }) => isUp(cluster.index.view.taskStatuses.get(id)));
+      expect(kept).toHaveLength(3);
+      await cluster.deploy(aStack("s", [aService("web", { mode: replicas(4) })]));
+      await cluster.settleFor(4);
+      const live = cluster.tasks("s", "web").filter(({ id }) => isUp(cluster.index.view.taskStatuses.get(id)));
+      expect(live.map(({ id }) => id)).toEqual(expect.arrayContaining(kept.map(({ id }) => id)));
+      expect(stackProgress(cluster.index, "s")).toMatchObject({ converged: true, services: [{ running: 4, old: 0 }] });
+      // And forward again: a number that no task has, so that what failed before is not held against it.
+      cluster.crashingVersions.clear();
+      await cluster.deploy(aStack("s", [next(watched())]));
+      expect(cluster.service("s", "web").version).toBe(3);
+      await cluster.settleFor(4);
+      expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    });
+
     it("gives the next version a clean slate", async () => {
       using cluster = await crashingUpdate(watched());
       const mended = aService("web", { mode: replicas(4), container: image("web:3"), update: watched() });

@@ -366,7 +366,7 @@ export interface Service {
   spec:
     | ServiceSpec
     | undefined;
-  /** counts up when the tasks have to be replaced; a change of scale keeps it */
+  /** another when the tasks have to be replaced; that of tasks that are as it is to be is taken again */
   version: number;
   /** name within the stack -> network id */
   networkIds: { [key: string]: string };
