@@ -488,6 +488,15 @@ describe("deploy", () => {
     );
   });
 
+  it("ends at once with exit code 5 when the stack is removed meanwhile", async () => {
+    const gone = { revision: 0, services: [{ ...service, desired: 0, old: 1 }] };
+    answers.progress = [{ revision: 1 }, { revision: 2, services: [service] }, gone];
+    expect(await clusterctl(["deploy", stackFile()])).toMatchObject({
+      code: 5,
+      stderr: expect.stringMatching(/error: stack shop was removed meanwhile\nIf it is to run, deploy it again\.\n$/),
+    });
+  });
+
   it("ends with exit code 4 when the time is over, and says what is missing", async () => {
     answers.progress = [{ revision: 2, services: [service] }];
     const result = await clusterctl(["deploy", stackFile(), "--timeout", "300ms"]);

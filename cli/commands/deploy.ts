@@ -42,6 +42,7 @@ export const registerDeploy: Register = (program, cli) => {
           const { follow } = await import("../convergence/follow.ts");
           progress = await follow(client, {
             stack: spec.name,
+            revision: response.revision,
             until: (p) => p.converged && p.revision >= response.revision,
             // Something new may end as soon as it has started.
             settleMs: response.created.length + response.updated.length > 0 ? options.settle : 0,

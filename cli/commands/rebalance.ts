@@ -51,6 +51,7 @@ export const registerRebalance: Register = (program, cli) => {
         for (const stack of stacks) {
           await follow(client, {
             stack,
+            revision: 1,
             until: ({ services }) => services.filter(({ name }) => moved.has(`${stack}_${name}`)).every(isSettled),
             waitingFor: "come to rest",
             timeoutMs: options.timeout,

@@ -31,6 +31,7 @@ export const registerScale: Register = (program, cli) => {
         for (const [stack, numbers] of byStack) {
           await follow(client, {
             stack,
+            revision: 1,
             // The first state sent may be from before the change.
             until: ({ services }) =>
               services

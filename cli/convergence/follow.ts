@@ -12,6 +12,8 @@ import { type Failure, isSettled, judge, problemOf, shortName, waitOf } from "./
 
 export interface FollowOptions {
   readonly stack: string;
+  /** The stack's revision that is waited for: below it again, the stack was removed. Not given: it is to go. */
+  readonly revision?: number;
   /** Resolves when this holds. */
   readonly until: (progress: StackProgress) => boolean;
   /** How long it must hold without a break; default 0. */
@@ -40,11 +42,13 @@ interface History {
 
 const reconnectMs = 300;
 const lookMs = 100;
+/** How long a manager may take to hear of a stack that another has taken. */
+const hearMs = 10_000;
 
 /**
  * Follows a stack until it is as wanted, showing how each service goes. Lost connections are made again until the time
  * is over. Throws CommandFailure with exit code 2 when a service fails for good and 4 when the time is over, each with
- * the causes; `not-found` when there is no such stack.
+ * the causes; `conflict` when the stack was removed meanwhile.
  */
 export async function follow(client: ClusterClient, options: FollowOptions): Promise<StackProgress> {
   const follower = new Follower(options);
@@ -103,6 +107,9 @@ class Follower {
   readonly #deadlineMs: number;
   #last: StackProgress | undefined;
   #holdsSinceMs: number | undefined;
+  /** Has this stream shown the stack at the revision that is waited for? */
+  #isThere = false;
+  #absentSinceMs: number | undefined;
 
   constructor(options: FollowOptions) {
     this.#options = options;
@@ -114,6 +121,8 @@ class Follower {
   async attempt(client: ClusterClient): Promise<StackProgress | undefined> {
     const { signal, stack } = this.#options;
     signal.throwIfAborted();
+    // Another manager may answer this one, and know less.
+    this.#isThere = false;
     const stream = client.watchStack({ stack });
     return await new Promise<StackProgress | undefined>((resolve, reject) => {
       const settle = (finish: () => void) => {
@@ -161,6 +170,7 @@ class Follower {
   #see(progress: StackProgress): void {
     this.#last = progress;
     const nowMs = performance.now();
+    this.#seeRevision(progress, nowMs);
     this.#holdsSinceMs = this.#options.until(progress) ? (this.#holdsSinceMs ?? nowMs) : undefined;
     for (const service of progress.services) {
       const history = this.#histories.get(service.name);
@@ -191,9 +201,29 @@ class Follower {
     this.#draw(progress);
   }
 
+  /** Throws `conflict` when the stack was there and is no more. */
+  #seeRevision({ revision }: StackProgress, nowMs: number): void {
+    const { revision: wanted } = this.#options;
+    if (wanted === undefined) return;
+    if (this.#isThere && revision < wanted) throw this.#removed();
+    this.#isThere = revision >= wanted;
+    this.#absentSinceMs = revision === 0 ? (this.#absentSinceMs ?? nowMs) : undefined;
+  }
+
+  #removed(): ClusterError {
+    this.#progress.done();
+    const { stack } = this.#options;
+    return new ClusterError(`stack ${stack} was removed meanwhile`, {
+      code: "conflict",
+      subject: `stack/${stack}`,
+      hint: "If it is to run, deploy it again.",
+    });
+  }
+
   #check(): void {
     const progress = this.#last;
     const nowMs = performance.now();
+    if (this.#absentSinceMs !== undefined && nowMs - this.#absentSinceMs >= hearMs) throw this.#removed();
     if (progress !== undefined && this.#options.judged) {
       const failures = progress.services.flatMap((service) => {
         const history = this.#histories.get(service.name);
