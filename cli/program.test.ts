@@ -74,7 +74,7 @@ const implementation: ClusterServer = {
     answers.removed();
     return {};
   }),
-  scaleService: unary(absent),
+  scaleService: unary(({ service }) => ({ stack: "shop", service: service.replace(/^shop_/, "") })),
   rebalance: unary(() => ({ moves: [] })),
   watchStack: streaming(async (call, signal) => {
     for (const progress of answers.progress) await send(call, StackProgress.fromPartial(progress ?? {}), signal);
@@ -502,6 +502,38 @@ describe("deploy", () => {
     const result = await clusterctl(["deploy", stackFile(), "--timeout", "300ms"]);
     expect(result.code).toBe(4);
     expect(result.stderr).toMatch(/shop has not converged within 0\.3 s\nweb {2}0\/1 running/);
+  });
+});
+
+describe("scale", () => {
+  const unplaced = { ...task("web", TaskStates.TASK_STATE_PENDING, { unplaced: "no node fits" }), nodeName: "" };
+  const web = { name: "web", desired: 4, running: 2, problems: [unplaced] };
+
+  it("gives up on tasks that fit nowhere from the first state on, as deploy does", { timeout: 15_000 }, async () => {
+    const old = { name: "old", desired: 1, problems: [task("old", TaskStates.TASK_STATE_REJECTED)] };
+    answers.progress = [{ revision: 1, services: [old, web] }];
+    const result = await clusterctl(["scale", "shop_web=4"]);
+    expect(result.code).toBe(2);
+    expect(result.stderr).toMatch(
+      /\nerror: web\.1 no node fits\n.*Scale it back, mend it and deploy again, look at it/,
+    );
+  });
+
+  it("names its services when the time is over", async () => {
+    const db = { name: "db", desired: 1, running: 1 };
+    answers.progress = [{ revision: 1, services: [db, web] }];
+    const one = await clusterctl(["scale", "shop_web=4", "--timeout", "0s"]);
+    expect(one).toMatchObject({ code: 4, stderr: expect.stringContaining("error: shop_web has not reached 4 tasks") });
+    const two = await clusterctl(["scale", "shop_web=4", "shop_db=1", "--timeout", "0s"]);
+    expect(two.stderr).toContain("error: shop_web, shop_db have not all reached their numbers within");
+  });
+
+  it("is not done when the stack is removed meanwhile", async () => {
+    answers.progress = [
+      { revision: 1, services: [web] },
+      { revision: 0, removed: true },
+    ];
+    expect(await clusterctl(["scale", "shop_web=4"])).toMatchObject({ code: 5 });
   });
 });
 

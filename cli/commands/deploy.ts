@@ -38,6 +38,7 @@ export const registerDeploy: Register = (program, cli) => {
         const response = await call(client.deploy.bind(client), { spec }, { deadlineMs: 30_000, signal: cli.signal });
         cli.err.write(`${summary(spec.name, response)}\n`);
         let progress: StackProgress | undefined;
+        const unchanged = new Set(response.unchanged.map((subject) => subject.replace(/^service\//, "")));
         if (options.detach !== true) {
           const { follow } = await import("../convergence/follow.ts");
           progress = await follow(client, {
@@ -46,10 +47,10 @@ export const registerDeploy: Register = (program, cli) => {
             until: (p) => p.converged && p.revision >= response.revision,
             // Something new may end as soon as it has started.
             settleMs: response.created.length + response.updated.length > 0 ? options.settle : 0,
-            waitingFor: "converged",
+            late: `${spec.name} has not converged`,
             timeoutMs: options.timeout,
             judged: true,
-            unchanged: response.unchanged.map((subject) => subject.replace(/^service\//, "")),
+            isUnchanged: (service) => unchanged.has(service),
             screen: cli.err,
             signal: cli.signal,
           });

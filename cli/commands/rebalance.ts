@@ -53,10 +53,10 @@ export const registerRebalance: Register = (program, cli) => {
             stack,
             revision: 1,
             until: ({ services }) => services.filter(({ name }) => moved.has(`${stack}_${name}`)).every(isSettled),
-            waitingFor: "come to rest",
+            late: `${stack} has not come to rest`,
             timeoutMs: options.timeout,
             judged: true,
-            unchanged: "all",
+            isUnchanged: () => true,
             screen: cli.err,
             signal: cli.signal,
           });

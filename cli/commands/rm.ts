@@ -27,10 +27,10 @@ export const registerRemove: Register = (program, cli) => {
             await follow(client, {
               stack,
               until: (progress) => progress.removed,
-              waitingFor: "been removed",
+              late: `${stack} has not been removed`,
               timeoutMs: options.timeout,
               judged: false,
-              unchanged: [],
+              isUnchanged: () => false,
               screen: cli.err,
               signal: cli.signal,
             });

@@ -3,7 +3,7 @@ import type { ClusterClient } from "../../proto/gen/embassy/v1/api.ts";
 import { globalOptions, type Register, withCluster } from "../cli.ts";
 import { parseDuration } from "../duration.ts";
 import { goingOn } from "../exit.ts";
-import { formatSeconds } from "../render/format.ts";
+import { count, formatSeconds } from "../render/format.ts";
 
 export const registerScale: Register = (program, cli) => {
   program
@@ -37,10 +37,11 @@ export const registerScale: Register = (program, cli) => {
               services
                 .filter(({ name }) => numbers.has(name))
                 .every((progress) => progress.desired === numbers.get(progress.name) && isSettled(progress)),
-            waitingFor: "reached that number",
+            late: lateWords(stack, numbers),
             timeoutMs: options.timeout,
             judged: true,
-            unchanged: "all",
+            isUnchanged: (service) => !numbers.has(service),
+            remedy: "Scale it back, mend it and deploy again",
             screen: cli.err,
             signal: cli.signal,
           });
@@ -54,6 +55,12 @@ export const registerScale: Register = (program, cli) => {
       await goingOn(cli.signal, hint, async () => await withCluster(cli, globalOptions(command), work));
     });
 };
+
+function lateWords(stack: string, numbers: ReadonlyMap<string, number>): string {
+  const [only] = numbers.size === 1 ? numbers : [];
+  if (only !== undefined) return `${stack}_${only[0]} has not reached ${count(only[1], "task")}`;
+  return `${[...numbers.keys()].map((service) => `${stack}_${service}`).join(", ")} have not all reached their numbers`;
+}
 
 function parseScale(word: string): { service: string; replicas: number } {
   const match = word.match(/^([^=]+)=(\d{1,6})$/);

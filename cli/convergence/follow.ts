@@ -18,13 +18,15 @@ export interface FollowOptions {
   readonly until: (progress: StackProgress) => boolean;
   /** How long it must hold without a break; default 0. */
   readonly settleMs?: number;
-  /** What `until` waits for, for the message of a timeout. */
-  readonly waitingFor: string;
+  /** What a timeout says that has not come: "shop has not converged". */
+  readonly late: string;
   readonly timeoutMs: number;
   /** Give up when a service fails for good; otherwise only the timeout ends it. */
   readonly judged: boolean;
-  /** Services whose old failures say nothing about this change; those that gave up count once nothing else is under way. */
-  readonly unchanged: readonly string[] | "all";
+  /** Do a service's old failures say nothing about this change? Those that gave up count once nothing else is under way. */
+  readonly isUnchanged: (service: string) => boolean;
+  /** What the user can do about a service that fails for good, besides looking at it and removing it. */
+  readonly remedy?: string;
   readonly screen: Screen;
   readonly signal: AbortSignal;
 }
@@ -175,8 +177,7 @@ class Follower {
     for (const service of progress.services) {
       const history = this.#histories.get(service.name);
       if (history === undefined) {
-        const { unchanged } = this.#options;
-        const old = unchanged === "all" || unchanged.includes(service.name) ? service.problems : [];
+        const old = this.#options.isUnchanged(service.name) ? service.problems : [];
         // One that only waits may still fail, and that would be news.
         const known = new Set(old.filter((view) => problemOf(view) !== undefined).map(({ task }) => task?.id ?? ""));
         this.#histories.set(service.name, {
@@ -240,7 +241,7 @@ class Follower {
 
   #failed(failures: readonly Failure[]): GivenUp {
     this.#progress.done();
-    const { stack } = this.#options;
+    const { stack, remedy = "Mend it and deploy again" } = this.#options;
     const [first] = failures;
     const logs = first === undefined ? "" : ` and \`clusterctl logs ${stack}_${first.service}\``;
     const state = failures.some(({ triedAgain }) => triedAgain)
@@ -255,19 +256,17 @@ class Follower {
       .join("");
     return new GivenUp(
       failures,
-      `${state}${kept} Mend it and deploy again, look at it with \`clusterctl ps ${stack} -a\`${logs}, or remove it with \`clusterctl rm ${stack}\`.`,
+      `${state}${kept} ${remedy}, look at it with \`clusterctl ps ${stack} -a\`${logs}, or remove it with \`clusterctl rm ${stack}\`.`,
     );
   }
 
   #late(progress: StackProgress | undefined): CommandFailure {
     this.#progress.done();
-    const { timeoutMs, waitingFor, stack } = this.#options;
+    const { timeoutMs, late } = this.#options;
     const left = (progress?.services ?? []).filter((service) => !isSettled(service)).map((s) => `\n${describe(s)}`);
-    return new CommandFailure(
-      `${stack} has not ${waitingFor} within ${formatSeconds(timeoutMs)}${left.join("")}`,
-      exitCodes.timeout,
-      { hint: "The cluster goes on with it. Wait longer with --timeout, or see `clusterctl ps`." },
-    );
+    return new CommandFailure(`${late} within ${formatSeconds(timeoutMs)}${left.join("")}`, exitCodes.timeout, {
+      hint: "The cluster goes on with it. Wait longer with --timeout, or see `clusterctl ps`.",
+    });
   }
 
   #draw(progress: StackProgress): void {
