@@ -1,6 +1,6 @@
 /**
  * `npm run images -- EXAMPLE [REGISTRY]`: makes an example's images from Debian packages and pushes them. REGISTRY is
- * "HOST:PORT"; the lab's when none is given.
+ * "HOST:PORT"; that of the lab that is up when none is given.
  */
 import { spawnSync } from "node:child_process";
 import { chmod, cp, mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
@@ -103,10 +103,15 @@ export async function pushImages(
   return references;
 }
 
-/** The address of the lab's registry, as clusterctl knows it. */
+/** The address of the registry of the lab that is meant when none is named, as clusterctl knows it. */
 function registryOfLab(): string {
   const status = spawnSync(join(root, "bin/clusterctl"), ["lab", "status", "--output", "json"], { encoding: "utf8" });
-  if (status.status !== 0) throw new Error(`no lab is up to push to: ${status.stderr.trim()}`);
+  if (status.status !== 0) {
+    // What clusterctl goes on with are options that only it has.
+    const [why = ""] = status.stderr.split("\n");
+    const wayOut = "Give REGISTRY: `clusterctl lab status --name NAME` prints that of a lab.";
+    throw new Error(`no registry to push to: ${why.replace(/^error: /, "")}\n${wayOut}`);
+  }
   return (JSON.parse(status.stdout) as { registry: string }).registry;
 }
 

@@ -7,10 +7,11 @@ import { styled } from "../render/style.ts";
 import { table } from "../render/table.ts";
 
 // The lab is imported by the commands that need it only.
-const lab = async (cli: Cli, name: string) => {
+const lab = async (cli: Cli, name: string | undefined) => {
   const layout = await import("../lab/layout.ts");
   const record = await import("../lab/record.ts");
-  const paths = new layout.LabPaths(layout.labRoot(cli.environment), name);
+  const root = layout.labRoot(cli.environment);
+  const paths = new layout.LabPaths(root, name ?? record.unnamedLab(root));
   return { layout, paths, require: () => record.requireRecord(paths) };
 };
 
@@ -38,10 +39,13 @@ export const registerLab: Register = (program, cli) => {
     .description(
       "A whole cluster on this machine: its hosts are namespaces, joined by a network of their own. Needs root.",
     );
-  const named = (command: Command) => command.option("--name <name>", "name of the lab", "lab");
+  const named = (command: Command) =>
+    command.option("--name <name>", "name of the lab (default: lab, or the only one that is up)");
 
-  named(group.command("up"))
+  group
+    .command("up")
     .description("Brings a lab up, or mends one: hosts, control plane, registry. Makes it the current context.")
+    .option("--name <name>", "name of the lab", "lab")
     .option("--hosts <number>", "how many hosts (default: 3, or as many as it has)", parseCount(1))
     .option("--managers <number>", "how many of them are managers (default: 1, or as many as it has)", parseCount(1))
     .option("--subnet <cidr>", "network of the hosts (default: a free one of 10.213.0.0/16)")
@@ -85,24 +89,24 @@ export const registerLab: Register = (program, cli) => {
 
   named(group.command("down"))
     .description("Ends a lab and removes all that it made, also when `lab up` was interrupted.")
-    .action(async (options: { name: string }) => {
+    .action(async (options: { name?: string }) => {
       const { paths } = await lab(cli, options.name);
       const { requireRoot } = await import("../lab/requirements.ts");
       requireRoot();
       const { takeDown } = await import("../lab/down.ts");
       const startedMs = performance.now();
       const was = await takeDown(paths);
-      cli.contexts.remove(options.name);
+      cli.contexts.remove(paths.name);
       cli.err.write(
         was
-          ? `lab ${options.name} is down, after ${formatSeconds(performance.now() - startedMs)}\n`
-          : `there is no lab ${options.name}\n`,
+          ? `lab ${paths.name} is down, after ${formatSeconds(performance.now() - startedMs)}\n`
+          : `there is no lab ${paths.name}\n`,
       );
     });
 
   named(group.command("status"))
     .description("Shows the hosts of a lab and what runs on them.")
-    .action(async (options: { name: string }, command) => {
+    .action(async (options: { name?: string }, command) => {
       const { layout, paths, require } = await lab(cli, options.name);
       const record = require();
       const { requireRoot } = await import("../lab/requirements.ts");
@@ -143,7 +147,7 @@ export const registerLab: Register = (program, cli) => {
     .description("Runs a command on a host: clusterctl lab exec host-1 ip address. Exits with its exit code.")
     .argument("<host>", "host")
     .argument("<command...>", "command and its arguments")
-    .action(async (host: string, words: string[], options: { name: string }) => {
+    .action(async (host: string, words: string[], options: { name?: string }) => {
       const { layout, paths, require } = await lab(cli, options.name);
       const { requireRoot } = await import("../lab/requirements.ts");
       requireRoot();
@@ -158,7 +162,7 @@ export const registerLab: Register = (program, cli) => {
     named(group.command(verb))
       .description(`${description}.`)
       .argument("<target>", "host-1, or host-1:PROC with PROC clusterd, etcd, noded or netd")
-      .action(async (word: string, options: { name: string }, command) => {
+      .action(async (word: string, options: { name?: string }, command) => {
         const { layout, paths, require } = await lab(cli, options.name);
         const record = require();
         const { requireRoot } = await import("../lab/requirements.ts");

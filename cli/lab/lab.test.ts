@@ -5,7 +5,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { parseCidr } from "../../lib/cidr/cidr.ts";
 import { hostAddress, LabPaths, labRoot, parseTarget, registryAddress } from "./layout.ts";
 import { findProcess, isAlive } from "./processes.ts";
-import { listLabs, lock, readRecord, requireRecord, writeRecord } from "./record.ts";
+import { listLabs, lock, readRecord, requireRecord, unnamedLab, writeRecord } from "./record.ts";
 import { missingPrograms } from "./requirements.ts";
 import { clashOf, parseRoutes } from "./subnet.ts";
 
@@ -74,6 +74,23 @@ describe("records", () => {
     expect(() => requireRecord(new LabPaths(root, "other"))).toThrow(
       expect.objectContaining({ code: "not-found", hint: expect.stringContaining("Labs here: lab.") }),
     );
+  });
+
+  it("are the only one's when no lab is named, and the default one's beside others or what is left of it", () => {
+    const add = (name: string) => {
+      const paths = new LabPaths(root, name);
+      mkdirSync(paths.directory);
+      writeRecord(paths, { ...lab, name });
+    };
+    expect(unnamedLab(join(root, "absent"))).toBe("lab");
+    expect(unnamedLab(root)).toBe("lab");
+    add("five");
+    expect(unnamedLab(root)).toBe("five");
+    mkdirSync(new LabPaths(root, "lab").directory);
+    expect(unnamedLab(root)).toBe("lab");
+    rmSync(new LabPaths(root, "lab").directory, { recursive: true });
+    add("six");
+    expect(unnamedLab(root)).toBe("lab");
   });
 
   it("are changed by one command at a time, and a killed one's lock is taken over", () => {

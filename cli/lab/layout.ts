@@ -29,6 +29,9 @@ export type ProcessName = (typeof processNames)[number];
 export const daemonNames = ["clusterd", "noded", "netd"] as const;
 export type DaemonName = (typeof daemonNames)[number];
 
+/** The name of a lab that is given none. */
+export const defaultLab = "lab";
+
 export const registryPort = 5000;
 export const managerPort = 7400;
 export const mostHosts = 100;

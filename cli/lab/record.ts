@@ -1,6 +1,6 @@
 import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
-import { LabPaths, type LabRecord, type ProcessRecord } from "./layout.ts";
+import { defaultLab, LabPaths, type LabRecord, type ProcessRecord } from "./layout.ts";
 import { findProcess, isAlive } from "./processes.ts";
 
 /** The lab's record; undefined when there is no such lab. */
@@ -44,6 +44,14 @@ export function listLabs(root: string): string[] {
   return readdirSync(root)
     .filter((name) => !name.startsWith(".") && existsSync(new LabPaths(root, name).record))
     .sort();
+}
+
+/** The lab that is meant when none is named: the default one if there is anything of it, else the only one that is up. */
+export function unnamedLab(root: string): string {
+  const [only, ...others] = listLabs(root);
+  // What an interrupted `lab up` leaves has no record.
+  if (existsSync(new LabPaths(root, defaultLab).directory) || others.length > 0) return defaultLab;
+  return only ?? defaultLab;
 }
 
 /** Keeps other `lab up` and `lab down` of the same lab out until it is disposed. Throws `conflict`. */
