@@ -13,7 +13,7 @@ import type { NetworkDaemon } from "../network/client.ts";
 import type { ContainerExit, ContainerStatus, Runtime } from "../runtime/types.ts";
 import { Volumes } from "../volumes/volumes.ts";
 import type { TaskFiles } from "./files.ts";
-import { TaskManager } from "./manager.ts";
+import { describePull, TaskManager } from "./manager.ts";
 import { RecordStore } from "./record.ts";
 
 const { DESIRED_STATE_READY, DESIRED_STATE_RUNNING, DESIRED_STATE_SHUTDOWN, DESIRED_STATE_REMOVED } = DesiredState;
@@ -520,4 +520,17 @@ describe("TaskManager, killed at any instant", () => {
       expect(operation).toBeGreaterThan(15);
     },
   );
+});
+
+describe("how a pull goes", () => {
+  it("is told once something is known of the image", () => {
+    const none = { layersTotal: 0, layersDone: 0, bytesTotal: 0, bytesDone: 0 };
+    expect(describePull("web:1", none)).toBe("pulling web:1");
+    expect(describePull("web:1", { ...none, layersTotal: 2, layersDone: 1, bytesTotal: 200, bytesDone: 81 })).toBe(
+      "pulling web:1: 1 of 2 layers, 40 %",
+    );
+    expect(describePull("web:1", { ...none, layersTotal: 2, layersDone: 2 })).toBe(
+      "pulling web:1: 2 of 2 layers, 100 %",
+    );
+  });
 });

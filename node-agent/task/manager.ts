@@ -682,7 +682,9 @@ function unhealthyWords({ assignment, record }: ManagedTask): string | undefined
   return record.unhealthy ?? "unhealthy: its health check failed";
 }
 
-function describePull(image: string, { layersDone, layersTotal, bytesDone, bytesTotal }: PullProgress): string {
+/** "pulling web:1: 2 of 5 layers, 40 %"; "pulling web:1" as long as nothing is known of its layers. */
+export function describePull(image: string, { layersDone, layersTotal, bytesDone, bytesTotal }: PullProgress): string {
+  if (layersTotal === 0) return `pulling ${image}`;
   const percent = bytesTotal === 0 ? 100 : Math.floor((bytesDone / bytesTotal) * 100);
   return `pulling ${image}: ${layersDone} of ${layersTotal} layers, ${percent} %`;
 }

@@ -39,7 +39,8 @@ export function planGate(index: ClusterIndex, service: Service, tasks: readonly 
     waits.push(unmet);
     if (required) bounded = false;
   }
-  for (const { service: name } of spec.links) {
+  // Under several aliases it is one provider.
+  for (const name of new Set(spec.links.map(({ service: provider }) => provider))) {
     if (spec.dependsOn.some((dependency) => dependency.service === name)) continue;
     const unmet = unmetCondition(index, service.stack, name, DependencyCondition.DEPENDENCY_CONDITION_STARTED);
     if (unmet !== undefined) waits.push(unmet);

@@ -411,7 +411,7 @@ describe("dependencies", () => {
     using cluster = new SteppedCluster();
     await cluster.addNodes("a");
     cluster.frozen = true;
-    const link = (service: string) => [Link.create({ service })];
+    const link = (service: string) => [Link.create({ service }), Link.create({ service, alias: "also" })];
     await cluster.deploy(
       aStack("s", [
         aService("one", { mode: replicas(1), links: link("two") }),
@@ -421,6 +421,7 @@ describe("dependencies", () => {
     await cluster.settle();
     const { wakeAtMs } = planService(cluster.index, cluster.service("s", "one"), cluster.nowMs);
     expect(wakeAtMs).toBe(cluster.nowMs + 5_000);
+    expect(cluster.tasks("s", "one")[0]?.waitsFor).toBe("two to start");
     cluster.nowMs += 5_000;
     await cluster.settle();
     expect(cluster.tasks("s", "one")[0]?.desired).toBe(DesiredState.DESIRED_STATE_RUNNING);
