@@ -23,7 +23,7 @@ import {
   type TaskView,
   TaskView as TaskViews,
 } from "../proto/gen/embassy/v1/api.ts";
-import { MountType } from "../proto/gen/embassy/v1/stack.ts";
+import { MountType, Protocol, PublishedPort, PublishMode } from "../proto/gen/embassy/v1/stack.ts";
 import { NodeState, type TaskState, TaskState as TaskStates } from "../proto/gen/embassy/v1/state.ts";
 import type { Cli } from "./cli.ts";
 import { type Context, Contexts } from "./contexts/contexts.ts";
@@ -600,6 +600,24 @@ describe("what is read", () => {
     });
   });
 
+  it("tells of a published port where it answers", async () => {
+    const ports = [
+      PublishedPort.fromPartial({ published: 19001, target: 80 }),
+      PublishedPort.fromPartial({ published: 19002, target: 80, hostIp: "127.0.0.1" }),
+      PublishedPort.fromPartial({
+        published: 19003,
+        target: 53,
+        protocol: Protocol.PROTOCOL_UDP,
+        mode: PublishMode.PUBLISH_MODE_HOST,
+      }),
+    ];
+    answers.services = [
+      ServiceView.fromPartial({ service: { stack: "shop", spec: { name: "web" } }, status: { ports } }),
+    ];
+    const { stdout } = await clusterctl(["services"]);
+    expect(stdout).toContain(" 19001→80/tcp 127.0.0.1:19002→80/tcp 19003→53/udp (host)");
+  });
+
   it("shows why a task failed", async () => {
     answers.tasks = [task("web", TaskStates.TASK_STATE_FAILED, { exitCode: 3, message: "no such file" })];
     const { stdout } = await clusterctl(["ps"]);
@@ -642,6 +660,13 @@ describe("what changes something says so", () => {
   ])("%j", async (words, expected) => {
     expect(await clusterctl(words)).toEqual({ code: 0, stdout: "", stderr: expected });
     expect(await clusterctl([...words, "-o", "json"])).toEqual({ code: 0, stdout: "", stderr: "" });
+  });
+});
+
+describe("context rm", () => {
+  it("forgets none when there is none of one name", async () => {
+    const result = await clusterctl(["context", "rm", "test", "nosuch"]);
+    expect(result).toMatchObject({ code: 1, stderr: "error: there is no context nosuch\nNone was forgotten.\n" });
   });
 });
 

@@ -70,10 +70,14 @@ export const registerContext: Register = (program, cli) => {
     .description("Forgets contexts.")
     .argument("<name...>", "context")
     .action((names: string[]) => {
+      const known = new Set(contexts.names());
       for (const name of names) {
-        if (!contexts.remove(name)) {
-          throw new ClusterError(`there is no context ${name}`, { code: "not-found", subject: name });
-        }
+        if (known.has(name)) continue;
+        const hint = names.length > 1 ? { hint: "None was forgotten." } : {};
+        throw new ClusterError(`there is no context ${name}`, { code: "not-found", subject: name, ...hint });
+      }
+      for (const name of new Set(names)) {
+        contexts.remove(name);
         cli.err.write(`context ${name} is forgotten\n`);
       }
     });

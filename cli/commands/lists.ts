@@ -7,6 +7,7 @@ import type {
   ServiceView,
   StackView,
 } from "../../proto/gen/embassy/v1/api.ts";
+import type { PublishedPort } from "../../proto/gen/embassy/v1/stack.ts";
 import { Availability, ManagerState, NodeState } from "../../proto/gen/embassy/v1/state.ts";
 import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
@@ -34,6 +35,12 @@ export const heavy = async () => ({
   api: await import("../../proto/gen/embassy/v1/api.ts"),
 });
 
+/** "8080→80/tcp", "127.0.0.1:8080→80/tcp (host)". */
+function portWords({ hostIp, published, target, protocol, mode }: PublishedPort): string {
+  const address = hostIp === "" ? "" : `${hostIp.includes(":") ? `[${hostIp}]` : hostIp}:`;
+  return `${address}${published}→${target}/${protocol === 1 ? "udp" : "tcp"}${mode === 1 ? " (host)" : ""}`;
+}
+
 const services = (target: string): Listing<ServiceView> => ({
   read: async (client, signal) => {
     const { call, api } = await heavy();
@@ -60,8 +67,7 @@ const services = (target: string): Listing<ServiceView> => ({
     { title: "IMAGE", value: ({ service }) => service?.spec?.container?.image ?? "", shrinkTo: 16 },
     {
       title: "PORTS",
-      value: ({ status }) =>
-        (status?.ports ?? []).map((p) => `${p.published}→${p.target}/${p.protocol === 1 ? "udp" : "tcp"}`).join(" "),
+      value: ({ status }) => (status?.ports ?? []).map(portWords).join(" "),
       shrinkTo: 12,
     },
     {
