@@ -1,7 +1,6 @@
 import type { ServerDuplexStream } from "@grpc/grpc-js";
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { send } from "../../lib/grpc/server.ts";
-import { errorOf } from "../../lib/grpc/status.ts";
 import type { ExecInput, ExecOutput } from "../../proto/gen/embassy/v1/api.ts";
 import { type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
@@ -59,10 +58,10 @@ export async function proxyExec(
   // The end of the command is the end of the call; input that comes later has nobody to read it.
   forward().catch(() => upstream.cancel());
   try {
-    for await (const output of upstream) await send(call, output as ExecOutput, signal);
+    for await (const output of agent.messages<ExecOutput>(upstream)) await send(call, output, signal);
   } catch (error) {
     signal.throwIfAborted();
-    throw errorOf(error);
+    throw error;
   } finally {
     signal.removeEventListener("abort", cancel);
   }

@@ -1,10 +1,13 @@
+import type { ServerWritableStream } from "@grpc/grpc-js";
 import { expect, it } from "vitest";
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { type AgentClient, type AgentLogsRequest, LogChunk, LogsRequest } from "../../proto/gen/embassy/v1/api.ts";
-import { TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import { NodeState, NodeStatus, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import { SteppedCluster } from "../controllers/testing.ts";
 import { aService, aStack, replicas } from "../domain/testing.ts";
-import { linesOf } from "./logs.ts";
+import { Agents } from "./agents.ts";
+import { linesOf, streamLogs } from "./logs.ts";
+import { placeAgent, TestAgents } from "./testing.ts";
 
 const line = (timeUs: number, text: string) => LogChunk.create({ timeUs, line: Buffer.from(text) });
 
@@ -32,7 +35,13 @@ it("a followed log goes on after the last line seen when its node's agent breaks
     asked.push({ follow, tail, sinceMs });
     return Object.assign(streams.shift()?.() ?? [], { cancel() {} });
   };
-  const agents = { open: () => ({ client: { logs } as unknown as AgentClient, [Symbol.dispose]() {} }) };
+  const agents = {
+    open: () => ({
+      client: { logs } as unknown as AgentClient,
+      messages: <T>(call: AsyncIterable<unknown>) => call as AsyncIterable<T>,
+      [Symbol.dispose]() {},
+    }),
+  };
   const request = LogsRequest.create({ target: "s_web", follow: true, tail: 10 });
   const got: string[] = [];
   for await (const chunk of linesOf(
@@ -48,4 +57,34 @@ it("a followed log goes on after the last line seen when its node's agent breaks
     { follow: true, tail: 10, sinceMs: 0 },
     { follow: true, tail: -1, sinceMs: 5_000 },
   ]);
+});
+
+it("the lines of the others come when a node that was asked says nothing and goes down, and a warning", async () => {
+  using servers = await TestAgents.create();
+  using cluster = new SteppedCluster();
+  await cluster.addNodes("a", "b");
+  await cluster.deploy(aStack("s", [aService("web", { mode: replicas(2) })]));
+  await cluster.settle();
+  const speaking = await servers.listen("a", (call) => {
+    call.write(line(1, "here"));
+    call.end();
+  });
+  const { promise: called, resolve } = Promise.withResolvers<void>();
+  const silent = await servers.listen("b", () => resolve());
+  await placeAgent(cluster, "a", speaking.port);
+  await placeAgent(cluster, "b", silent.port);
+  using agents = new Agents(cluster.index, () => servers.manager, { firstAnswerMs: 600_000 });
+  const got: string[] = [];
+  const write = (chunk: LogChunk) => got.push(chunk.warning || Buffer.from(chunk.line).toString()) > 0;
+  const call = { request: LogsRequest.create({ target: "s_web", tail: -1 }), write };
+  const read = streamLogs(
+    { index: cluster.index, agents },
+    call as unknown as ServerWritableStream<LogsRequest, LogChunk>,
+    AbortSignal.timeout(60_000),
+  );
+  await called;
+  const status = NodeStatus.create({ ...cluster.index.nodeStatus("b"), state: NodeState.NODE_STATE_DOWN });
+  await cluster.store.commit([{ table: "nodeStatuses", id: "b", value: status }]);
+  await read;
+  expect(got.toSorted()).toEqual(["here", "no lines from node b: node b is not reachable: it is down"]);
 });

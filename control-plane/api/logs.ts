@@ -109,8 +109,7 @@ export async function* linesOf(
         const from = { ...seen };
         let skip = seen.lines;
         let repeats = broken && seen.timeUs > 0;
-        for await (const piece of stream) {
-          const chunk = piece as LogChunk;
+        for await (const chunk of agent.messages(stream)) {
           if (repeats && chunk.timeUs < from.timeUs) continue;
           if (repeats && chunk.timeUs === from.timeUs && skip-- > 0) continue;
           // Only up to there: a clock that is set back later hides nothing.
@@ -141,7 +140,7 @@ export async function* linesOf(
       const again = request.follow && isKnown();
       if (!silent.has(task.nodeId)) {
         silent.add(task.nodeId);
-        yield warn(`no lines from node ${nodeName}${again ? " for now, trying again" : ""}: ${messageOf(why)}`);
+        yield warn(`no lines from node ${nodeName}${again ? " for now, trying again" : ""}: ${withHint(why)}`);
       }
       if (!again) return;
     }
@@ -150,6 +149,8 @@ export async function* linesOf(
     delayMs = Math.min(delayMs * 2, longestRetryMs);
   }
 }
+
+const withHint = ({ message, hint }: ClusterError) => (hint === undefined ? message : `${message}. ${hint}`);
 
 /** What to ask for so that nothing after the last line seen is left out; times are whole milliseconds there. */
 function resumed({ follow, tail, sinceMs }: LogsRequest, seen: Position, broken: boolean, openedAtMs: number) {

@@ -1,4 +1,4 @@
-import { Server, type ServerDuplexStream, type ServerWritableStream } from "@grpc/grpc-js";
+import { Metadata, Server, type ServerDuplexStream, type ServerWritableStream } from "@grpc/grpc-js";
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { requirePeer, serverCredentials, streaming } from "../../lib/grpc/server.ts";
 import type { TlsIdentity } from "../../lib/grpc/tls.ts";
@@ -30,6 +30,8 @@ export class AgentServer implements AsyncDisposable {
   constructor(deps: AgentDeps) {
     const { host, port } = deps.listen;
     this.#address = host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
+    // The caller tells by the headers that this agent is alive, also when there is nothing to send for long.
+    const answer = (call: { sendMetadata(metadata: Metadata): void }) => call.sendMetadata(new Metadata());
     const find = (taskId: string) => {
       const task = deps.tasks.find(taskId);
       if (task !== undefined) return task;
@@ -49,6 +51,7 @@ export class AgentServer implements AsyncDisposable {
     this.#server.addService(AgentService, {
       logs: streaming(async (call: ServerWritableStream<AgentLogsRequest, LogChunk>, signal) => {
         requirePeer(call, ["manager"]);
+        answer(call);
         const task = find(call.request.taskId);
         const path = deps.runtime.logPath(task.id);
         await serveLogs(
@@ -60,6 +63,7 @@ export class AgentServer implements AsyncDisposable {
       }),
       exec: streaming(async (call: ServerDuplexStream<ExecInput, ExecOutput>, signal) => {
         requirePeer(call, ["manager"]);
+        answer(call);
         await serveExec({ runtime: deps.runtime, requireRunning }, call, signal);
       }),
     });
