@@ -279,13 +279,19 @@ class Follower {
   }
 }
 
-/** "migrate  1/1 completed", "web  2/3 running, 1 to stop; web.3 cannot be started on host-2: ..." */
+/**
+ * "migrate  1/1 completed", "web  1/3 updated, 2 of the version before", "web  2/3 running, 1 to stop; web.3 cannot be started
+ * on host-2: ..."
+ */
 export function describe(service: ServiceProgress, width = 0): string {
-  const old = service.old > 0 ? `, ${service.old} to stop` : "";
-  const { running, desired, completed } = service;
+  const { running, desired, completed, oldRunning } = service;
+  const toStop = service.old - oldRunning;
+  // Those serve until each is replaced.
+  const before = oldRunning > 0 ? `, ${oldRunning} of the version before` : "";
+  const old = toStop > 0 ? `${before}, ${toStop} to stop` : before;
   const done = completed > 0 && completed === running;
   const some = completed > 0 && !done ? `, ${completed} of them completed` : "";
-  const numbers = `${service.name.padEnd(width)}  ${running}/${desired} ${done ? "completed" : "running"}${some}${old}`;
+  const numbers = `${service.name.padEnd(width)}  ${running}/${desired} ${done ? "completed" : oldRunning > 0 ? "updated" : "running"}${some}${old}`;
   if (isSettled(service)) return numbers;
   const [problem] = service.problems;
   const told = problem === undefined ? undefined : (problemOf(problem)?.why ?? waitOf(problem));

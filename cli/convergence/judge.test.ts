@@ -95,6 +95,17 @@ describe("what a service is still short of", () => {
   });
 });
 
+describe("an update", () => {
+  const update = { name: "web", desired: 3, running: 0, old: 3, oldRunning: 3 };
+
+  it("is told by what still serves, until the old ones are asked to stop", () => {
+    const told = (more: object) => describeService(ServiceProgress.fromPartial({ ...update, ...more }));
+    expect(told({})).toBe("web  0/3 updated, 3 of the version before");
+    expect(told({ running: 1, oldRunning: 1 })).toBe("web  1/3 updated, 1 of the version before, 2 to stop");
+    expect(told({ running: 3, old: 1, oldRunning: 0 })).toBe("web  3/3 running, 1 to stop");
+  });
+});
+
 describe("isSettled", () => {
   it("counts work that is done, and the line says so", () => {
     const done = ServiceProgress.fromPartial({ name: "job", desired: 1, running: 1, completed: 1 });

@@ -19,7 +19,12 @@ it("a service's running tasks are those that serve, of any version; a stack's pr
   expect(listed()).toMatchObject({ desired: 2, running: 2 });
   await cluster.deploy(aStack("s", [web("web:2")]));
   expect(listed()).toMatchObject({ desired: 2, running: 2 });
-  expect(stackProgress(cluster.index, "s").services[0]).toMatchObject({ desired: 2, running: 0, old: 2 });
+  expect(stackProgress(cluster.index, "s").services[0]).toMatchObject({
+    desired: 2,
+    running: 0,
+    old: 2,
+    oldRunning: 2,
+  });
 });
 
 it("an unhealthy task does not count as running, and is told as what keeps its service back", async () => {
@@ -112,4 +117,13 @@ it("tasks are in the order of their slots, as numbers, and of one slot the newes
   await cluster.settleFor(11);
   const order = listed(cluster, { all: true }).map(({ task }) => `${task?.slot}/${task?.epoch}`);
   expect(order).toEqual(Array.from({ length: 11 }, (_, n) => [`${n + 1}/2`, `${n + 1}/1`]).flat());
+});
+
+it("tasks on a drained node have to go, and are of no version before", async () => {
+  using cluster = new SteppedCluster();
+  await cluster.addNodes("a");
+  await cluster.deploy(aStack("s", [web("web:1")]));
+  await cluster.settle();
+  await cluster.drain("a");
+  expect(stackProgress(cluster.index, "s").services[0]).toMatchObject({ running: 0, old: 2, oldRunning: 0 });
 });

@@ -60,6 +60,9 @@ export function serviceProgress(index: ClusterIndex, service: Service): ServiceP
     running: wanted.length - unsatisfied.length,
     old,
     problems: problems.slice(0, mostProblems).map((task) => taskView(index, task, newest.has(task))),
+    oldRunning: count(({ stale }) =>
+      stale.filter((task) => task.serviceVersion !== service.version && isUp(observedStatus(index.view, task))),
+    ),
     completed: wanted.filter((seat) => isComplete(index, service, seat)).length,
   };
 }

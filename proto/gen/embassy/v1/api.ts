@@ -130,6 +130,8 @@ export interface ServiceProgress {
   problems: TaskView[];
   /** of those running: have done their work and ended */
   completed: number;
+  /** of those old: of an older version, running and not asked to stop yet */
+  oldRunning: number;
 }
 
 export interface ListStacksRequest {
@@ -1400,7 +1402,7 @@ export const StackProgress: MessageFns<StackProgress> = {
 };
 
 function createBaseServiceProgress(): ServiceProgress {
-  return { name: "", desired: 0, running: 0, old: 0, problems: [], completed: 0 };
+  return { name: "", desired: 0, running: 0, old: 0, problems: [], completed: 0, oldRunning: 0 };
 }
 
 export const ServiceProgress: MessageFns<ServiceProgress> = {
@@ -1422,6 +1424,9 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     }
     if (message.completed !== 0) {
       writer.uint32(48).uint32(message.completed);
+    }
+    if (message.oldRunning !== 0) {
+      writer.uint32(56).uint32(message.oldRunning);
     }
     return writer;
   },
@@ -1487,6 +1492,14 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
             message.completed = reader.uint32();
             continue;
           }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.oldRunning = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1507,6 +1520,11 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
       old: isSet(object.old) ? globalThis.Number(object.old) : 0,
       problems: globalThis.Array.isArray(object?.problems) ? object.problems.map((e: any) => TaskView.fromJSON(e)) : [],
       completed: isSet(object.completed) ? globalThis.Number(object.completed) : 0,
+      oldRunning: isSet(object.oldRunning)
+        ? globalThis.Number(object.oldRunning)
+        : isSet(object.old_running)
+        ? globalThis.Number(object.old_running)
+        : 0,
     };
   },
 
@@ -1530,6 +1548,9 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     if (message.completed !== undefined) {
       obj.completed = Math.round(message.completed);
     }
+    if (message.oldRunning !== undefined) {
+      obj.oldRunning = Math.round(message.oldRunning);
+    }
     return obj;
   },
 
@@ -1544,6 +1565,7 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     message.old = object.old ?? 0;
     message.problems = object.problems?.map((e) => TaskView.fromPartial(e)) || [];
     message.completed = object.completed ?? 0;
+    message.oldRunning = object.oldRunning ?? 0;
     return message;
   },
 };
