@@ -23,7 +23,7 @@ import {
 } from "../../proto/gen/embassy/v1/stack.ts";
 import { Allocation, Network, Service, ServiceStatus } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
-import { hasEnded, isWanted, observedState, serviceFullName } from "../domain/tasks.ts";
+import { isLive, serviceFullName } from "../domain/tasks.ts";
 import type { CommitOptions, Write } from "../store/types.ts";
 import { list } from "./resolve.ts";
 
@@ -342,7 +342,7 @@ class DeployPlanner {
     const shape = shapeOf(service);
     if (shapeOf(known) === shape) return known.version;
     const tasks = this.#index.tasksOfService(known.id);
-    const live = tasks.filter((task) => isWanted(task) && !hasEnded(observedState(this.#index.view, task)));
+    const live = tasks.filter((task) => isLive(this.#index.view, task));
     const same = live.find(({ spec, networkIds, blobDigests }) => {
       return spec !== undefined && shapeOf({ ...service, spec, networkIds, blobDigests }) === shape;
     });

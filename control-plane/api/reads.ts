@@ -10,7 +10,7 @@ import type { Block, Task } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { serviceProgress, taskView } from "../domain/progress.ts";
 import { leftBehind, seatsOf } from "../domain/service-tasks.ts";
-import { hasEnded, isUp, isWanted, observedState, observedStatus, serviceFullName, slotName } from "../domain/tasks.ts";
+import { hasEnded, isLive, isUp, observedState, observedStatus, serviceFullName, slotName } from "../domain/tasks.ts";
 import { resolveNode, servicesOf } from "./resolve.ts";
 
 // Reads of the view in memory: no round trip to the store. Lists are in order of the names that users see.
@@ -88,8 +88,7 @@ export function listNodes(index: ClusterIndex, progress: NetworkProgress): ListN
         spec,
         status: index.nodeStatus(spec.id),
         // A task that has failed stays wanted for as long as it is remembered.
-        tasks: index.tasksOfNode(spec.id).filter((task) => isWanted(task) && !hasEnded(observedState(index.view, task)))
-          .length,
+        tasks: index.tasksOfNode(spec.id).filter((task) => isLive(index.view, task)).length,
         networkRevision: network?.acked ?? 0,
         networkTarget: network?.target ?? 0,
       };

@@ -50,10 +50,10 @@ function mayMove(index: ClusterIndex, service: Service): boolean {
   if (service.spec?.container?.mounts.some(({ type }) => type === MountType.MOUNT_TYPE_VOLUME)) return false;
   return index
     .tasksOfService(service.id)
-    .every((task) => task.serviceVersion === service.version || !isLive(index, task));
+    .every((task) => task.serviceVersion === service.version || !hasNotEnded(index, task));
 }
 
-function isLive(index: ClusterIndex, task: Task): boolean {
+function hasNotEnded(index: ClusterIndex, task: Task): boolean {
   return !hasEnded(observedState(index.view, task));
 }
 

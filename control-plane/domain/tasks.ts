@@ -74,6 +74,11 @@ export function isWanted(task: Task): boolean {
   return task.desired === DesiredState.DESIRED_STATE_READY || task.desired === DesiredState.DESIRED_STATE_RUNNING;
 }
 
+/** Wanted by its record, and it has not ended. */
+export function isLive(view: View, task: Task): boolean {
+  return isWanted(task) && !hasEnded(observedState(view, task));
+}
+
 /** Running, and its health check (if it has one) has passed: counts as up, and takes new connections. */
 export function isUp(status: TaskStatus | undefined): boolean {
   return (
