@@ -98,6 +98,29 @@ describe("scheduler", () => {
     ]);
   });
 
+  it("measures the skew of each service by its own tasks, whatever was decided just before", () => {
+    const spread = [{ over: "node.labels.zone", maxSkew: 1 }];
+    const full = aGroup("full", { spread });
+    const tooBig = aGroup("full", { id: "full@2", spread, reservations: { milliCpus: 64_000, memoryBytes: 0 } });
+    const web = aGroup("web", { spread });
+    const few = { milliCpus: 100, memoryBytes: 0 };
+    const nodes = [
+      aNode("a", { labels: { zone: "a" } }),
+      aNode("b", { labels: { zone: "b" }, capacity: { ...few, pids: 1 } }),
+    ];
+    const scheduler = aScheduler(nodes, [full, tooBig, web]);
+    for (const [id, group, node] of [
+      ["full.1", full.id, "a"],
+      ["full.2", full.id, "b"],
+      ["web.1", web.id, "a"],
+    ] as const)
+      scheduler.addTask({ id, group, node });
+    // Its emptiest zone has one task; that of web, which shares the view, has none, and no room.
+    const { placements, unplaced } = scheduler.schedule([...someTasks(tooBig, 1), { id: "web.2", group: web.id }]);
+    expect(placements).toEqual([]);
+    expect(unplaced.map(({ group }) => group)).toEqual([tooBig.id, web.id]);
+  });
+
   it("binpack fills one node before the next, when asked to", () => {
     const perNode = placed([aNode("a"), aNode("b")], aGroup("job", { strategy: "binpack", maxPerNode: 0 }), 3);
     expect(new Set(Object.values(perNode))).toEqual(new Set([1, 2]));

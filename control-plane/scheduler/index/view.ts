@@ -131,6 +131,7 @@ export class View implements Judge {
   /** Puts the group's node terms into the keys, until `leave`. */
   enter(group: GroupRecord): void {
     this.#offsetsAt = -1;
+    this.#floorsAt = -1;
     if (this.#own) return;
     this.#owner = group;
     this.#entering++;
