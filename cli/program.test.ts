@@ -4,7 +4,7 @@ import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { PassThrough } from "node:stream";
-import { Server, type ServerDuplexStream } from "@grpc/grpc-js";
+import { Server, type ServerDuplexStream, status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { ClusterError } from "../lib/errors/errors.ts";
 import { requirePeer, send, serverCredentials, streaming, unary } from "../lib/grpc/server.ts";
@@ -17,6 +17,9 @@ import {
   type ExecInput,
   type ExecOutput,
   type ExecStart,
+  LogChunk,
+  LogReading,
+  type LogsResumption,
   ServiceView,
   StackProgress,
   StackView,
@@ -39,6 +42,7 @@ let answers: {
   listed?: () => void;
   services: ServiceView[];
   started?: ExecStart;
+  resumed: (LogsResumption | undefined)[];
 };
 
 function task(
@@ -116,7 +120,22 @@ const implementation: ClusterServer = {
   removeNode: unary(absent),
   createJoinToken: unary(absent),
   logs: streaming(async (call, signal) => {
-    if (call.request.target !== "shop_web") {
+    const { target, follow, resume } = call.request;
+    const position = (taskId: string, state: LogReading, offset = 0) =>
+      follow ? { taskId, state, file: "f", offset, skip: 0 } : undefined;
+    if (target === "shop_job") {
+      // Breaks off after the first line, and stops in good order before the last.
+      answers.resumed.push(resume);
+      const turn = answers.resumed.length;
+      const chunk = { taskId: "j", taskName: "shop_job.1", timeUs: turn, line: Buffer.from(`line ${turn}`) };
+      const under = position("j", LogReading.LOG_READING_UNDER_WAY, turn);
+      await send(call, LogChunk.create({ ...chunk, position: under }), signal);
+      if (turn === 1) call.emit("error", { code: status.UNAVAILABLE, details: "the server went away" });
+      const ended = position("j", LogReading.LOG_READING_ENDED);
+      if (turn === 3) await send(call, LogChunk.create({ taskId: "j", mark: true, position: ended }), signal);
+      return;
+    }
+    if (target !== "shop_web") {
       // Every target means the same two tasks.
       for (const [name, at] of [
         ["shop_db.1", 2],
@@ -124,23 +143,16 @@ const implementation: ClusterServer = {
         ["shop_db.1", 3],
       ] as const) {
         const line = Buffer.from(`at ${at}`);
-        const more = {
-          taskId: name,
-          taskName: name,
-          nodeName: "host-1",
-          timeUs: at,
-          stderr: false,
-          partial: false,
-          warning: "",
-        };
-        if (name.startsWith(call.request.target)) await send(call, { ...more, line }, signal);
+        const ended = position(name, LogReading.LOG_READING_ENDED);
+        const more = { taskId: name, taskName: name, nodeName: "host-1", timeUs: at, position: ended };
+        if (name.startsWith(target)) await send(call, LogChunk.create({ ...more, line }), signal);
       }
       return;
     }
-    const chunk = { taskId: "t", taskName: "shop_web.1", nodeName: "host-1", timeUs: 1_000_000, stderr: false };
-    await send(call, { ...chunk, line: Buffer.from("one, "), partial: true, warning: "" }, signal);
-    await send(call, { ...chunk, line: Buffer.from("line"), partial: false, warning: "" }, signal);
-    await send(call, { ...chunk, line: Buffer.alloc(0), partial: false, warning: "host-3 is down" }, signal);
+    const chunk = LogChunk.create({ taskId: "t", taskName: "shop_web.1", nodeName: "host-1", timeUs: 1_000_000 });
+    await send(call, { ...chunk, line: Buffer.from("one, "), partial: true }, signal);
+    await send(call, { ...chunk, line: Buffer.from("line") }, signal);
+    await send(call, { ...chunk, warning: "host-3 is down" }, signal);
   }),
   // Answers stdin in capitals, and exits with 7 when it is closed.
   exec: (call: ServerDuplexStream<ExecInput, ExecOutput>) => {
@@ -199,7 +211,7 @@ afterAll(() => {
 });
 
 beforeEach(() => {
-  answers = { deploy: () => {}, progress: [], tasks: [], stacks: [], services: [], removed: () => {} };
+  answers = { deploy: () => {}, progress: [], tasks: [], stacks: [], services: [], removed: () => {}, resumed: [] };
 });
 
 async function clusterctl(
@@ -568,6 +580,15 @@ describe("what is read", () => {
       "shop_db.1 | at 2",
       "shop_db.1 | at 3",
     ]);
+  });
+
+  it("goes on behind the last line when the connection breaks, and says so, until all is read", async () => {
+    const result = await clusterctl(["logs", "-f", "shop_job"]);
+    expect(result.stdout).toBe("shop_job.1 | line 1\nshop_job.1 | line 2\nshop_job.1 | line 3\n");
+    const broke = "warning: the connection to the cluster broke off, trying again\n";
+    const again = "warning: connected again: the log goes on with the next line\n";
+    expect(result.stderr).toBe(`${broke}${again}${broke}${again}`);
+    expect(answers.resumed.map((resume) => resume?.tasks.map(({ offset }) => offset))).toEqual([undefined, [1], [2]]);
   });
 
   it("lists secrets, configs and volumes with who uses them, and nothing that is in them", async () => {

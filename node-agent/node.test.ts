@@ -72,7 +72,7 @@ async function logs(
   options: { follow?: boolean; tail?: number } = {},
   agent = node.agent,
 ): Promise<string[]> {
-  const call = agent.logs({ taskId, follow: false, tail: -1, sinceMs: 0, ...options }, patient());
+  const call = agent.logs({ taskId, follow: false, tail: -1, sinceMs: 0, from: undefined, ...options }, patient());
   const lines: string[] = [];
   for await (const chunk of call as AsyncIterable<LogChunk>) lines.push(chunk.line.toString());
   return lines;

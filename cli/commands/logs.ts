@@ -15,12 +15,14 @@ export const registerLogs: Register = (program, cli) => {
     .command("logs")
     .summary("print what tasks wrote")
     .description(
-      "Prints what tasks wrote to stdout and stderr, each line after the name of its task, those of several tasks merged by time.",
+      "Prints what tasks wrote to stdout and stderr, each line after the name of its task, those of several tasks merged by time. Following goes on when the connection to the cluster or a node's agent breaks, with the next line: none is lost, and none comes twice. Where that cannot be said, a warning on stderr names the task.",
     )
     .argument("<target...>", "stack, <stack>_<service>, service, task name, or task id")
     .option("-f, --follow", "go on with new lines")
     .addOption(
-      new Option("-n, --tail <lines>", "lines of each task, from its end").default(-1, "all").argParser(parseTail),
+      new Option("-n, --tail <lines>", "lines of each slot, from its end, over all its tasks")
+        .default(-1, "all")
+        .argParser(parseTail),
     )
     .option("--since <time>", "not before: 10m (ago), or 2025-01-31T12:00:00Z", (text) => parseSince(text, Date.now()))
     .option("-t, --timestamps", "the time before each name")
@@ -28,10 +30,13 @@ export const registerLogs: Register = (program, cli) => {
       const global = globalOptions(command);
       await withCluster(cli, global, async (client) => {
         const { messages, merged, mergedByTime } = await import("../stream.ts");
-        const { LogChunk } = await import("../../proto/gen/embassy/v1/api.ts");
         const request = { follow: options.follow === true, tail: options.tail, sinceMs: options.since ?? 0 };
+        const { followed } = await import("../followed-logs.ts");
+        const say = (text: string) => cli.err.write(`${styled(cli.err, "yellow", "warning:")} ${text}\n`);
         const streams = [...new Set(targets)].map((target) =>
-          messages(client.logs({ ...request, target }), cli.signal),
+          request.follow
+            ? followed((resume) => client.logs({ ...request, target, resume }), say, cli.signal)
+            : messages(client.logs({ ...request, target, resume: undefined }), cli.signal),
         );
         // A task that two targets mean writes once.
         const ownerOf = new Map<string, number>();
@@ -47,12 +52,15 @@ export const registerLogs: Register = (program, cli) => {
           for await (const [chunk, from] of all) {
             if (isRepeated(chunk, from)) continue;
             if (global.output === "json") {
-              const json = LogChunk.toJSON(chunk) as Record<string, unknown>;
-              cli.out.write(`${JSON.stringify({ ...json, line: Buffer.from(chunk.line).toString() })}\n`);
+              // How the reading goes on is between this program and the cluster.
+              const { taskId, taskName, nodeName, timeUs, stderr, partial, warning } = chunk;
+              const line = Buffer.from(chunk.line).toString();
+              const json = { taskId, taskName, nodeName, timeUs, stderr, line, partial, warning };
+              cli.out.write(`${JSON.stringify(json)}\n`);
               continue;
             }
             if (chunk.warning !== "") {
-              cli.err.write(`${styled(cli.err, "yellow", "warning:")} ${chunk.warning}\n`);
+              say(chunk.warning);
               continue;
             }
             const key = `${chunk.taskId} ${chunk.stderr}`;

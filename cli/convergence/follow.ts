@@ -92,7 +92,7 @@ async function lastWords(client: ClusterClient, taskId: string, signal: AbortSig
   const limit = AbortSignal.any([signal, AbortSignal.timeout(2_000)]);
   const lines: string[] = [];
   try {
-    const request = { target: taskId, follow: false, tail: lastLines, sinceMs: 0 };
+    const request = { target: taskId, follow: false, tail: lastLines, sinceMs: 0, resume: undefined };
     for await (const { line, warning } of messages(client.logs(request), limit)) {
       if (warning === "") lines.push(Buffer.from(line).toString());
     }

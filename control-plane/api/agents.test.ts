@@ -13,7 +13,7 @@ const here: AnswerLogs = (call) => {
 async function ask(agents: Agents): Promise<string[]> {
   using agent = agents.open("a");
   const lines: string[] = [];
-  const call = agent.client.logs({ taskId: "t", follow: false, tail: -1, sinceMs: 0 });
+  const call = agent.client.logs({ taskId: "t", follow: false, tail: -1, sinceMs: 0, from: undefined });
   for await (const { line } of agent.messages(call)) lines.push(line.toString());
   return lines;
 }

@@ -1,4 +1,4 @@
-import type { ServerDuplexStream, ServerUnaryCall, ServerWritableStream } from "@grpc/grpc-js";
+import { Metadata, type ServerDuplexStream, type ServerUnaryCall, type ServerWritableStream } from "@grpc/grpc-js";
 import type { Clock } from "../../lib/clock/clock.ts";
 import { ClusterError, hasCode } from "../../lib/errors/errors.ts";
 import { requirePeer, send, streaming, unary } from "../../lib/grpc/server.ts";
@@ -164,6 +164,8 @@ export function createApi(deps: ApiDeps): Api {
     }),
     logs: streaming<ServerWritableStream<LogsRequest, LogChunk>, LogsRequest, LogChunk>(async (call, signal) => {
       requirePeer(call, ["admin"]);
+      // The caller sees that it is served, also when nothing is written for long.
+      call.sendMetadata(new Metadata());
       await streamLogs({ index, agents }, call, signal);
     }),
     exec: streaming<ServerDuplexStream<ExecInput, ExecOutput>, ExecInput, ExecOutput>(async (call, signal) => {

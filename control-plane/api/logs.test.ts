@@ -1,7 +1,14 @@
 import type { ServerWritableStream } from "@grpc/grpc-js";
 import { expect, it } from "vitest";
 import { ClusterError } from "../../lib/errors/errors.ts";
-import { type AgentClient, type AgentLogsRequest, LogChunk, LogsRequest } from "../../proto/gen/embassy/v1/api.ts";
+import {
+  type AgentClient,
+  type AgentLogsRequest,
+  LogChunk,
+  LogPosition,
+  LogReading,
+  LogsRequest,
+} from "../../proto/gen/embassy/v1/api.ts";
 import { NodeState, NodeStatus, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import { SteppedCluster } from "../controllers/testing.ts";
 import { aService, aStack, replicas } from "../domain/testing.ts";
@@ -11,52 +18,155 @@ import { placeAgent, TestAgents } from "./testing.ts";
 
 const line = (timeUs: number, text: string) => LogChunk.create({ timeUs, line: Buffer.from(text) });
 
-it("a followed log goes on after the last line seen when its node's agent breaks off", async () => {
-  using cluster = new SteppedCluster();
-  await cluster.addNodes("a");
-  await cluster.deploy(aStack("s", [aService("web", { mode: replicas(1) })]));
-  await cluster.settle();
-  const [task] = cluster.tasks("s", "web");
-  if (task === undefined) throw new Error("no task");
-  const asked: Omit<AgentLogsRequest, "taskId">[] = [];
-  const streams = [
-    async function* () {
-      yield line(5_000_100, "one");
-      yield line(5_000_200, "two");
-      throw await Promise.resolve(new ClusterError("connection lost", { code: "unavailable" }));
-    },
-    async function* () {
-      // From the start of the millisecond; a second line has the time of the last one seen.
-      yield* [line(5_000_100, "one"), line(5_000_200, "two"), line(5_000_200, "three"), line(5_000_300, "four")];
-      await cluster.report(task, TaskState.TASK_STATE_FAILED);
-    },
-  ];
-  const logs = ({ follow, tail, sinceMs }: AgentLogsRequest) => {
-    asked.push({ follow, tail, sinceMs });
-    return Object.assign(streams.shift()?.() ?? [], { cancel() {} });
-  };
-  const agents = {
+const { LOG_READING_WAITING, LOG_READING_UNDER_WAY, LOG_READING_ENDED } = LogReading;
+const at = (offset: number): LogPosition => LogPosition.create({ state: LOG_READING_UNDER_WAY, file: "f", offset });
+
+/** Agents whose every call is answered by the next of these, which also sees what was asked. */
+function agentsOf(...answers: ((request: AgentLogsRequest) => AsyncIterable<LogChunk> | Iterable<LogChunk>)[]) {
+  const logs = (request: AgentLogsRequest) => Object.assign(answers.shift()?.(request) ?? [], { cancel() {} });
+  return {
     open: () => ({
       client: { logs } as unknown as AgentClient,
       messages: <T>(call: AsyncIterable<unknown>) => call as AsyncIterable<T>,
       [Symbol.dispose]() {},
     }),
   };
+}
+
+const wordsOf = (chunk: LogChunk) =>
+  chunk.mark ? `mark ${chunk.position?.state}` : chunk.warning || Buffer.from(chunk.line).toString();
+
+/** A call of a user; resolves `ended` with all it was sent when there is nothing more, or when `enough` of it is there. */
+function callOf(request: Partial<LogsRequest>, enough = Number.POSITIVE_INFINITY) {
+  const got: LogChunk[] = [];
+  const gone = new AbortController();
+  const write = (chunk: LogChunk) => {
+    if (got.push(chunk) >= enough) gone.abort();
+    return true;
+  };
+  const call = { request: LogsRequest.create({ tail: -1, ...request }), write };
+  return {
+    call: call as unknown as ServerWritableStream<LogsRequest, LogChunk>,
+    signal: AbortSignal.any([gone.signal, AbortSignal.timeout(20_000)]),
+    got,
+  };
+}
+
+it("a followed log goes on at the last position when its node's agent breaks off, and says when all is read", async () => {
+  using cluster = new SteppedCluster();
+  await cluster.addNodes("a");
+  await cluster.deploy(aStack("s", [aService("web", { mode: replicas(1) })]));
+  await cluster.settle();
+  const [task] = cluster.tasks("s", "web");
+  if (task === undefined) throw new Error("no task");
+  const asked: AgentLogsRequest[] = [];
+  const agents = agentsOf(
+    async function* (request) {
+      asked.push(request);
+      yield LogChunk.create({ mark: true, position: at(0) });
+      yield { ...line(5_000_100, "one"), position: at(10) };
+      yield { ...line(5_000_200, "two"), position: at(20) };
+      throw await Promise.resolve(new ClusterError("connection lost", { code: "unavailable" }));
+    },
+    async function* (request) {
+      asked.push(request);
+      yield { ...line(5_000_200, "three"), position: at(30) };
+      await cluster.report(task, TaskState.TASK_STATE_FAILED);
+    },
+  );
   const request = LogsRequest.create({ target: "s_web", follow: true, tail: 10 });
   const got: string[] = [];
-  for await (const chunk of linesOf(
-    { index: cluster.index, agents },
-    task,
-    request,
-    new Set(),
-    AbortSignal.timeout(9e3),
-  ))
-    got.push(chunk.warning || Buffer.from(chunk.line).toString());
-  expect(got).toEqual(["one", "two", "no lines from node a for now, trying again: connection lost", "three", "four"]);
-  expect(asked).toEqual([
-    { follow: true, tail: 10, sinceMs: 0 },
-    { follow: true, tail: -1, sinceMs: 5_000 },
+  const signal = AbortSignal.timeout(9e3);
+  for await (const chunk of linesOf({ index: cluster.index, agents }, task, request, new Set(), signal))
+    got.push(wordsOf(chunk));
+  expect(got).toEqual([
+    `mark ${LOG_READING_UNDER_WAY}`,
+    "one",
+    "two",
+    "lines are missing for now, trying again: connection lost",
+    "three",
+    `mark ${LOG_READING_ENDED}`,
   ]);
+  expect(asked).toEqual([
+    { taskId: task.id, follow: true, tail: 10, sinceMs: 0, from: undefined },
+    { taskId: task.id, follow: true, tail: 10, sinceMs: 0, from: at(20) },
+  ]);
+});
+
+/** A slot whose first task has failed, and its second runs. */
+async function twoAttempts(cluster: SteppedCluster) {
+  await cluster.addNodes("a");
+  await cluster.deploy(aStack("s", [aService("web", { mode: replicas(1) })]));
+  await cluster.settle();
+  const [first] = cluster.tasks("s", "web");
+  if (first === undefined) throw new Error("no task");
+  await cluster.report(first, TaskState.TASK_STATE_FAILED);
+  await cluster.settle();
+  const second = cluster.tasks("s", "web").find(({ id }) => id !== first.id);
+  if (second === undefined) throw new Error("no second task");
+  return { first, second };
+}
+
+it.each([false, true])("a tail counts for the slot, the newest task's lines first (followed: %s)", async (follow) => {
+  using cluster = new SteppedCluster();
+  const { first, second } = await twoAttempts(cluster);
+  const asked: [string, number][] = [];
+  const answer = (lines: number, texts: readonly string[]) => (request: AgentLogsRequest) => {
+    asked.push([request.taskId, request.tail]);
+    return [LogChunk.create({ mark: true, lines }), ...texts.map((text, n) => line(n + 1, text))];
+  };
+  const { call, signal, got } = callOf({ target: "s_web", follow, tail: 3 }, follow ? 8 : undefined);
+  const agents = agentsOf(answer(1, ["newest"]), answer(2, ["older", "old"]));
+  await streamLogs({ index: cluster.index, agents }, call, signal).catch(() => undefined);
+  expect(asked.slice(0, 2)).toEqual([
+    [second.id, 3],
+    [first.id, 2],
+  ]);
+  const lines = got.filter(({ mark }) => !mark).map(wordsOf);
+  expect(lines.toSorted()).toEqual(["newest", "old", "older"]);
+});
+
+it("a call that goes on reads each task from its position, new ones whole, and tells of one that is forgotten", async () => {
+  using cluster = new SteppedCluster();
+  const { first, second } = await twoAttempts(cluster);
+  const third = { ...second, id: "cccccccccccc", epoch: second.epoch + 1 };
+  await cluster.store.commit([{ table: "tasks", id: third.id, value: third }]);
+  const asked = new Map<string, readonly [number, number | undefined]>();
+  const answer = (request: AgentLogsRequest) => {
+    asked.set(request.taskId, [request.tail, request.from?.offset]);
+    return [LogChunk.create({ ...line(1, request.taskId), position: at(99) })];
+  };
+  const tasks = [
+    LogPosition.create({ taskId: first.id, state: LOG_READING_ENDED }),
+    { ...at(7), taskId: second.id },
+    { ...at(8), taskId: "gone" },
+  ];
+  const { call, signal, got } = callOf({ target: "s_web", follow: true, tail: 5, resume: { tasks } }, 3);
+  const agents = agentsOf(answer, answer);
+  await streamLogs({ index: cluster.index, agents }, call, signal).catch(() => undefined);
+  expect(asked).toEqual(
+    new Map<string, readonly [number, number | undefined]>([
+      [second.id, [5, 7]],
+      [third.id, [-1, undefined]],
+    ]),
+  );
+  expect(got.map(wordsOf).toSorted()).toEqual(
+    [second.id, third.id, "the last lines of task gone may be missing: it ended meanwhile and is forgotten"].toSorted(),
+  );
+});
+
+it("a followed task whose node has not heard of it yet is asked for again", async () => {
+  using cluster = new SteppedCluster();
+  const { second } = await twoAttempts(cluster);
+  const agents = agentsOf(
+    () => {
+      throw new ClusterError("no task", { code: "not-found" });
+    },
+    () => [{ ...line(1, "here"), position: at(9) }],
+  );
+  const { call, signal, got } = callOf({ target: second.id, follow: true }, 2);
+  await streamLogs({ index: cluster.index, agents }, call, signal).catch(() => undefined);
+  expect(got.map(wordsOf)).toEqual([`mark ${LOG_READING_WAITING}`, "here"]);
 });
 
 it("the lines of the others come when a node that was asked says nothing and goes down, and a warning", async () => {
@@ -86,5 +196,5 @@ it("the lines of the others come when a node that was asked says nothing and goe
   const status = NodeStatus.create({ ...cluster.index.nodeStatus("b"), state: NodeState.NODE_STATE_DOWN });
   await cluster.store.commit([{ table: "nodeStatuses", id: "b", value: status }]);
   await read;
-  expect(got.toSorted()).toEqual(["here", "no lines from node b: node b is not reachable: it is down"]);
+  expect(got.toSorted()).toEqual(["here", "lines are missing: node b is not reachable: it is down"]);
 });

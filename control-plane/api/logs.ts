@@ -3,7 +3,7 @@ import type { ServerWritableStream } from "@grpc/grpc-js";
 import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
 import { send } from "../../lib/grpc/server.ts";
 import { errorOf } from "../../lib/grpc/status.ts";
-import { LogChunk, type LogsRequest } from "../../proto/gen/embassy/v1/api.ts";
+import { LogChunk, LogPosition, LogReading, type LogsRequest } from "../../proto/gen/embassy/v1/api.ts";
 import { type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { hasEnded, taskName } from "../domain/tasks.ts";
@@ -13,39 +13,63 @@ import { resolveTasks } from "./resolve.ts";
 const firstRetryMs = 250;
 const longestRetryMs = 5_000;
 
+/** Of whose lines a call is, and from where. */
+type Request = Pick<LogsRequest, "follow" | "tail" | "sinceMs">;
+
+interface LogsDeps {
+  readonly index: ClusterIndex;
+  readonly agents: Pick<Agents, "open">;
+}
+
 /**
  * Lines of the tasks that the target names: by time when they are read to their end, as they come when they are followed.
- * A node that cannot be reached is one warning. Following goes on when
- * the node is back, and with tasks that come later.
+ * A node that cannot be reached is one warning. Following goes on when the node is back, and with tasks that come later; each
+ * chunk says where its task's log stands, so that another call can go on there.
  */
 export async function streamLogs(
-  deps: { readonly index: ClusterIndex; readonly agents: Agents },
+  deps: LogsDeps,
   call: ServerWritableStream<LogsRequest, LogChunk>,
   signal: AbortSignal,
 ): Promise<void> {
   const { index } = deps;
-  const request = call.request;
+  const { request } = call;
   const silent = new Set<string>();
   const tasks = resolveTasks(index, request.target, false).filter(({ nodeId }) => nodeId !== "");
-  if (!request.follow) {
-    for await (const chunk of byTime(tasks.map((task) => linesOf(deps, task, request, silent, signal))))
-      await send(call, chunk, signal);
+  if (request.follow) {
+    await followLogs(deps, tasks, call, silent, signal);
     return;
   }
-  if (tasks.length === 0) resolveTasks(index, request.target, false);
+  const slots = bySlot(index, tasks);
+  const streams = await Promise.all(slots.map((slot) => tailsOf(deps, slot, request, silent, signal)));
+  for await (const chunk of byTime(streams.flat())) if (!chunk.mark) await send(call, chunk, signal);
+}
+
+async function followLogs(
+  deps: LogsDeps,
+  tasks: readonly Task[],
+  call: ServerWritableStream<LogsRequest, LogChunk>,
+  silent: Set<string>,
+  signal: AbortSignal,
+): Promise<void> {
+  const { index } = deps;
+  const { request } = call;
   const followed = new Set<string>();
   const running = new Set<Promise<void>>();
   const { promise: failed, reject } = Promise.withResolvers<never>();
-  const follow = (task: Task) => {
+  const pump = async (chunks: AsyncGenerator<LogChunk>) => {
+    for await (const chunk of chunks) await send(call, chunk, signal);
+  };
+  const run = (work: Promise<void>) => {
+    running.add(work);
+    work.catch(reject).finally(() => running.delete(work));
+  };
+  const follow = (task: Task, from: Request, position?: LogPosition) => {
     if (followed.has(task.id)) return;
     followed.add(task.id);
-    const pumping = (async () => {
-      for await (const chunk of linesOf(deps, task, request, silent, signal)) await send(call, chunk, signal);
-    })();
-    running.add(pumping);
-    pumping.catch(reject).finally(() => running.delete(pumping));
+    run(pump(linesOf(deps, task, from, silent, signal, position)));
   };
-  for (const task of tasks) follow(task);
+  // One that comes later is read from its beginning, however few lines were asked of those that were there.
+  const whole: Request = { follow: true, tail: -1, sinceMs: request.sinceMs };
   const services = new Set(tasks.map(({ serviceId }) => serviceId));
   const onlyOne = index.view.tasks.get(request.target) !== undefined;
   using _ = index.subscribe((changes) => {
@@ -54,13 +78,82 @@ export async function streamLogs(
       const task = table === "tasks" || table === "taskStatuses" ? index.view.tasks.get(id) : undefined;
       if (task === undefined || task.nodeId === "" || !services.has(task.serviceId)) continue;
       // Its log is there once the node has said something of it.
-      if (index.view.taskStatuses.get(id) !== undefined && named(index, request.target, task)) follow(task);
+      if (index.view.taskStatuses.get(id) !== undefined && named(index, request.target, task)) follow(task, whole);
     }
   });
+  if (request.resume === undefined) {
+    for (const { id: taskId } of tasks) {
+      followed.add(taskId);
+      // The caller knows of it from now on, though its node may be away for long.
+      await send(call, LogChunk.create({ taskId, mark: true, position: LogPosition.create({ taskId }) }), signal);
+    }
+    for (const slot of bySlot(index, tasks)) {
+      run(
+        (async () => {
+          const streams = await tailsOf(deps, slot, request, silent, signal);
+          await Promise.all(streams.map(pump));
+        })(),
+      );
+    }
+  } else {
+    const positions = new Map(request.resume.tasks.map((position) => [position.taskId, position]));
+    for (const { id } of tasks) if (hasBeenRead(positions.get(id))) followed.add(id);
+    for (const task of tasks) {
+      const position = positions.get(task.id);
+      follow(task, position === undefined ? whole : request, position);
+    }
+    for (const [taskId, position] of positions) {
+      if (hasBeenRead(position) || index.view.tasks.get(taskId) !== undefined) continue;
+      const warning = `the last lines of task ${taskId} may be missing: it ended meanwhile and is forgotten`;
+      await send(call, LogChunk.create({ taskId, warning, position: endOf(taskId) }), signal);
+    }
+  }
   const { promise: gone, resolve } = Promise.withResolvers<void>();
   signal.addEventListener("abort", () => resolve(), { once: true });
   if (onlyOne) await Promise.race([Promise.all(running), gone, failed]);
   else await Promise.race([gone, failed]);
+}
+
+const hasBeenRead = (position: LogPosition | undefined) => position?.state === LogReading.LOG_READING_ENDED;
+const endOf = (taskId: string) => LogPosition.create({ taskId, state: LogReading.LOG_READING_ENDED });
+
+/** The tasks of each slot, the newest first. */
+function bySlot(index: ClusterIndex, tasks: readonly Task[]): Task[][] {
+  const groups = Map.groupBy(tasks, (task) => `${task.serviceId} ${taskName(index.view, task)}`);
+  return [...groups.values()].map((slot) => slot.toSorted((a, b) => b.epoch - a.epoch));
+}
+
+/**
+ * The lines of a slot's tasks, of each task in a stream of its own, the oldest task first. The tail counts for the slot: what
+ * its newest task has not, those before it fill up. So one is asked after the other, and only then read.
+ */
+async function tailsOf(
+  deps: LogsDeps,
+  newestFirst: readonly Task[],
+  request: Request,
+  silent: Set<string>,
+  signal: AbortSignal,
+): Promise<AsyncGenerator<LogChunk>[]> {
+  const streams: AsyncGenerator<LogChunk>[] = [];
+  let left = request.tail;
+  for (const task of newestFirst) {
+    const lines = linesOf(deps, task, { ...request, tail: left }, silent, signal);
+    if (left < 0) {
+      streams.unshift(lines);
+      continue;
+    }
+    const first = await lines.next();
+    if (first.done !== true) {
+      streams.unshift(startingWith(first.value, lines));
+      left = Math.max(0, left - first.value.lines);
+    }
+  }
+  return streams;
+}
+
+async function* startingWith<T>(first: T, rest: AsyncGenerator<T>): AsyncGenerator<T> {
+  yield first;
+  yield* rest;
 }
 
 function named(index: ClusterIndex, target: string, task: Task): boolean {
@@ -71,94 +164,76 @@ function named(index: ClusterIndex, target: string, task: Task): boolean {
   }
 }
 
-/** Where the reading of one task's lines stands. */
-interface Position {
-  /** Of the last line seen; 0: none yet. */
-  timeUs: number;
-  /** How many lines of that very time were seen. */
-  lines: number;
-}
-
 /**
  * The lines of one task, from its node; when that fails one warning, unless the node is among the `silent` already. When they
- * are followed and the stream breaks, it is opened again for as long as task and node are known, after the last line seen.
+ * are followed and the stream breaks, it is opened again for as long as task and node are known, and goes on at the position of
+ * the last chunk; the last one of all is a mark that says that no more will come.
  */
 export async function* linesOf(
-  { index, agents }: { readonly index: ClusterIndex; readonly agents: Pick<Agents, "open"> },
+  { index, agents }: LogsDeps,
   task: Task,
-  request: LogsRequest,
+  { follow, tail, sinceMs }: Request,
   silent: Set<string>,
   signal: AbortSignal,
+  from?: LogPosition,
 ): AsyncGenerator<LogChunk> {
   const taskId = task.id;
   const name = taskName(index.view, task);
   const nodeName = index.view.nodes.get(task.nodeId)?.name ?? task.nodeId;
-  const warn = (warning: string) => LogChunk.create({ taskId, taskName: name, nodeName, warning });
-  const openedAtMs = Date.now();
-  const seen: Position = { timeUs: 0, lines: 0 };
+  let position = follow ? (from ?? LogPosition.create({ taskId })) : undefined;
+  const told = (more: Partial<LogChunk>) => LogChunk.create({ taskId, taskName: name, nodeName, position, ...more });
   const isKnown = () => index.view.nodes.get(task.nodeId) !== undefined && index.view.tasks.get(taskId) !== undefined;
+  const reported = () => index.view.taskStatuses.get(taskId)?.state ?? TaskState.TASK_STATE_PENDING;
+  const isOver = () => !follow || !isKnown() || hasEnded(reported());
   let delayMs = firstRetryMs;
-  let broken = false;
   while (!signal.aborted) {
     try {
       using agent = agents.open(task.nodeId);
-      const stream = agent.client.logs({ taskId, ...resumed(request, seen, broken, openedAtMs) });
+      const isUnderWay = position?.state === LogReading.LOG_READING_UNDER_WAY;
+      const stream = agent.client.logs({ taskId, follow, tail, sinceMs, from: isUnderWay ? position : undefined });
       const cancel = () => stream.cancel();
       signal.addEventListener("abort", cancel, { once: true });
       try {
-        const from = { ...seen };
-        let skip = seen.lines;
-        let repeats = broken && seen.timeUs > 0;
         for await (const chunk of agent.messages(stream)) {
-          if (repeats && chunk.timeUs < from.timeUs) continue;
-          if (repeats && chunk.timeUs === from.timeUs && skip-- > 0) continue;
-          // Only up to there: a clock that is set back later hides nothing.
-          repeats = false;
-          // A stream that only repeats what was seen is no sign that the node is back for good.
-          silent.delete(task.nodeId);
-          delayMs = firstRetryMs;
-          seen.lines = chunk.timeUs === seen.timeUs ? seen.lines + 1 : 1;
-          seen.timeUs = chunk.timeUs;
-          yield { ...chunk, taskId, taskName: name, nodeName };
+          // That a node answers is no sign yet that it is back for good.
+          if (!chunk.mark) {
+            silent.delete(task.nodeId);
+            delayMs = firstRetryMs;
+          }
+          position = chunk.position ?? position;
+          yield { ...chunk, taskId, taskName: name, nodeName, position };
         }
       } finally {
         signal.removeEventListener("abort", cancel);
         stream.cancel();
       }
       // A node agent that stops in good order ends its streams as if their tasks had ended.
-      const state = index.view.taskStatuses.get(taskId)?.state ?? TaskState.TASK_STATE_PENDING;
-      if (!request.follow || hasEnded(state) || !isKnown()) return;
+      if (isOver()) break;
     } catch (error) {
       if (signal.aborted) return;
       const why = errorOf(error);
-      // A task whose files are gone, or that never started, has no lines: nothing is missing.
-      if (why instanceof ClusterError && why.code === "not-found") return;
-      if (why.code !== "unavailable") {
-        yield warn(`no lines of ${name} from node ${nodeName}: ${messageOf(why)}`);
-        return;
+      if (why instanceof ClusterError && why.code === "not-found") {
+        // One whose files are gone, or that never started, has no lines: nothing is missing. Another is on its way to the node.
+        if (isOver()) break;
+      } else if (why.code !== "unavailable") {
+        yield told({ warning: `no lines of ${name} from node ${nodeName}: ${messageOf(why)}` });
+        break;
+      } else {
+        const again = follow && isKnown();
+        if (!silent.has(task.nodeId)) {
+          silent.add(task.nodeId);
+          yield told({ warning: `lines are missing${again ? " for now, trying again" : ""}: ${withHint(why)}` });
+        }
+        if (!again) break;
       }
-      const again = request.follow && isKnown();
-      if (!silent.has(task.nodeId)) {
-        silent.add(task.nodeId);
-        yield warn(`no lines from node ${nodeName}${again ? " for now, trying again" : ""}: ${withHint(why)}`);
-      }
-      if (!again) return;
     }
-    broken = true;
     await delay(delayMs, undefined, { signal }).catch(() => undefined);
     delayMs = Math.min(delayMs * 2, longestRetryMs);
   }
+  if (follow && !signal.aborted) yield told({ mark: true, position: endOf(taskId) });
 }
 
 const withHint = ({ message, hint }: ClusterError) => (hint === undefined ? message : `${message}. ${hint}`);
-
-/** What to ask for so that nothing after the last line seen is left out; times are whole milliseconds there. */
-function resumed({ follow, tail, sinceMs }: LogsRequest, seen: Position, broken: boolean, openedAtMs: number) {
-  if (seen.timeUs > 0 && broken) return { follow, tail: -1, sinceMs: Math.floor(seen.timeUs / 1_000) };
-  // Only what is new was asked for, and what came during the gap is.
-  if (broken && tail === 0) return { follow, tail: -1, sinceMs: Math.max(sinceMs, openedAtMs) };
-  return { follow, tail, sinceMs };
-}
 
 /** Merges streams that are each in order of time into one that is. */
 async function* byTime(streams: readonly AsyncGenerator<LogChunk>[]): AsyncGenerator<LogChunk> {

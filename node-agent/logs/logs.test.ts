@@ -8,7 +8,7 @@ import { systemClock } from "../../lib/clock/clock.ts";
 import { silentLog } from "../../lib/log/log.ts";
 import { removeLogs, rotate } from "./files.ts";
 import { LineJoiner, type LogLine, maxLineBytes, parseRecord } from "./parse.ts";
-import { readLog, tailStart } from "./read.ts";
+import { type LogPlace, type LogStart, readLog, tailStart } from "./read.ts";
 import { rotateAll } from "./rotation.ts";
 
 const startMs = Date.UTC(2030, 0, 1);
@@ -175,6 +175,91 @@ describe("readLog", () => {
     await reading;
     const expected = ["0", "1", ...[2, 3, 4, 5, 6, 7].flatMap((n) => [`${n} late`, `${n}`, `${n} more`]), "last"];
     expect(lines).toEqual(expected);
+  });
+
+  it("goes on behind any line, without one lost or twice, whatever lines lie half written and after rotations", async () => {
+    const written = fc.record({
+      size: fc.oneof(fc.nat(20), fc.integer({ min: 60_000, max: 140_000 })),
+      full: fc.boolean(),
+      stderr: fc.boolean(),
+      rotated: fc.boolean(),
+    });
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(written, { maxLength: 12 }),
+        fc.nat(3),
+        fc.integer({ min: -1, max: 4 }),
+        async (records, more, tail) => {
+          for (const name of await readdir(directory)) await rm(join(directory, name));
+          const write = async (n: number, { size, full, stderr, rotated }: (typeof records)[number]) => {
+            if (rotated) await rotate(path, 99);
+            const text = `${n}`.padEnd(size, "x");
+            await appendFile(path, record(n, text, stderr ? "stderr" : "stdout", full ? "F" : "P"));
+          };
+          const half = Math.floor(records.length / 2);
+          for (const [n, one] of records.slice(0, half).entries()) await write(n, one);
+          const read = async (from?: LogPlace) => {
+            const got: { text: string; next: LogPlace }[] = [];
+            const starts: LogStart[] = [];
+            const onStart = async (start: LogStart) => void (await Promise.resolve(starts.push(start)));
+            const signal = new AbortController().signal;
+            // What ends a log would give out lines that are not whole: it is followed, to the present end.
+            const ended = new AbortController();
+            const options = { path, tail, sinceUs: 0, from, follow: ended.signal, signal, onStart };
+            ended.abort();
+            for await (const { text, stderr, partial, next } of readLog(options))
+              got.push({ text: `${stderr} ${partial} ${text.toString()}`, next });
+            return { got, start: starts[0] };
+          };
+          const { start } = await read();
+          for (const [n, one] of records.slice(half).entries()) await write(half + n, one);
+          for (let n = 0; n < more; n++) await rotate(path, 99);
+          const whole = await read(start);
+          const texts = whole.got.map(({ text }) => text);
+          for (const [n, { next }] of whole.got.entries()) {
+            const rest = await read(next);
+            expect(rest.start?.lost).toBe(false);
+            expect(rest.got.map(({ text }) => text)).toEqual(texts.slice(n + 1));
+          }
+          expect(whole.start).toMatchObject({ lost: false, lines: 0 });
+        },
+      ),
+      { seed: 24, numRuns: 100 },
+    );
+  });
+
+  it("says that lines may be missing when the file that it is to go on in was rotated away", async () => {
+    await writeFile(path, record(1, "one"));
+    let next: LogPlace | undefined;
+    const signal = new AbortController().signal;
+    for await (const line of readLog({ path, tail: -1, sinceUs: 0, follow: undefined, signal })) next = line.next;
+    for (const n of [2, 3]) {
+      await rotate(path, 2);
+      await writeFile(path, record(n, `${n}`));
+    }
+    const starts: LogStart[] = [];
+    const onStart = async (start: LogStart) => void (await Promise.resolve(starts.push(start)));
+    expect(await all({ from: next, onStart })).toEqual(["2", "3"]);
+    expect(starts.map(({ lost }) => lost)).toEqual([true]);
+  });
+
+  it("says how many lines of a tail there are, over rotated files", async () => {
+    await writeFile(`${path}.1`, record(1, "one") + record(2, "two"));
+    await writeFile(path, record(3, "three"));
+    const counted: number[] = [];
+    const onStart = async ({ lines }: LogStart) => void (await Promise.resolve(counted.push(lines)));
+    for (const tail of [0, 1, 3, 9, -1]) await all({ tail, onStart });
+    expect(counted).toEqual([0, 1, 3, 3, 0]);
+  });
+
+  it("goes on with what is new behind a rotation when nothing was asked for but that", async () => {
+    await writeFile(`${path}.1`, record(1, "old"));
+    await writeFile(path, "");
+    const starts: LogStart[] = [];
+    const onStart = async (start: LogStart) => void (await Promise.resolve(starts.push(start)));
+    expect(await all({ tail: 0, onStart })).toEqual([]);
+    await appendFile(path, record(2, "new"));
+    expect(await all({ from: starts[0] })).toEqual(["new"]);
   });
 
   it("follows a log that does not exist yet, and stops when the reader goes", async () => {

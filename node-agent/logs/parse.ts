@@ -55,6 +55,11 @@ interface Open {
 export class LineJoiner {
   readonly #open = new Map<boolean, Open>();
 
+  /** Are both streams between lines? */
+  get isEmpty(): boolean {
+    return this.#open.size === 0;
+  }
+
   /** The lines that this record completes, or fills up to the longest piece. */
   push({ timeUs, stderr, partial, text }: LogRecord): LogLine[] {
     const known = this.#open.get(stderr);

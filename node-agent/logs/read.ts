@@ -5,6 +5,29 @@ import { isErrno } from "../../lib/errors/errors.ts";
 import { logFiles } from "./files.ts";
 import { LineJoiner, type LogLine, parseRecord } from "./parse.ts";
 
+/** A place in a log that another reading can begin at. Files are known by how they begin: names move on with each rotation. */
+export interface LogPlace {
+  /** How the file begins, at most `beginningBytes`; empty: the oldest file there is. */
+  readonly file: string;
+  /** Of a record of that file. */
+  readonly offset: number;
+  /** How many lines from there on are not wanted. */
+  readonly skip: number;
+}
+
+/** Where a reading begins. */
+export interface LogStart extends LogPlace {
+  /** How many lines of the tail there are from here on; 0 when another place was asked for. */
+  readonly lines: number;
+  /** The place that was asked for is in no file any more: lines may be missing, or come twice. */
+  readonly lost: boolean;
+}
+
+/** A line, and the place behind it. */
+export interface PlacedLine extends LogLine {
+  readonly next: LogPlace;
+}
+
 export interface ReadOptions {
   /** Of the file that is written now. */
   readonly path: string;
@@ -12,36 +35,75 @@ export interface ReadOptions {
   readonly tail: number;
   /** Records before it are left out; microseconds since 1970. */
   readonly sinceUs: number;
+  /** From there, whatever the tail; the rest of the options as they were. */
+  readonly from?: LogPlace | undefined;
   /** Goes on with what is written, until this signal says that nothing more will be written, and to its end. undefined: ends with what is there. */
   readonly follow: AbortSignal | undefined;
   readonly signal: AbortSignal;
+  /** Called once, before the first line. */
+  readonly onStart?: (start: LogStart) => Promise<void>;
 }
 
 const blockBytes = 64 * 1024;
 const newline = 0x0a;
+/** A record begins with a time of 35 characters, to the nanosecond: no two files of a log begin alike. */
+const beginningBytes = 35;
 
 /** The lines of a log, oldest first, across rotated files. Ends early when the signal is aborted. */
-export async function* readLog(options: ReadOptions): AsyncGenerator<LogLine> {
+export async function* readLog(options: ReadOptions): AsyncGenerator<PlacedLine> {
   const joiner = new LineJoiner();
   const { sinceUs } = options;
-  for await (const line of options.follow === undefined ? records(options) : follow(options, options.follow)) {
-    const record = parseRecord(line);
-    if (record !== undefined && record.timeUs >= sinceUs) yield* joiner.push(record);
+  // Lines of the two streams are put together side by side, so a reading can begin anew only where both are between lines.
+  let next: LogPlace = { file: "", offset: 0, skip: 0 };
+  let unwanted = 0;
+  const onStart = async (start: LogStart) => {
+    unwanted = start.skip;
+    await options.onStart?.(start);
+  };
+  const started = { ...options, onStart };
+  for await (const placed of options.follow === undefined ? records(started) : follow(started, options.follow)) {
+    const record = parseRecord(placed.data);
+    if (record === undefined || record.timeUs < sinceUs) continue;
+    if (joiner.isEmpty) next = { file: placed.file, offset: placed.start, skip: 0 };
+    const lines = joiner.push(record);
+    for (const [index, line] of lines.entries()) {
+      const isLast = index === lines.length - 1 && joiner.isEmpty;
+      next = isLast ? { file: placed.file, offset: placed.end, skip: 0 } : { ...next, skip: next.skip + 1 };
+      if (unwanted > 0) unwanted--;
+      else yield { ...line, next };
+    }
   }
-  if (!options.signal.aborted) yield* joiner.flush();
+  if (options.signal.aborted) return;
+  for (const line of joiner.flush()) {
+    next = { ...next, skip: next.skip + 1 };
+    if (unwanted > 0) unwanted--;
+    else yield { ...line, next };
+  }
 }
 
+/** A file that is being read. */
 interface Position {
   readonly file: FileHandle;
   readonly inode: number;
+  readonly splitter: Splitter;
+  /** How it begins; empty while it is empty. */
+  beginning: string;
   offset: number;
 }
 
-/** Opens every file there is, oldest first, at the place where the last `tail` lines begin. The caller closes them. */
-async function openTail(path: string, tail: number): Promise<Position[]> {
+interface Opened {
+  /** Oldest first. */
+  readonly positions: Position[];
+  readonly start: LogStart;
+}
+
+/** Opens the files to read, each where the reading begins. The caller closes them. */
+async function openAll({ path, tail, from }: Pick<ReadOptions, "path" | "tail" | "from">): Promise<Opened> {
   const positions: Position[] = [];
   const seen = new Set<number>();
-  let missing = tail < 0 ? Number.POSITIVE_INFINITY : tail;
+  const isEverything = from !== undefined || tail < 0;
+  let missing = isEverything ? Number.POSITIVE_INFINITY : tail;
+  let found = from === undefined || from.file === "";
   // Newest first: a rotation in between shows one file under two names, and leaves none out.
   for (const name of (await logFiles(path)).reverse()) {
     const file = await openFile(name);
@@ -52,12 +114,27 @@ async function openTail(path: string, tail: number): Promise<Position[]> {
       continue;
     }
     seen.add(ino);
-    const { offset, lines } = Number.isFinite(missing) ? await tailStart(file, size, missing) : { offset: 0, lines: 0 };
-    positions.push({ file, inode: ino, offset });
-    missing -= lines;
-    if (missing <= 0) break;
+    const beginning = await beginningOf(file);
+    const isThere = from !== undefined && from.file !== "" && beginning.startsWith(from.file);
+    const tailed = isEverything ? undefined : await tailStart(file, size, missing);
+    const offset = isThere ? from.offset : (tailed?.offset ?? 0);
+    positions.push({ file, inode: ino, splitter: new Splitter(offset), beginning, offset });
+    found ||= isThere;
+    if (isThere) break;
+    missing -= tailed?.lines ?? 0;
+    // An empty one says nothing of where it begins: the one before it does.
+    if (missing <= 0 && beginning !== "") break;
   }
-  return positions.reverse();
+  positions.reverse();
+  const first = positions.find(({ beginning }) => beginning !== "");
+  const lines = isEverything ? 0 : tail - Math.max(0, missing);
+  const skip = found ? (from?.skip ?? 0) : 0;
+  return { positions, start: { file: first?.beginning ?? "", offset: first?.offset ?? 0, skip, lines, lost: !found } };
+}
+
+async function beginningOf(file: FileHandle): Promise<string> {
+  const { buffer, bytesRead } = await file.read(Buffer.alloc(beginningBytes), 0, beginningBytes, 0);
+  return buffer.toString("latin1", 0, bytesRead);
 }
 
 async function openFile(path: string): Promise<FileHandle | undefined> {
@@ -108,64 +185,85 @@ function isFullRecord(line: Buffer): boolean {
   return parseRecord(end < 0 ? line : line.subarray(0, end))?.partial === false;
 }
 
-/** Splits what is read into records; keeps an unfinished one for the next block. */
+/** A record without its newline, and where it lies. */
+interface Placed {
+  readonly data: Buffer;
+  readonly file: string;
+  readonly start: number;
+  readonly end: number;
+}
+
+/** Splits what is read of a file into records; keeps an unfinished one for the next block. */
 class Splitter {
   #rest: Buffer = Buffer.alloc(0);
+  #offset: number;
 
-  *push(block: Buffer): Generator<Buffer> {
+  /** Of the first byte that will be pushed. */
+  constructor(offset: number) {
+    this.#offset = offset;
+  }
+
+  *push(block: Buffer): Generator<{ readonly data: Buffer; readonly start: number; readonly end: number }> {
     const data = this.#rest.length === 0 ? block : Buffer.concat([this.#rest, block]);
+    const base = this.#offset;
     let start = 0;
     for (let end = data.indexOf(newline); end >= 0; end = data.indexOf(newline, start)) {
-      yield data.subarray(start, end);
+      const record = { data: data.subarray(start, end), start: base + start, end: base + end + 1 };
       start = end + 1;
+      yield record;
     }
     this.#rest = data.subarray(start);
+    this.#offset = base + start;
   }
 }
 
 /** Reads on from the position to the present end. */
-async function* drain(position: Position, splitter: Splitter, signal: AbortSignal): AsyncGenerator<Buffer> {
+async function* drain(position: Position, signal: AbortSignal): AsyncGenerator<Placed> {
   while (!signal.aborted) {
     // A new buffer each time: the lines given out before are parts of the old one.
     const buffer = Buffer.allocUnsafe(blockBytes);
     const { bytesRead } = await position.file.read(buffer, 0, blockBytes, position.offset);
     if (bytesRead === 0) return;
     position.offset += bytesRead;
-    yield* splitter.push(buffer.subarray(0, bytesRead));
+    if (position.beginning.length < beginningBytes) position.beginning = await beginningOf(position.file);
+    const file = position.beginning;
+    for (const record of position.splitter.push(buffer.subarray(0, bytesRead))) yield { ...record, file };
   }
 }
 
-async function* records({ path, tail, signal }: ReadOptions): AsyncGenerator<Buffer> {
-  const positions = await openTail(path, tail);
+async function* records(options: ReadOptions): AsyncGenerator<Placed> {
+  const { positions, start } = await openAll(options);
   try {
-    const splitter = new Splitter();
-    for (const position of positions) yield* drain(position, splitter, signal);
+    await options.onStart?.(start);
+    for (const position of positions) yield* drain(position, options.signal);
   } finally {
     await Promise.all(positions.map(({ file }) => file.close()));
   }
 }
 
-async function* follow({ path, tail, signal }: ReadOptions, ended: AbortSignal): AsyncGenerator<Buffer> {
+async function* follow(options: ReadOptions, ended: AbortSignal): AsyncGenerator<Placed> {
+  const { path, signal } = options;
   const changes = new Changes(path, ended, signal);
-  const positions = await openTail(path, tail);
+  const { positions, start } = await openAll(options);
   try {
-    const splitter = new Splitter();
+    await options.onStart?.(start);
     for (let done = false; !done && !signal.aborted; ) {
       // Before reading: what is written from now on is another change.
       done = changes.take();
       const current = positions.at(-1);
-      for (const position of positions) yield* drain(position, splitter, signal);
+      for (const position of positions) yield* drain(position, signal);
       const inode = await stat(path).then(
         ({ ino }) => ino,
         () => undefined,
       );
       if (inode !== undefined && inode !== current?.inode) {
         // Rotated: the writer has left the old file for the new one. What came last into the old one first.
-        for (const position of positions) yield* drain(position, splitter, signal);
+        for (const position of positions) yield* drain(position, signal);
         const file = await openFile(path);
         if (file === undefined) continue;
         await Promise.all(positions.splice(0).map((position) => position.file.close()));
-        positions.push({ file, inode: (await file.stat()).ino, offset: 0 });
+        const { ino } = await file.stat();
+        positions.push({ file, inode: ino, splitter: new Splitter(0), beginning: "", offset: 0 });
         changes.watchFile();
         done = false;
       } else if (!done) await changes.next();

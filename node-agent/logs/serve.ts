@@ -1,7 +1,7 @@
 import type { ServerWritableStream } from "@grpc/grpc-js";
 import { send } from "../../lib/grpc/server.ts";
-import type { AgentLogsRequest, LogChunk } from "../../proto/gen/embassy/v1/api.ts";
-import { readLog } from "./read.ts";
+import { type AgentLogsRequest, LogChunk, LogReading } from "../../proto/gen/embassy/v1/api.ts";
+import { type LogPlace, readLog } from "./read.ts";
 
 export interface ServedLog {
   readonly path: string;
@@ -10,23 +10,32 @@ export interface ServedLog {
   readonly ended: AbortSignal;
 }
 
-/** Sends a task's lines, one a chunk, as fast as they are taken. */
+/** Sends a task's lines, one a chunk, as fast as they are taken; first of all a mark that says where they begin. */
 export async function serveLogs(
   log: ServedLog,
   nodeName: string,
   call: ServerWritableStream<AgentLogsRequest, LogChunk>,
   signal: AbortSignal,
 ): Promise<void> {
-  const { taskId, follow, tail, sinceMs } = call.request;
+  const { taskId, follow, tail, sinceMs, from } = call.request;
+  const blank = LogChunk.create({ taskId, taskName: log.taskName, nodeName });
+  const chunk = (more: Partial<LogChunk>) => ({ ...blank, ...more });
+  const positionAt = ({ file, offset, skip }: LogPlace) =>
+    follow ? { taskId, state: LogReading.LOG_READING_UNDER_WAY, file, offset, skip } : undefined;
   const lines = readLog({
     path: log.path,
     tail,
     sinceUs: sinceMs * 1_000,
+    from,
     follow: follow ? log.ended : undefined,
     signal,
+    onStart: async (start) => {
+      await send(call, chunk({ mark: true, lines: start.lines, position: positionAt(start) }), signal);
+      if (!start.lost) return;
+      const warning = `lines of ${log.taskName} may be missing or come twice: its log was rotated meanwhile`;
+      await send(call, chunk({ warning }), signal);
+    },
   });
-  for await (const { timeUs, stderr, text, partial } of lines) {
-    const chunk = { taskId, taskName: log.taskName, nodeName, timeUs, stderr, line: text, partial, warning: "" };
-    await send(call, chunk, signal);
-  }
+  for await (const { timeUs, stderr, text, partial, next } of lines)
+    await send(call, chunk({ timeUs, stderr, line: text, partial, position: positionAt(next) }), signal);
 }

@@ -105,4 +105,22 @@ describe("a followed log", () => {
     expect(ofService.lines.get(next)).toEqual(upTo(ofService.count(next)));
     expect([...ofService.lines.keys()]).toEqual([old.task.id, next]);
   });
+
+  it("goes on with the next line when the control plane was away", async () => {
+    const [task] = running(await cluster.tasks(), "tick");
+    if (task === undefined) throw new Error("no task runs");
+    const { id } = task.task;
+    await using ofService = new Follower(cluster, "s_tick");
+    const until = async (condition: string, holds: () => boolean) =>
+      await cluster.untilTrue(condition, async () => await Promise.resolve(holds()));
+    await until("the follower has lines", () => ofService.count(id) > 0);
+    for (let turn = 0; turn < 2; turn++) {
+      await cluster.kill("host-1", "clusterd");
+      await cluster.start("host-1", "clusterd");
+      const before = ofService.count(id);
+      await until("the follower has more lines", () => ofService.count(id) > before + 20);
+    }
+    expect(ofService.lines.get(id)).toEqual(upTo(ofService.count(id)));
+    expect(ofService.exitCode).toBeUndefined();
+  });
 });

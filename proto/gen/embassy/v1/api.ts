@@ -44,6 +44,51 @@ export const protobufPackage = "embassy.v1";
 
 export const protobufFileName = "embassy/v1/api.proto";
 
+export const LogReading = {
+  /** LOG_READING_WAITING - not begun: its node has not answered yet */
+  LOG_READING_WAITING: 0,
+  LOG_READING_UNDER_WAY: 1,
+  /** LOG_READING_ENDED - all was given out, and no more will come */
+  LOG_READING_ENDED: 2,
+} as const;
+
+export type LogReading = typeof LogReading[keyof typeof LogReading];
+
+export namespace LogReading {
+  export type LOG_READING_WAITING = typeof LogReading.LOG_READING_WAITING;
+  export type LOG_READING_UNDER_WAY = typeof LogReading.LOG_READING_UNDER_WAY;
+  export type LOG_READING_ENDED = typeof LogReading.LOG_READING_ENDED;
+}
+
+export function logReadingFromJSON(object: any): LogReading {
+  switch (object) {
+    case 0:
+    case "LOG_READING_WAITING":
+      return LogReading.LOG_READING_WAITING;
+    case 1:
+    case "LOG_READING_UNDER_WAY":
+      return LogReading.LOG_READING_UNDER_WAY;
+    case 2:
+    case "LOG_READING_ENDED":
+      return LogReading.LOG_READING_ENDED;
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum LogReading");
+  }
+}
+
+export function logReadingToJSON(object: LogReading): string {
+  switch (object) {
+    case LogReading.LOG_READING_WAITING:
+      return "LOG_READING_WAITING";
+    case LogReading.LOG_READING_UNDER_WAY:
+      return "LOG_READING_UNDER_WAY";
+    case LogReading.LOG_READING_ENDED:
+      return "LOG_READING_ENDED";
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum LogReading");
+  }
+}
+
 export interface DeployRequest {
   spec: StackSpec | undefined;
 }
@@ -303,17 +348,39 @@ export interface LogsRequest {
   /** stack, <stack>_<service>, service, task name (web.2) or task id */
   target: string;
   follow: boolean;
-  /** lines a task from the end; -1: all */
+  /** lines a slot from the end, over all its tasks; -1: all */
   tail: number;
   /** 0: from the start */
   sinceMs: number;
+  /** when followed: an earlier call broke off, and this one goes on behind what it gave */
+  resume: LogsResumption | undefined;
+}
+
+export interface LogsResumption {
+  /** the last of each task that the earlier call named */
+  tasks: LogPosition[];
 }
 
 export interface AgentLogsRequest {
   taskId: string;
   follow: boolean;
+  /** lines from the end; -1: all */
   tail: number;
   sinceMs: number;
+  /** set: from there, whatever the tail */
+  from: LogPosition | undefined;
+}
+
+/** How far one task's log has been given out, so that another call goes on there: no line is lost and none comes twice. */
+export interface LogPosition {
+  taskId: string;
+  state: LogReading;
+  /** how the file begins in which the next record lies; empty: the oldest file */
+  file: string;
+  /** of that record */
+  offset: number;
+  /** lines from there on that were given out already */
+  skip: number;
 }
 
 export interface LogChunk {
@@ -329,6 +396,14 @@ export interface LogChunk {
   partial: boolean;
   /** set: not a line, but why lines are missing */
   warning: string;
+  /** when followed: behind this chunk */
+  position:
+    | LogPosition
+    | undefined;
+  /** not a line: only the position, and `lines` */
+  mark: boolean;
+  /** of an agent's first mark: how many lines of the tail there are */
+  lines: number;
 }
 
 export interface ExecInput {
@@ -3997,7 +4072,7 @@ export const CreateJoinTokenResponse: MessageFns<CreateJoinTokenResponse> = {
 };
 
 function createBaseLogsRequest(): LogsRequest {
-  return { target: "", follow: false, tail: 0, sinceMs: 0 };
+  return { target: "", follow: false, tail: 0, sinceMs: 0, resume: undefined };
 }
 
 export const LogsRequest: MessageFns<LogsRequest> = {
@@ -4013,6 +4088,9 @@ export const LogsRequest: MessageFns<LogsRequest> = {
     }
     if (message.sinceMs !== 0) {
       writer.uint32(32).int64(message.sinceMs);
+    }
+    if (message.resume !== undefined) {
+      LogsResumption.encode(message.resume, writer.uint32(42).fork()).join();
     }
     return writer;
   },
@@ -4062,6 +4140,14 @@ export const LogsRequest: MessageFns<LogsRequest> = {
             message.sinceMs = longToNumber(reader.int64());
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.resume = LogsResumption.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4084,6 +4170,7 @@ export const LogsRequest: MessageFns<LogsRequest> = {
         : isSet(object.since_ms)
         ? globalThis.Number(object.since_ms)
         : 0,
+      resume: isSet(object.resume) ? LogsResumption.fromJSON(object.resume) : undefined,
     };
   },
 
@@ -4101,6 +4188,9 @@ export const LogsRequest: MessageFns<LogsRequest> = {
     if (message.sinceMs !== undefined) {
       obj.sinceMs = Math.round(message.sinceMs);
     }
+    if (message.resume !== undefined) {
+      obj.resume = LogsResumption.toJSON(message.resume);
+    }
     return obj;
   },
 
@@ -4113,12 +4203,84 @@ export const LogsRequest: MessageFns<LogsRequest> = {
     message.follow = object.follow ?? false;
     message.tail = object.tail ?? 0;
     message.sinceMs = object.sinceMs ?? 0;
+    message.resume = (object.resume !== undefined && object.resume !== null)
+      ? LogsResumption.fromPartial(object.resume)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseLogsResumption(): LogsResumption {
+  return { tasks: [] };
+}
+
+export const LogsResumption: MessageFns<LogsResumption> = {
+  encode(message: LogsResumption, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.tasks) {
+      LogPosition.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): LogsResumption {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseLogsResumption();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.tasks.push(LogPosition.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): LogsResumption {
+    return {
+      tasks: globalThis.Array.isArray(object?.tasks) ? object.tasks.map((e: any) => LogPosition.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: LogsResumption): unknown {
+    const obj: any = {};
+    if (message.tasks?.length) {
+      obj.tasks = message.tasks.map((e) => LogPosition.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<LogsResumption>): LogsResumption {
+    return LogsResumption.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<LogsResumption>): LogsResumption {
+    const message = createBaseLogsResumption();
+    message.tasks = object.tasks?.map((e) => LogPosition.fromPartial(e)) || [];
     return message;
   },
 };
 
 function createBaseAgentLogsRequest(): AgentLogsRequest {
-  return { taskId: "", follow: false, tail: 0, sinceMs: 0 };
+  return { taskId: "", follow: false, tail: 0, sinceMs: 0, from: undefined };
 }
 
 export const AgentLogsRequest: MessageFns<AgentLogsRequest> = {
@@ -4134,6 +4296,9 @@ export const AgentLogsRequest: MessageFns<AgentLogsRequest> = {
     }
     if (message.sinceMs !== 0) {
       writer.uint32(32).int64(message.sinceMs);
+    }
+    if (message.from !== undefined) {
+      LogPosition.encode(message.from, writer.uint32(42).fork()).join();
     }
     return writer;
   },
@@ -4183,6 +4348,14 @@ export const AgentLogsRequest: MessageFns<AgentLogsRequest> = {
             message.sinceMs = longToNumber(reader.int64());
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.from = LogPosition.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4209,6 +4382,7 @@ export const AgentLogsRequest: MessageFns<AgentLogsRequest> = {
         : isSet(object.since_ms)
         ? globalThis.Number(object.since_ms)
         : 0,
+      from: isSet(object.from) ? LogPosition.fromJSON(object.from) : undefined,
     };
   },
 
@@ -4226,6 +4400,9 @@ export const AgentLogsRequest: MessageFns<AgentLogsRequest> = {
     if (message.sinceMs !== undefined) {
       obj.sinceMs = Math.round(message.sinceMs);
     }
+    if (message.from !== undefined) {
+      obj.from = LogPosition.toJSON(message.from);
+    }
     return obj;
   },
 
@@ -4238,6 +4415,146 @@ export const AgentLogsRequest: MessageFns<AgentLogsRequest> = {
     message.follow = object.follow ?? false;
     message.tail = object.tail ?? 0;
     message.sinceMs = object.sinceMs ?? 0;
+    message.from = (object.from !== undefined && object.from !== null)
+      ? LogPosition.fromPartial(object.from)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseLogPosition(): LogPosition {
+  return { taskId: "", state: 0, file: "", offset: 0, skip: 0 };
+}
+
+export const LogPosition: MessageFns<LogPosition> = {
+  encode(message: LogPosition, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.taskId !== "") {
+      writer.uint32(10).string(message.taskId);
+    }
+    if (message.state !== 0) {
+      writer.uint32(16).int32(message.state);
+    }
+    if (message.file !== "") {
+      writer.uint32(26).string(message.file);
+    }
+    if (message.offset !== 0) {
+      writer.uint32(32).int64(message.offset);
+    }
+    if (message.skip !== 0) {
+      writer.uint32(40).uint32(message.skip);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): LogPosition {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseLogPosition();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.taskId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.state = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.file = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.offset = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.skip = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): LogPosition {
+    return {
+      taskId: isSet(object.taskId)
+        ? globalThis.String(object.taskId)
+        : isSet(object.task_id)
+        ? globalThis.String(object.task_id)
+        : "",
+      state: isSet(object.state) ? logReadingFromJSON(object.state) : 0,
+      file: isSet(object.file) ? globalThis.String(object.file) : "",
+      offset: isSet(object.offset) ? globalThis.Number(object.offset) : 0,
+      skip: isSet(object.skip) ? globalThis.Number(object.skip) : 0,
+    };
+  },
+
+  toJSON(message: LogPosition): unknown {
+    const obj: any = {};
+    if (message.taskId !== undefined) {
+      obj.taskId = message.taskId;
+    }
+    if (message.state !== undefined) {
+      obj.state = logReadingToJSON(message.state);
+    }
+    if (message.file !== undefined) {
+      obj.file = message.file;
+    }
+    if (message.offset !== undefined) {
+      obj.offset = Math.round(message.offset);
+    }
+    if (message.skip !== undefined) {
+      obj.skip = Math.round(message.skip);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<LogPosition>): LogPosition {
+    return LogPosition.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<LogPosition>): LogPosition {
+    const message = createBaseLogPosition();
+    message.taskId = object.taskId ?? "";
+    message.state = object.state ?? 0;
+    message.file = object.file ?? "";
+    message.offset = object.offset ?? 0;
+    message.skip = object.skip ?? 0;
     return message;
   },
 };
@@ -4252,6 +4569,9 @@ function createBaseLogChunk(): LogChunk {
     line: Buffer.alloc(0),
     partial: false,
     warning: "",
+    position: undefined,
+    mark: false,
+    lines: 0,
   };
 }
 
@@ -4280,6 +4600,15 @@ export const LogChunk: MessageFns<LogChunk> = {
     }
     if (message.warning !== "") {
       writer.uint32(66).string(message.warning);
+    }
+    if (message.position !== undefined) {
+      LogPosition.encode(message.position, writer.uint32(74).fork()).join();
+    }
+    if (message.mark !== false) {
+      writer.uint32(80).bool(message.mark);
+    }
+    if (message.lines !== 0) {
+      writer.uint32(88).int64(message.lines);
     }
     return writer;
   },
@@ -4361,6 +4690,30 @@ export const LogChunk: MessageFns<LogChunk> = {
             message.warning = reader.string();
             continue;
           }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.position = LogPosition.decode(reader, reader.uint32());
+            continue;
+          }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.mark = reader.bool();
+            continue;
+          }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.lines = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4399,6 +4752,9 @@ export const LogChunk: MessageFns<LogChunk> = {
       line: isSet(object.line) ? Buffer.from(bytesFromBase64(object.line)) : Buffer.alloc(0),
       partial: isSet(object.partial) ? globalThis.Boolean(object.partial) : false,
       warning: isSet(object.warning) ? globalThis.String(object.warning) : "",
+      position: isSet(object.position) ? LogPosition.fromJSON(object.position) : undefined,
+      mark: isSet(object.mark) ? globalThis.Boolean(object.mark) : false,
+      lines: isSet(object.lines) ? globalThis.Number(object.lines) : 0,
     };
   },
 
@@ -4428,6 +4784,15 @@ export const LogChunk: MessageFns<LogChunk> = {
     if (message.warning !== undefined) {
       obj.warning = message.warning;
     }
+    if (message.position !== undefined) {
+      obj.position = LogPosition.toJSON(message.position);
+    }
+    if (message.mark !== undefined) {
+      obj.mark = message.mark;
+    }
+    if (message.lines !== undefined) {
+      obj.lines = Math.round(message.lines);
+    }
     return obj;
   },
 
@@ -4444,6 +4809,11 @@ export const LogChunk: MessageFns<LogChunk> = {
     message.line = object.line ?? Buffer.alloc(0);
     message.partial = object.partial ?? false;
     message.warning = object.warning ?? "";
+    message.position = (object.position !== undefined && object.position !== null)
+      ? LogPosition.fromPartial(object.position)
+      : undefined;
+    message.mark = object.mark ?? false;
+    message.lines = object.lines ?? 0;
     return message;
   },
 };

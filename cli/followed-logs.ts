@@ -1,0 +1,48 @@
+import { setTimeout as delay } from "node:timers/promises";
+import type { ClientReadableStream } from "@grpc/grpc-js";
+import { hasCode } from "../lib/errors/errors.ts";
+import { unansweredStatus } from "../lib/grpc/status.ts";
+import { type LogChunk, type LogPosition, LogReading, type LogsResumption } from "../proto/gen/embassy/v1/api.ts";
+import { messages } from "./stream.ts";
+
+const firstRetryMs = 100;
+const longestRetryMs = 2_000;
+
+/**
+ * The chunks of a followed log, without marks, until all its tasks have ended and are read. A call that breaks off is made again
+ * for as long as the signal is not aborted, behind the last chunk of each task; `say` is told once that it broke, and once that
+ * it goes on. Throws what the first call fails with, and what the cluster answers a later one with.
+ */
+export async function* followed(
+  call: (resume: LogsResumption | undefined) => ClientReadableStream<LogChunk>,
+  say: (text: string) => void,
+  signal: AbortSignal,
+): AsyncGenerator<LogChunk> {
+  const positions = new Map<string, LogPosition>();
+  let wasAnswered = false;
+  let isBroken = false;
+  for (let delayMs = firstRetryMs; ; delayMs = Math.min(delayMs * 2, longestRetryMs)) {
+    try {
+      const resume = wasAnswered ? { tasks: [...positions.values()] } : undefined;
+      const stream = call(resume);
+      stream.once("metadata", () => {
+        wasAnswered = true;
+        delayMs = firstRetryMs;
+        if (isBroken) say("connected again: the log goes on with the next line");
+        isBroken = false;
+      });
+      for await (const chunk of messages(stream, signal)) {
+        if (chunk.position !== undefined) positions.set(chunk.taskId, chunk.position);
+        if (!chunk.mark) yield chunk;
+      }
+      // A member of the control plane that stops in good order may end the call as if nothing more were to come.
+      const isRead = [...positions.values()].every(({ state }) => state === LogReading.LOG_READING_ENDED);
+      if (positions.size > 0 && isRead) return;
+    } catch (error) {
+      if (!wasAnswered || !hasCode(error, "unavailable") || unansweredStatus(error) === undefined) throw error;
+    }
+    if (!isBroken) say("the connection to the cluster broke off, trying again");
+    isBroken = true;
+    await delay(delayMs, undefined, { signal }).catch(() => signal.throwIfAborted());
+  }
+}
