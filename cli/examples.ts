@@ -26,6 +26,7 @@ export const examples: Readonly<Record<string, readonly string[]>> = {
   ],
   inspect: ["inspect service/counter_web", "inspect node/host-1"],
   scale: ["scale counter_web=5", "scale counter_web=5 counter_redis=1 --timeout 1m"],
+  restart: ["restart counter_web", "restart counter_web counter_redis --timeout 1m"],
   rebalance: ["rebalance --dry-run", "rebalance counter", "rebalance counter_web"],
   rm: ["rm counter"],
   "node drain": ["node drain host-1", "node drain host-1 host-2 --timeout 10m"],

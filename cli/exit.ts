@@ -18,7 +18,7 @@ export const exitMeanings: Readonly<Record<keyof typeof exitCodes, string>> = {
   error:
     "The command line or a stack file is wrong, what was named does not exist, or anything that no other code says.",
   deployFailed:
-    "`deploy` or `scale`: the cluster has taken the stack, and a service will not run as written. The cluster goes on trying.",
+    "`deploy`, `scale`, `restart` or `rebalance`: the cluster has taken the change, and a service will not run as written. The cluster goes on trying.",
   timeout: "What was waited for did not happen within `--timeout`. It may still happen.",
   conflict:
     "Something is in the way: another deploy of the stack came first or it was removed meanwhile, a published port is taken, a node is still up.",

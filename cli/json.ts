@@ -1,3 +1,4 @@
+import * as apiTypes from "../proto/gen/embassy/v1/api.ts";
 import * as stackTypes from "../proto/gen/embassy/v1/stack.ts";
 import * as stateTypes from "../proto/gen/embassy/v1/state.ts";
 
@@ -17,10 +18,10 @@ export function jsonOf<T extends object>(codec: JsonCodec<T>, message: T): unkno
 
 /** Word by name of every value of the API's enums: TASK_STATE_RUNNING -> running, UPDATE_ORDER_STOP_FIRST -> stop-first. */
 export const enumWords: ReadonlyMap<string, string> = new Map(
-  [...Object.entries(stackTypes), ...Object.entries(stateTypes)].flatMap(([type, values]) => {
+  [apiTypes, stackTypes, stateTypes].flatMap(Object.entries<unknown>).flatMap(([type, values]) => {
     // The generator writes an enum's values in capitals, each beginning with the type's name; everything else it writes is not so.
     const prefix = `${type.replace(/(?!^)[A-Z]/g, "_$&").toUpperCase()}_`;
-    return Object.keys(values)
+    return Object.keys(values ?? {})
       .filter((name) => name.startsWith(prefix))
       .map((name): [string, string] => [name, name.slice(prefix.length).toLowerCase().replaceAll("_", "-")]);
   }),

@@ -79,6 +79,9 @@ const implementation: ClusterServer = {
     return {};
   }),
   scaleService: unary(({ service }) => ({ stack: "shop", service: service.replace(/^shop_/, "") })),
+  restartServices: unary(({ services }) => ({
+    services: services.map((service) => ({ stack: "shop", service: service.replace(/^shop_/, ""), version: 2 })),
+  })),
   rebalance: unary(() => ({ moves: [] })),
   watchStack: streaming(async (call, signal) => {
     for (const progress of answers.progress) await send(call, StackProgress.fromPartial(progress ?? {}), signal);
@@ -580,6 +583,20 @@ describe("what is read", () => {
       "shop_db.1 | at 2",
       "shop_db.1 | at 3",
     ]);
+  });
+
+  it("a restart waits for the new tasks, and a state from before it says nothing", async () => {
+    const gaveUp = { ...task("web", TaskStates.TASK_STATE_FAILED), gaveUp: "its restart condition is none" };
+    const web = { name: "web", desired: 1 };
+    answers.progress = [
+      { revision: 1, services: [{ ...web, version: 1, problems: [gaveUp] }] },
+      { revision: 1, services: [{ ...web, version: 2, running: 1 }] },
+    ] as typeof answers.progress;
+    const result = await clusterctl(["restart", "shop_web"]);
+    expect(result.stderr).toMatch(/^shop_web: every task is replaced\n.*web\s+1\/1 running\n.*done after /s);
+    expect(result.code).toBe(0);
+    const given = [{ stack: "shop", service: "web", version: 2 }];
+    expect(JSON.parse((await clusterctl(["restart", "-d", "web", "-o", "json"])).stdout)).toEqual({ services: given });
   });
 
   it("goes on behind the last line when the connection breaks, and says so, until all is read", async () => {

@@ -16,6 +16,7 @@ import { registerManager } from "./commands/manager.ts";
 import { registerNode } from "./commands/node.ts";
 import { registerPs } from "./commands/ps.ts";
 import { registerRebalance } from "./commands/rebalance.ts";
+import { registerRestart } from "./commands/restart.ts";
 import { registerRemove } from "./commands/rm.ts";
 import { registerScale } from "./commands/scale.ts";
 import { registerStored } from "./commands/stored.ts";
@@ -37,6 +38,7 @@ const registers: readonly Register[] = [
   registerExec,
   registerInspect,
   registerScale,
+  registerRestart,
   registerRebalance,
   registerRemove,
   registerNode,

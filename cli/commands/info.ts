@@ -20,7 +20,7 @@ export const registerInfo: Register = (program, cli) => {
             leader: info.leader || "none",
             members: info.members.join(", "),
             nodes: `${info.nodesReady} of ${info.nodesTotal} ready`,
-            revision: String(info.revision),
+            etcd: `revision ${info.revision}`,
           };
           for (const [key, value] of Object.entries(lines)) cli.out.write(`${`${key}:`.padEnd(10)} ${value}\n`);
         }

@@ -16,6 +16,8 @@ export interface FollowOptions {
   readonly revision?: number;
   /** Resolves when this holds. */
   readonly until: (progress: StackProgress) => boolean;
+  /** Is this state from after the change? Others say nothing. Default: always. */
+  readonly isCurrent?: (progress: StackProgress) => boolean;
   /** How long it must hold without a break; default 0. */
   readonly settleMs?: number;
   /** What a timeout says that has not come: "shop has not converged". */
@@ -150,6 +152,7 @@ class Follower {
       signal.addEventListener("abort", stop, { once: true });
       stream.on("data", (progress: StackProgress) => {
         guarded(() => {
+          if (this.#options.isCurrent?.(progress) === false) return;
           this.#see(progress);
           if (this.#isDone()) settle(() => resolve(progress));
           else this.#check();
@@ -244,9 +247,11 @@ class Follower {
     const { stack, remedy = "Mend it and deploy again" } = this.#options;
     const [first] = failures;
     const logs = first === undefined ? "" : ` and \`clusterctl logs ${stack}_${first.service}\``;
-    const state = failures.some(({ triedAgain }) => triedAgain)
-      ? "The stack stays as declared and the cluster goes on trying."
-      : "The stack stays as declared; what gave up is not tried again until its service changes.";
+    const gaveUp = failures.filter(({ triedAgain }) => !triedAgain).map(({ service }) => `${stack}_${service}`);
+    const state =
+      gaveUp.length < failures.length
+        ? "The stack stays as declared and the cluster goes on trying."
+        : `The stack stays as declared; what gave up is not tried again until its service changes, or with \`clusterctl restart ${gaveUp.join(" ")}\`.`;
     const kept = (this.#last?.services ?? [])
       .filter(({ name, old }) => old > 0 && failures.some(({ service }) => service === name))
       .map(
@@ -280,14 +285,14 @@ class Follower {
 }
 
 /**
- * "migrate  1/1 completed", "web  1/3 updated, 2 of the version before", "web  2/3 running, 1 to stop; web.3 cannot be started
+ * "migrate  1/1 completed", "web  1/3 updated, 2 from before", "web  2/3 running, 1 to stop; web.3 cannot be started
  * on host-2: ..."
  */
 export function describe(service: ServiceProgress, width = 0): string {
   const { running, desired, completed, oldRunning } = service;
   const toStop = service.old - oldRunning;
   // Those serve until each is replaced.
-  const before = oldRunning > 0 ? `, ${oldRunning} of the version before` : "";
+  const before = oldRunning > 0 ? `, ${oldRunning} from before` : "";
   const old = toStop > 0 ? `${before}, ${toStop} to stop` : before;
   const done = completed > 0 && completed === running;
   const some = completed > 0 && !done ? `, ${completed} of them completed` : "";

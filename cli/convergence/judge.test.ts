@@ -100,8 +100,8 @@ describe("an update", () => {
 
   it("is told by what still serves, until the old ones are asked to stop", () => {
     const told = (more: object) => describeService(ServiceProgress.fromPartial({ ...update, ...more }));
-    expect(told({})).toBe("web  0/3 updated, 3 of the version before");
-    expect(told({ running: 1, oldRunning: 1 })).toBe("web  1/3 updated, 1 of the version before, 2 to stop");
+    expect(told({})).toBe("web  0/3 updated, 3 from before");
+    expect(told({ running: 1, oldRunning: 1 })).toBe("web  1/3 updated, 1 from before, 2 to stop");
     expect(told({ running: 3, old: 1, oldRunning: 0 })).toBe("web  3/3 running, 1 to stop");
   });
 });

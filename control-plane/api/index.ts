@@ -31,6 +31,7 @@ import { type AddressSettings, type DeployPlan, planDeploy } from "./plan-deploy
 import { listNetworks, listNodes, listServices, listStacks, listTasks, type NetworkProgress } from "./reads.ts";
 import { planMoves } from "./rebalance.ts";
 import { list, resolveNode, resolveService } from "./resolve.ts";
+import { planRestart } from "./restart.ts";
 import { validateStack } from "./validate.ts";
 
 export interface ApiDeps {
@@ -108,6 +109,15 @@ export function createApi(deps: ApiDeps): Api {
       const { stack, spec } = await again(async () => await scale(deps, word, replicas));
       log.info("service scaled", { service: word, replicas, user });
       return { stack, service: spec?.name ?? "" };
+    }),
+    restartServices: admin(async ({ services: words }, user) => {
+      const services = await again(async () => {
+        const plan = planRestart(index, words);
+        await store.commit(plan.writes);
+        return [...plan.services];
+      });
+      log.info("services restarted", { services: services.map(({ stack, service }) => `${stack}_${service}`), user });
+      return { services };
     }),
     rebalance: admin(async (request, user) => {
       const moves = await again(async () => {

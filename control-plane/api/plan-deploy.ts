@@ -343,11 +343,19 @@ class DeployPlanner {
     if (shapeOf(known) === shape) return known.version;
     const tasks = this.#index.tasksOfService(known.id);
     const live = tasks.filter((task) => isLive(this.#index.view, task));
-    const same = live.find(({ spec, networkIds, blobDigests }) => {
+    const same = live.filter(({ spec, networkIds, blobDigests }) => {
       return spec !== undefined && shapeOf({ ...service, spec, networkIds, blobDigests }) === shape;
     });
-    return same?.serviceVersion ?? Math.max(known.version, ...tasks.map(({ serviceVersion }) => serviceVersion)) + 1;
+    // Of two such, the one that a restart began is the later.
+    return same.length > 0
+      ? Math.max(...same.map(({ serviceVersion }) => serviceVersion))
+      : nextVersion(this.#index, known);
   }
+}
+
+/** A version that no task of the service has: all its tasks are replaced. */
+export function nextVersion(index: ClusterIndex, { id, version }: Service): number {
+  return Math.max(version, ...index.tasksOfService(id).map(({ serviceVersion }) => serviceVersion)) + 1;
 }
 
 function pick(values: Readonly<Record<string, string>>, keys: readonly string[]): Record<string, string> {

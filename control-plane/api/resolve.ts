@@ -44,10 +44,11 @@ export function resolveService(index: ClusterIndex, word: string): Service {
       hint: `Say which: ${names.join(", ")}.`,
     });
   }
-  throw new ClusterError(`there is no service ${word}`, {
+  const ofStack = all.filter(({ stack }) => stack === word).map(serviceFullName);
+  throw new ClusterError(ofStack.length > 0 ? `${word} is a stack, not a service` : `there is no service ${word}`, {
     code: "not-found",
     subject: `service/${word}`,
-    hint: list(names, "Nothing is deployed."),
+    hint: ofStack.length > 0 ? `Its services: ${ofStack.sort().join(", ")}.` : list(names, "Nothing is deployed."),
   });
 }
 

@@ -56,6 +56,7 @@ export function serviceProgress(index: ClusterIndex, service: Service): ServiceP
   problems.push(...waiting.sort(newestFirst));
   return {
     name: service.spec?.name ?? "",
+    version: service.version,
     desired: wanted.length,
     running: wanted.length - unsatisfied.length,
     old,

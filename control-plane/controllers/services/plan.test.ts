@@ -256,9 +256,8 @@ describe("an update", () => {
       using cluster = await crashingUpdate(policy);
       expect(oldOnes(cluster)).toBe(left);
       const { updateMessage } = plan(cluster);
-      if (left === 3) expect(updateMessage).toBe("update to version 2 paused, 4 of 4 to go: web.1 failed");
-      else if (left > 0)
-        expect(updateMessage).toContain("update to version 2 paused, 4 of 4 to go: web.1, web.2 failed");
+      if (left === 3) expect(updateMessage).toBe("update paused, 4 of 4 to go: web.1 failed");
+      else if (left > 0) expect(updateMessage).toContain("update paused, 4 of 4 to go: web.1, web.2 failed");
     });
 
     it("pauses for one that was never healthy, however long that took to see", async () => {
@@ -280,7 +279,7 @@ describe("an update", () => {
       await cluster.report(task, TaskState.TASK_STATE_FAILED, { message: "unhealthy: no answer", upAtMs: 0 });
       cluster.frozen = false;
       await cluster.settle();
-      expect(plan(cluster).updateMessage).toBe("update to version 2 paused, 2 of 2 to go: web.1 failed");
+      expect(plan(cluster).updateMessage).toBe("update paused, 2 of 2 to go: web.1 failed");
       expect(oldOnes(cluster)).toBe(1);
     });
 

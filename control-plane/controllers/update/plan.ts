@@ -71,10 +71,10 @@ export function planUpdate(
   const left = `${fresh.length + busy + failing.size} of ${wanted.length} to go`;
   if (!goes && failing.size > policy.maxFailureRatio * wanted.length) {
     const names = [...failing.values()].map((task) => `${task.serviceName}.${slotName(index.view, task)}`).join(", ");
-    const message = `update to version ${version} paused, ${left}: ${names} failed`;
+    const message = `update paused, ${left}: ${names} failed`;
     return { seats: keysOf(again), wakeAtMs, message };
   }
-  const message = `updating to version ${version}: ${left}`;
+  const message = `updating: ${left}`;
   if (policy.delayMs > 0 && doneAtMs > 0 && nowMs < doneAtMs + policy.delayMs) {
     return { seats: keysOf(again), wakeAtMs: Math.min(doneAtMs + policy.delayMs, wakeAtMs ?? Infinity), message };
   }

@@ -122,6 +122,23 @@ export interface ScaleServiceResponse {
   service: string;
 }
 
+export interface RestartServicesRequest {
+  /** each <stack>_<service>, or an unambiguous service name */
+  services: string[];
+}
+
+export interface RestartServicesResponse {
+  services: RestartedService[];
+}
+
+export interface RestartedService {
+  stack: string;
+  /** its name within the stack */
+  service: string;
+  /** of the tasks that replace the others */
+  version: number;
+}
+
 export interface RebalanceRequest {
   /** empty: all */
   stack: string;
@@ -177,6 +194,8 @@ export interface ServiceProgress {
   completed: number;
   /** of those old: of an older version, running and not asked to stop yet */
   oldRunning: number;
+  /** the newest */
+  version: number;
 }
 
 export interface ListStacksRequest {
@@ -959,6 +978,247 @@ export const ScaleServiceResponse: MessageFns<ScaleServiceResponse> = {
   },
 };
 
+function createBaseRestartServicesRequest(): RestartServicesRequest {
+  return { services: [] };
+}
+
+export const RestartServicesRequest: MessageFns<RestartServicesRequest> = {
+  encode(message: RestartServicesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.services) {
+      writer.uint32(10).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestartServicesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestartServicesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.services.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RestartServicesRequest {
+    return {
+      services: globalThis.Array.isArray(object?.services) ? object.services.map((e: any) => globalThis.String(e)) : [],
+    };
+  },
+
+  toJSON(message: RestartServicesRequest): unknown {
+    const obj: any = {};
+    if (message.services?.length) {
+      obj.services = message.services;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RestartServicesRequest>): RestartServicesRequest {
+    return RestartServicesRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RestartServicesRequest>): RestartServicesRequest {
+    const message = createBaseRestartServicesRequest();
+    message.services = object.services?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseRestartServicesResponse(): RestartServicesResponse {
+  return { services: [] };
+}
+
+export const RestartServicesResponse: MessageFns<RestartServicesResponse> = {
+  encode(message: RestartServicesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.services) {
+      RestartedService.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestartServicesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestartServicesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.services.push(RestartedService.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RestartServicesResponse {
+    return {
+      services: globalThis.Array.isArray(object?.services)
+        ? object.services.map((e: any) => RestartedService.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: RestartServicesResponse): unknown {
+    const obj: any = {};
+    if (message.services?.length) {
+      obj.services = message.services.map((e) => RestartedService.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RestartServicesResponse>): RestartServicesResponse {
+    return RestartServicesResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RestartServicesResponse>): RestartServicesResponse {
+    const message = createBaseRestartServicesResponse();
+    message.services = object.services?.map((e) => RestartedService.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseRestartedService(): RestartedService {
+  return { stack: "", service: "", version: 0 };
+}
+
+export const RestartedService: MessageFns<RestartedService> = {
+  encode(message: RestartedService, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.stack !== "") {
+      writer.uint32(10).string(message.stack);
+    }
+    if (message.service !== "") {
+      writer.uint32(18).string(message.service);
+    }
+    if (message.version !== 0) {
+      writer.uint32(24).int64(message.version);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RestartedService {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRestartedService();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.stack = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.service = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.version = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RestartedService {
+    return {
+      stack: isSet(object.stack) ? globalThis.String(object.stack) : "",
+      service: isSet(object.service) ? globalThis.String(object.service) : "",
+      version: isSet(object.version) ? globalThis.Number(object.version) : 0,
+    };
+  },
+
+  toJSON(message: RestartedService): unknown {
+    const obj: any = {};
+    if (message.stack !== undefined) {
+      obj.stack = message.stack;
+    }
+    if (message.service !== undefined) {
+      obj.service = message.service;
+    }
+    if (message.version !== undefined) {
+      obj.version = Math.round(message.version);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RestartedService>): RestartedService {
+    return RestartedService.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RestartedService>): RestartedService {
+    const message = createBaseRestartedService();
+    message.stack = object.stack ?? "";
+    message.service = object.service ?? "";
+    message.version = object.version ?? 0;
+    return message;
+  },
+};
+
 function createBaseRebalanceRequest(): RebalanceRequest {
   return { stack: "", service: "", dryRun: false };
 }
@@ -1477,7 +1737,7 @@ export const StackProgress: MessageFns<StackProgress> = {
 };
 
 function createBaseServiceProgress(): ServiceProgress {
-  return { name: "", desired: 0, running: 0, old: 0, problems: [], completed: 0, oldRunning: 0 };
+  return { name: "", desired: 0, running: 0, old: 0, problems: [], completed: 0, oldRunning: 0, version: 0 };
 }
 
 export const ServiceProgress: MessageFns<ServiceProgress> = {
@@ -1502,6 +1762,9 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     }
     if (message.oldRunning !== 0) {
       writer.uint32(56).uint32(message.oldRunning);
+    }
+    if (message.version !== 0) {
+      writer.uint32(64).int64(message.version);
     }
     return writer;
   },
@@ -1575,6 +1838,14 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
             message.oldRunning = reader.uint32();
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.version = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1600,6 +1871,7 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
         : isSet(object.old_running)
         ? globalThis.Number(object.old_running)
         : 0,
+      version: isSet(object.version) ? globalThis.Number(object.version) : 0,
     };
   },
 
@@ -1626,6 +1898,9 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     if (message.oldRunning !== undefined) {
       obj.oldRunning = Math.round(message.oldRunning);
     }
+    if (message.version !== undefined) {
+      obj.version = Math.round(message.version);
+    }
     return obj;
   },
 
@@ -1641,6 +1916,7 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     message.problems = object.problems?.map((e) => TaskView.fromPartial(e)) || [];
     message.completed = object.completed ?? 0;
     message.oldRunning = object.oldRunning ?? 0;
+    message.version = object.version ?? 0;
     return message;
   },
 };
@@ -5891,6 +6167,21 @@ export const ClusterService = {
       Buffer.from(ScaleServiceResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): ScaleServiceResponse => ScaleServiceResponse.decode(value),
   },
+  /**
+   * Replaces every task of the services, each service by its update policy; slots that gave up are tried again. All of them or
+   * none. Errors: not-found, invalid (a name that several stacks have).
+   */
+  restartServices: {
+    path: "/embassy.v1.Cluster/RestartServices" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RestartServicesRequest): Buffer =>
+      Buffer.from(RestartServicesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RestartServicesRequest => RestartServicesRequest.decode(value),
+    responseSerialize: (value: RestartServicesResponse): Buffer =>
+      Buffer.from(RestartServicesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RestartServicesResponse => RestartServicesResponse.decode(value),
+  },
   /** Moves tasks to where their services are short of them. Errors: not-found. */
   rebalance: {
     path: "/embassy.v1.Cluster/Rebalance" as const,
@@ -6047,6 +6338,11 @@ export interface ClusterServer extends UntypedServiceImplementation {
   deploy: handleUnaryCall<DeployRequest, DeployResponse>;
   removeStack: handleUnaryCall<RemoveStackRequest, RemoveStackResponse>;
   scaleService: handleUnaryCall<ScaleServiceRequest, ScaleServiceResponse>;
+  /**
+   * Replaces every task of the services, each service by its update policy; slots that gave up are tried again. All of them or
+   * none. Errors: not-found, invalid (a name that several stacks have).
+   */
+  restartServices: handleUnaryCall<RestartServicesRequest, RestartServicesResponse>;
   /** Moves tasks to where their services are short of them. Errors: not-found. */
   rebalance: handleUnaryCall<RebalanceRequest, RebalanceResponse>;
   /** The stack's progress at once and after each change, until the caller goes. `stack` may be one that is being removed. */
@@ -6118,6 +6414,25 @@ export interface ClusterClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: ScaleServiceResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Replaces every task of the services, each service by its update policy; slots that gave up are tried again. All of them or
+   * none. Errors: not-found, invalid (a name that several stacks have).
+   */
+  restartServices(
+    request: RestartServicesRequest,
+    callback: (error: ServiceError | null, response: RestartServicesResponse) => void,
+  ): ClientUnaryCall;
+  restartServices(
+    request: RestartServicesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RestartServicesResponse) => void,
+  ): ClientUnaryCall;
+  restartServices(
+    request: RestartServicesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RestartServicesResponse) => void,
   ): ClientUnaryCall;
   /** Moves tasks to where their services are short of them. Errors: not-found. */
   rebalance(
