@@ -590,7 +590,13 @@ describe("what is read", () => {
     const web = { name: "web", desired: 1 };
     answers.progress = [
       { revision: 1, services: [{ ...web, version: 1, problems: [gaveUp] }] },
-      { revision: 1, services: [{ ...web, version: 2, running: 1 }] },
+      {
+        revision: 1,
+        services: [
+          { ...web, version: 2, running: 1 },
+          { name: "other", desired: 1, problems: [gaveUp] },
+        ],
+      },
     ] as typeof answers.progress;
     const result = await clusterctl(["restart", "shop_web"]);
     expect(result.stderr).toMatch(/^shop_web: every task is replaced\n.*web\s+1\/1 running\n.*done after /s);

@@ -50,7 +50,8 @@ export const registerRestart: Register = (program, cli) => {
               late: `${services.map(nameOf).join(", ")} has not come to rest`,
               timeoutMs: options.timeout,
               judged: true,
-              isUnchanged: (name) => !services.some(({ service }) => service === name),
+              concerns: (name) => services.some(({ service }) => service === name),
+              isUnchanged: () => false,
               screen: cli.err,
               signal: cli.signal,
             });

@@ -16,6 +16,8 @@ export interface FollowOptions {
   readonly revision?: number;
   /** Resolves when this holds. */
   readonly until: (progress: StackProgress) => boolean;
+  /** Services that are shown and judged; default all. */
+  readonly concerns?: (service: string) => boolean;
   /** Is this state from after the change? Others say nothing. Default: always. */
   readonly isCurrent?: (progress: StackProgress) => boolean;
   /** How long it must hold without a break; default 0. */
@@ -150,9 +152,11 @@ class Follower {
       };
       const timer = setInterval(() => guarded(look), lookMs);
       signal.addEventListener("abort", stop, { once: true });
-      stream.on("data", (progress: StackProgress) => {
+      stream.on("data", (whole: StackProgress) => {
         guarded(() => {
-          if (this.#options.isCurrent?.(progress) === false) return;
+          const { concerns = () => true, isCurrent = () => true } = this.#options;
+          const progress = { ...whole, services: whole.services.filter(({ name }) => concerns(name)) };
+          if (!isCurrent(progress)) return;
           this.#see(progress);
           if (this.#isDone()) settle(() => resolve(progress));
           else this.#check();
