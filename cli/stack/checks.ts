@@ -136,15 +136,24 @@ class Checker {
     }
     for (const [dependency, { condition, required }] of Object.entries(service.depends_on ?? {})) {
       const where = [...path, "depends_on", dependency];
-      const check = Object.hasOwn(this.#stack.services, dependency)
-        ? this.#stack.services[dependency]?.healthcheck
-        : undefined;
+      const isThere = dependency !== name && Object.hasOwn(this.#stack.services, dependency);
+      const check = isThere ? this.#stack.services[dependency]?.healthcheck : undefined;
       if (condition === "service_healthy" && (check?.disable === true || check?.test?.[0] === "NONE")) {
         this.#error(
           "conflict",
           where,
           `waits for ${dependency} to be healthy, and its health check is switched off`,
           "Give it a health check, or use service_started.",
+        );
+      } else if (condition === "service_healthy" && isThere && check?.test === undefined) {
+        // Only nodes look into images. Compose refuses such a start; here it comes as soon as the other one runs.
+        this.#context.report.warn(
+          where,
+          this.#context.positionOf(where),
+          `waits for ${dependency} to be healthy, and this file gives it no health check`,
+          {
+            hint: "If its image has none either, it counts as healthy once it runs. Give it a healthcheck, or use service_started.",
+          },
         );
       }
       if (dependency === name) this.#error("cycle", where, "a service cannot wait for itself");

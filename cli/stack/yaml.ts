@@ -49,7 +49,7 @@ export function parseWholeYaml(source: Source, report: Report): Tree[] {
   const trees: Tree[] = [];
   for (const document of documents) {
     if (document.errors.length > 0) {
-      for (const { pos, message, code } of document.errors.slice(0, MAX_SYNTAX_ERRORS)) {
+      for (const { pos, message, code } of untilTab(document.errors).slice(0, MAX_SYNTAX_ERRORS)) {
         const friendly = code === "BAD_INDENT" && message.startsWith("Flow") ? UNCLOSED : SYNTAX[code];
         report.error(
           "syntax",
@@ -69,8 +69,17 @@ export function parseWholeYaml(source: Source, report: Report): Tree[] {
   return trees;
 }
 
+/** The errors as they come, up to the first tab: what follows one says the same again, or what comes of it. */
+function untilTab<E extends { readonly code: string }>(errors: readonly E[]): readonly E[] {
+  const tab = errors.findIndex(({ code }) => code === "TAB_AS_INDENT");
+  return tab < 0 ? errors : errors.slice(0, tab + 1);
+}
+
 const SYNTAX: Readonly<Record<string, { readonly message: string; readonly hint?: string }>> = {
-  TAB_AS_INDENT: { message: "a tab cannot indent YAML", hint: "Indent with spaces." },
+  TAB_AS_INDENT: {
+    message: "a tab cannot indent YAML",
+    hint: "Indent with spaces, on this line and wherever else one is.",
+  },
   MULTILINE_IMPLICIT_KEY: {
     message: "a key cannot go over more than one line",
     hint: "Look for a colon or a quote that is missing on this line or the one before.",

@@ -1,12 +1,5 @@
+import { capabilityNames as names } from "../../lib/capabilities/capabilities.ts";
 import { ClusterError } from "../../lib/errors/errors.ts";
-
-/** All capabilities by their number (linux/capability.h), without CAP_. */
-const names = (
-  "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST " +
-  "NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE " +
-  "SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM " +
-  "BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
-).split(" ");
 
 /** default_capabilities of Debian's containers.conf. NET_RAW is not among them: ping works by net.ipv4.ping_group_range. */
 const defaults =

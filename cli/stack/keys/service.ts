@@ -1,3 +1,4 @@
+import { capabilityNames } from "../../../lib/capabilities/capabilities.ts";
 import {
   bool,
   bytes,
@@ -57,13 +58,18 @@ const PLATFORM = text("a platform such as linux/amd64 or linux/arm64/v8", (value
     : new Bad(`takes a platform such as linux/amd64 or linux/arm64/v8, and found ${JSON.stringify(value)}`);
 });
 const SIGNAL = matching(/^(SIG)?[A-Z][A-Z0-9+-]{1,9}$|^\d{1,2}$/, "a signal such as SIGTERM or SIGINT");
+const CAPABILITIES = ["ALL", ...capabilityNames];
 const CAPABILITY = scalarType<string>({
   accepts: "a capability such as NET_ADMIN",
+  values: CAPABILITIES,
   parse: (tree) => {
     const name = tree.text.toUpperCase().replace(/^CAP_/, "");
-    return /^[A-Z][A-Z0-9_]{2,30}$/.test(name)
+    return CAPABILITIES.includes(name)
       ? name
-      : new Bad(`takes a capability such as NET_ADMIN, and found ${describeKind(tree)}`);
+      : new Bad(
+          `takes a capability such as NET_ADMIN, and found ${describeKind(tree)}`,
+          "capabilities(7) has them all.",
+        );
   },
   format: (value) => value,
 });
@@ -612,7 +618,7 @@ export const service = object({
       object(
         {
           condition: key(oneOf("service_started", "service_healthy", "service_completed_successfully"), {
-            doc: "What is waited for.",
+            doc: "What is waited for. A service without health check, in the file and in its image, counts as healthy once it runs.",
             example: "service_healthy",
             default: "service_started",
           }),
@@ -699,7 +705,7 @@ export const service = object({
     example: '{net.core.somaxconn: "1024"}',
   }),
   cap_add: key(texts(CAPABILITY, "a list of capabilities"), {
-    doc: "Capabilities beyond the default set.",
+    doc: "Capabilities beyond the default set: the names of capabilities(7), with or without CAP_, or ALL.",
     example: "[NET_ADMIN]",
   }),
   cap_drop: key(texts(CAPABILITY, "a list of capabilities"), {
@@ -802,7 +808,7 @@ export const service = object({
     { doc: `\`none\`: only loopback. \`host\`: the node's own network. ${HOST_POLICY}`, example: "none", gated: true },
   ),
   links: key(list(link("a service, or service:alias"), { accepts: "a list of links", unique: linkKey }), {
-    doc: "Services that this one consumes: a name for each, the environment variables of links, a way through to its exposed ports, and start order.",
+    doc: "Services that this one consumes: a name for each, the environment variables of links, a way through to its exposed ports, and start order. Services may link each other: a start waits for another service for 5 s at most.",
     example: '["db:database"]',
   }),
   external_links: key(
