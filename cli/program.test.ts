@@ -20,6 +20,7 @@ import {
   LogChunk,
   LogReading,
   type LogsResumption,
+  NodeView,
   ServiceView,
   StackProgress,
   StackView,
@@ -27,7 +28,7 @@ import {
   TaskView as TaskViews,
 } from "../proto/gen/embassy/v1/api.ts";
 import { MountType, Protocol, PublishedPort, PublishMode } from "../proto/gen/embassy/v1/stack.ts";
-import { NodeState, type TaskState, TaskState as TaskStates } from "../proto/gen/embassy/v1/state.ts";
+import { NodeState, type NodeStatus, type TaskState, TaskState as TaskStates } from "../proto/gen/embassy/v1/state.ts";
 import type { Cli } from "./cli.ts";
 import { type Context, Contexts } from "./contexts/contexts.ts";
 import { runCli } from "./program.ts";
@@ -42,6 +43,7 @@ let answers: {
   listed?: () => void;
   services: ServiceView[];
   started?: ExecStart;
+  node?: Partial<NodeStatus>;
   resumed: (LogsResumption | undefined)[];
 };
 
@@ -100,21 +102,10 @@ const implementation: ClusterServer = {
     requirePeer(call, ["admin"]);
     return {
       nodes: [
-        {
-          spec: { id: "abc", name: "host-1", availability: 0, labels: {}, createdAtMs: 0 },
-          status: {
-            id: "abc",
-            description: undefined,
-            state: NodeState.NODE_STATE_READY,
-            changedAtMs: 0,
-            message: "",
-            clusterd: "",
-            incarnation: "",
-          },
-          tasks: 0,
-          networkRevision: 0,
-          networkTarget: 0,
-        },
+        NodeView.fromPartial({
+          spec: { id: "abc", name: "host-1" },
+          status: { id: "abc", state: NodeState.NODE_STATE_READY, ...answers.node },
+        }),
       ],
     };
   }),
@@ -583,6 +574,16 @@ describe("what is read", () => {
       "shop_db.1 | at 2",
       "shop_db.1 | at 3",
     ]);
+  });
+
+  it("a node whose netd is away has no network, unless it is down anyway", async () => {
+    answers.node = { networkProblem: "netd is not there" };
+    const { stdout } = await clusterctl(["nodes"]);
+    expect(stdout).toMatch(/host-1 .*no network .*netd is not there/);
+    const inspected = JSON.parse((await clusterctl(["inspect", "node/host-1"])).stdout) as unknown;
+    expect(inspected).toMatchObject({ status: { state: "ready", networkProblem: "netd is not there" } });
+    answers.node = { ...answers.node, state: NodeState.NODE_STATE_DOWN, message: "no sign of life" };
+    expect((await clusterctl(["nodes"])).stdout).toMatch(/host-1 .*down .*no sign of life/);
   });
 
   it("a restart waits for the new tasks, and a state from before it says nothing", async () => {

@@ -17,6 +17,7 @@ import { openImageStore } from "./images/store.ts";
 import { identityFiles, readNodeFile, writeNodeFile } from "./join/node.ts";
 import { keepRotating } from "./logs/rotation.ts";
 import { Netd } from "./network/client.ts";
+import { NetworkWatch } from "./network/watch.ts";
 import { openRuntime } from "./runtime/open.ts";
 import { AgentServer } from "./server/agent.ts";
 import { Metrics } from "./server/metrics.ts";
@@ -127,6 +128,7 @@ async function run(config: RunConfig): Promise<void> {
   const everywhere = listen.host === "0.0.0.0" || listen.host === "::";
   const agentAddress = `${everywhere ? node.underlay : listen.host}:${listen.port}`;
   const facts = { underlay: node.underlay, agentAddress, version, probe: runtime.probe };
+  const networkWatch = new NetworkWatch({ log, clock, network });
   session = new Session({
     log,
     clock,
@@ -144,12 +146,14 @@ async function run(config: RunConfig): Promise<void> {
     identity: () => identity,
     describe: () => describeNode(facts),
     statuses: () => manager.statuses(),
+    networkProblem: () => networkWatch.problem,
     assign: (assignments) => manager.assign(assignments),
   });
   log.info("started", { node: node.name, nodeId: node.nodeId, ...facts.probe, agentAddress });
   await Promise.all([
     session.run(stop.signal),
     manager.sweepNetwork(stop.signal),
+    networkWatch.run(stop.signal),
     keepCertificate(
       {
         log,

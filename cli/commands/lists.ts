@@ -130,8 +130,10 @@ const nodes: Listing<NodeView> = {
     { title: "ID", value: ({ spec }) => spec?.id ?? "", drop: 1 },
     {
       title: "STATE",
-      value: ({ status }) => nodeStates[status?.state ?? NodeState.NODE_STATE_UNKNOWN],
-      style: ({ status }) => (status?.state === NodeState.NODE_STATE_READY ? "green" : "red"),
+      value: (node) =>
+        networkProblemOf(node) === "" ? nodeStates[node.status?.state ?? NodeState.NODE_STATE_UNKNOWN] : "no network",
+      style: (node) =>
+        networkProblemOf(node) === "" && node.status?.state === NodeState.NODE_STATE_READY ? "green" : "red",
     },
     {
       title: "AVAILABILITY",
@@ -161,9 +163,19 @@ const nodes: Listing<NodeView> = {
           .join(" "),
       shrinkTo: 8,
     },
-    { title: "MESSAGE", value: ({ status }) => status?.message ?? "", shrinkTo: 8 },
+    {
+      title: "MESSAGE",
+      value: (node) => networkProblemOf(node) || (node.status?.message ?? ""),
+      shrinkTo: 8,
+      wish: 32,
+    },
   ],
 };
+
+/** Of a node that is ready otherwise: its tasks run on, and new ones wait. */
+function networkProblemOf({ status }: NodeView): string {
+  return status?.state === NodeState.NODE_STATE_READY ? status.networkProblem : "";
+}
 
 const nodeStates: Record<NodeState, string> = {
   [NodeState.NODE_STATE_UNKNOWN]: "unknown",
@@ -250,7 +262,9 @@ export const registerLists: Register = (program, cli) => {
   program
     .command("nodes")
     .summary("list nodes")
-    .description("Lists the nodes.")
+    .description(
+      "Lists the nodes. One with no network is ready but for its netd: its tasks run on, names and links there follow nothing, and new tasks wait.",
+    )
     .action(async (_options, command) => await show(cli, command, nodes));
   program
     .command("managers")

@@ -162,6 +162,23 @@ describe("a session", () => {
     expect(one.cluster.index.view.sessions.get("a")?.sessionId).toBe(before?.sessionId);
     node.heartbeat();
   });
+
+  it("keeps what a heartbeat says of the node's network, also when the session is registered again, until one says otherwise", async () => {
+    await using one = await oneTask();
+    const { cluster } = one;
+    const problem = () => cluster.index.view.nodeStatuses.get("a")?.networkProblem;
+    const node = await (await one.server.node("a")).hello().open();
+    expect(problem()).toBe("");
+    node.heartbeat("netd is not there");
+    await until(cluster, () => problem() === "netd is not there");
+    const { revision } = cluster.index.view;
+    const again = await (await one.server.node("a")).hello().open();
+    await until(cluster, () => cluster.index.view.revision > revision);
+    expect(problem()).toBe("netd is not there");
+    again.heartbeat();
+    await until(cluster, () => problem() === "");
+    expect(cluster.index.view.nodeStatuses.get("a")?.state).toBe(NodeState.NODE_STATE_READY);
+  });
 });
 
 describe("ordered cut-over", () => {

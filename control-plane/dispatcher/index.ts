@@ -145,7 +145,7 @@ async function serveSession(
         session.open(message.value).catch((error: unknown) => session.close(asClusterError(error)));
         return;
       case "heartbeat":
-        session.heartbeat();
+        session.heartbeat(message.value.networkProblem);
         return;
       case "statuses":
         session.report(message.value.statuses);

@@ -50,6 +50,7 @@ export class Session {
   #lease: bigint | undefined;
   #lastHeardMs: number;
   #renewing = false;
+  #noting = false;
   #sending = false;
   /** The next message is the complete set. */
   #complete = false;
@@ -111,10 +112,31 @@ export class Session {
     await this.#pump();
   }
 
-  /** The node's sign of life. */
-  heartbeat(): void {
+  /** The node's sign of life, and what is wrong with its network. */
+  heartbeat(networkProblem: string): void {
     this.#lastHeardMs = this.#deps.clock.monotonicMs();
     void this.#renew();
+    void this.#noteNetwork(networkProblem);
+  }
+
+  /** Only what differs is written. What fails, or is overtaken, the next heartbeat says again. */
+  async #noteNetwork(networkProblem: string): Promise<void> {
+    const { store, index } = this.#deps;
+    const status = index.view.nodeStatuses.get(this.nodeId);
+    if (this.#lease === undefined || this.#noting || status === undefined || status.networkProblem === networkProblem) {
+      return;
+    }
+    this.#noting = true;
+    try {
+      const ifRevision = index.view.nodeStatuses.revisionOf(this.nodeId);
+      const value = { ...status, networkProblem };
+      await store.commit([{ table: "nodeStatuses", id: this.nodeId, value, ifRevision }]);
+      this.#log.info("node's network", { problem: networkProblem || "none any more" });
+    } catch (error) {
+      this.#log.debug("cannot note the node's network now", { error });
+    } finally {
+      this.#noting = false;
+    }
   }
 
   report(statuses: readonly TaskStatus[]): void {
@@ -208,6 +230,7 @@ export class Session {
             message: "",
             clusterd: member,
             incarnation: presence.incarnation,
+            networkProblem: known?.networkProblem ?? "",
           },
         },
       ];

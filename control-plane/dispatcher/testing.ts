@@ -183,8 +183,8 @@ export class TestNode {
     return this;
   }
 
-  heartbeat(): void {
-    this.#stream.write({ message: { $case: "heartbeat", value: {} } });
+  heartbeat(networkProblem = ""): void {
+    this.#stream.write({ message: { $case: "heartbeat", value: { networkProblem } } });
   }
 
   /** Reports as given, with the next sequence number unless there is one. */

@@ -11,6 +11,8 @@ import {
   type ListAttachmentsRequest,
   type ListAttachmentsResponse,
   NetdClient,
+  type NetdStatus,
+  type NetdStatusRequest,
 } from "../../proto/gen/embassy/v1/local.ts";
 
 /** What the node asks of netd. Each call throws `unavailable` while netd is away. */
@@ -20,11 +22,18 @@ export interface NetworkDaemon {
   list(): Promise<readonly Attachment[]>;
 }
 
+/** What netd says of itself, if it does. */
+export interface NetworkState {
+  status(): Promise<NetdStatus>;
+}
+
 // Of an attach netd's answer comes once the task's networks have reached it from the control plane.
 const deadlineMs = 10_000;
+/** It is asked for what it knows already. */
+const statusDeadlineMs = 2_000;
 
 /** netd of this host, behind its unix socket; a netd that is restarted is found again by the next call. */
-export class Netd implements NetworkDaemon, Disposable {
+export class Netd implements NetworkDaemon, NetworkState, Disposable {
   readonly #client: NetdClient;
   readonly #socketPath: string;
 
@@ -49,14 +58,20 @@ export class Netd implements NetworkDaemon, Disposable {
     return (await this.#asking(pending)).attachments;
   }
 
+  async status(): Promise<NetdStatus> {
+    const ask = call<NetdStatusRequest, NetdStatus>;
+    const pending = ask((...args) => this.#client.status(...args), {}, { deadlineMs: statusDeadlineMs });
+    return await this.#asking(pending, statusDeadlineMs);
+  }
+
   /** What netd itself says is passed on; what the connection says is put in words for whoever reads a task's status. */
-  async #asking<T>(pending: Promise<T>): Promise<T> {
+  async #asking<T>(pending: Promise<T>, withinMs = deadlineMs): Promise<T> {
     try {
       return await pending;
     } catch (error) {
       const code = unansweredStatus(error);
       if (code === status.DEADLINE_EXCEEDED) {
-        throw this.#unavailable(`netd did not answer within ${deadlineMs / 1_000} s`, error);
+        throw this.#unavailable(`netd did not answer within ${withinMs / 1_000} s`, error);
       }
       if (code === status.UNAVAILABLE) throw this.#unavailable("netd is not there", error);
       throw error;

@@ -36,6 +36,8 @@ export interface SessionDeps {
   readonly describe: () => Promise<NodeDescription>;
   /** The newest status of everything the node holds. */
   readonly statuses: () => readonly TaskStatus[];
+  /** What is wrong with the node's network, for the next heartbeat; empty: nothing. */
+  readonly networkProblem: () => string;
   /** Takes what the node is told to hold. Called in the order of arrival, one at a time; a rejection ends the stream. */
   readonly assign: (assignments: Assignments) => Promise<void>;
 }
@@ -130,7 +132,7 @@ export class Session {
             clearTimeout(welcome);
             const { sessionId, heartbeatIntervalMs } = message.message.value;
             this.#transition({ kind: "welcomed", sessionId, heartbeatIntervalMs }, "welcome");
-            this.#sender ??= new Sender(stream, this.#outbox, () =>
+            this.#sender ??= new Sender(stream, this.#outbox, this.#deps.networkProblem, () =>
               heartbeatDelayMs(this.#intervalMs(), this.#deps.chance),
             );
           } else if (message.message?.$case === "assignments") {
@@ -170,7 +172,7 @@ class Sender implements Disposable {
   #beat: NodeJS.Timeout | undefined;
   #blocked = false;
 
-  constructor(stream: Stream, outbox: Outbox, nextBeatMs: () => number) {
+  constructor(stream: Stream, outbox: Outbox, networkProblem: () => string, nextBeatMs: () => number) {
     this.#stream = stream;
     this.#outbox = outbox;
     stream.on("drain", () => {
@@ -178,7 +180,7 @@ class Sender implements Disposable {
       this.wake();
     });
     const beat = () => {
-      stream.write({ message: { $case: "heartbeat", value: {} } });
+      stream.write({ message: { $case: "heartbeat", value: { networkProblem: networkProblem() } } });
       this.#beat = setTimeout(beat, nextBeatMs());
     };
     this.#beat = setTimeout(beat, nextBeatMs());

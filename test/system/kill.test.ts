@@ -49,4 +49,20 @@ describe("SIGKILL under steady requests", () => {
     expect(kept).toEqual(Object.entries(before));
     expect(load.failures()).toEqual({});
   });
+
+  it("a netd that is dead or frozen is shown of its node, until it is back", async () => {
+    const shows = async (problem: RegExp) =>
+      await cluster.untilNodes(`host-2 shows ${problem}`, (nodes) => {
+        const status = nodes.find(({ spec }) => spec.name === "host-2")?.status;
+        return status?.state === "ready" && problem.test(status.networkProblem);
+      });
+    await cluster.kill("host-2", "netd");
+    await shows(/^netd is not there$/);
+    await cluster.start("host-2", "netd");
+    await shows(/^$/);
+    await cluster.pause("host-2:netd");
+    await shows(/^netd did not answer within 2 s$/);
+    await cluster.resume("host-2:netd");
+    await shows(/^$/);
+  });
 });

@@ -133,6 +133,7 @@ export interface SessionHello {
 }
 
 export interface Heartbeat {
+  networkProblem: string;
 }
 
 export interface TaskStatuses {
@@ -1660,11 +1661,14 @@ export const SessionHello: MessageFns<SessionHello> = {
 };
 
 function createBaseHeartbeat(): Heartbeat {
-  return {};
+  return { networkProblem: "" };
 }
 
 export const Heartbeat: MessageFns<Heartbeat> = {
-  encode(_: Heartbeat, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+  encode(message: Heartbeat, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.networkProblem !== "") {
+      writer.uint32(10).string(message.networkProblem);
+    }
     return writer;
   },
 
@@ -1681,6 +1685,14 @@ export const Heartbeat: MessageFns<Heartbeat> = {
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.networkProblem = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1693,20 +1705,30 @@ export const Heartbeat: MessageFns<Heartbeat> = {
     }
   },
 
-  fromJSON(_: any): Heartbeat {
-    return {};
+  fromJSON(object: any): Heartbeat {
+    return {
+      networkProblem: isSet(object.networkProblem)
+        ? globalThis.String(object.networkProblem)
+        : isSet(object.network_problem)
+        ? globalThis.String(object.network_problem)
+        : "",
+    };
   },
 
-  toJSON(_: Heartbeat): unknown {
+  toJSON(message: Heartbeat): unknown {
     const obj: any = {};
+    if (message.networkProblem !== undefined) {
+      obj.networkProblem = message.networkProblem;
+    }
     return obj;
   },
 
   create(base?: DeepPartial<Heartbeat>): Heartbeat {
     return Heartbeat.fromPartial(base ?? {});
   },
-  fromPartial(_: DeepPartial<Heartbeat>): Heartbeat {
+  fromPartial(object: DeepPartial<Heartbeat>): Heartbeat {
     const message = createBaseHeartbeat();
+    message.networkProblem = object.networkProblem ?? "";
     return message;
   },
 };

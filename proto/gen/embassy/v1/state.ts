@@ -454,6 +454,8 @@ export interface NodeStatus {
   clusterd: string;
   /** of that member, then */
   incarnation: string;
+  /** what is wrong with its netd, as its noded sees it; empty: nothing. Of a node that is down: what was */
+  networkProblem: string;
 }
 
 /** What a node says of itself when its session opens. */
@@ -1980,7 +1982,16 @@ export const NodeSpec_LabelsEntry: MessageFns<NodeSpec_LabelsEntry> = {
 };
 
 function createBaseNodeStatus(): NodeStatus {
-  return { id: "", description: undefined, state: 0, changedAtMs: 0, message: "", clusterd: "", incarnation: "" };
+  return {
+    id: "",
+    description: undefined,
+    state: 0,
+    changedAtMs: 0,
+    message: "",
+    clusterd: "",
+    incarnation: "",
+    networkProblem: "",
+  };
 }
 
 export const NodeStatus: MessageFns<NodeStatus> = {
@@ -2005,6 +2016,9 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     }
     if (message.incarnation !== "") {
       writer.uint32(58).string(message.incarnation);
+    }
+    if (message.networkProblem !== "") {
+      writer.uint32(66).string(message.networkProblem);
     }
     return writer;
   },
@@ -2078,6 +2092,14 @@ export const NodeStatus: MessageFns<NodeStatus> = {
             message.incarnation = reader.string();
             continue;
           }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.networkProblem = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2103,6 +2125,11 @@ export const NodeStatus: MessageFns<NodeStatus> = {
       message: isSet(object.message) ? globalThis.String(object.message) : "",
       clusterd: isSet(object.clusterd) ? globalThis.String(object.clusterd) : "",
       incarnation: isSet(object.incarnation) ? globalThis.String(object.incarnation) : "",
+      networkProblem: isSet(object.networkProblem)
+        ? globalThis.String(object.networkProblem)
+        : isSet(object.network_problem)
+        ? globalThis.String(object.network_problem)
+        : "",
     };
   },
 
@@ -2129,6 +2156,9 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     if (message.incarnation !== undefined) {
       obj.incarnation = message.incarnation;
     }
+    if (message.networkProblem !== undefined) {
+      obj.networkProblem = message.networkProblem;
+    }
     return obj;
   },
 
@@ -2146,6 +2176,7 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     message.message = object.message ?? "";
     message.clusterd = object.clusterd ?? "";
     message.incarnation = object.incarnation ?? "";
+    message.networkProblem = object.networkProblem ?? "";
     return message;
   },
 };
