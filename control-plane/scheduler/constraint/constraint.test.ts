@@ -1,7 +1,10 @@
+import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { effort } from "../arbitraries.ts";
 import { aNode } from "../builders.ts";
 import { parseConstraint } from "./parse.ts";
 import { parsePattern } from "./pattern.ts";
+import { compareVersions, parseVersion } from "./version.ts";
 
 const node = aNode("n1", {
   hostname: "Alpha",
@@ -26,6 +29,10 @@ describe("constraints", () => {
     ["node.platform.arch in (arm64, amd64)", true],
     ["node.platform.arch in arm64,amd64", true],
     ["node.platform.arch not in (arm64, amd64)", false],
+    ["node.platform.arch == x86_64", true],
+    ["node.platform.arch in (aarch64, X86_64)", true],
+    ["node.platform.arch != x86_64", false],
+    ["node.platform.arch == aarch64", false],
     ["node.labels.zone == A", true],
     ["node.labels.Zone == a", false],
     ["node.labels.com.example/disk == 'ssd'", true],
@@ -70,10 +77,63 @@ describe("constraints", () => {
     ["node.id =~ a{3,1}", "count {3,1} runs backwards", 12],
     ["node.id =~ (?=a)", "look-around and named groups are not supported", 11],
     ["node.id =~ a{999}{999}", "the expression is too large", 11],
+    ["node.id =~ (){999}{999}{999}", "the expression is too large", 11],
+    ["node.id =~ (a{0}|b{0}){999}{999}", "the expression is too large", 11],
+    [`node.id =~ a${"?".repeat(20_000)}`, "the expression is too long", 1_011],
   ])("%j is refused: %s at %i", (text, message, at) => {
     const parsed = parseConstraint(text);
     expect(parsed.ok ? "accepted" : [parsed.error.message, parsed.error.at]).toEqual([message, at]);
     expect(parsed.ok || parsed.error.allowed).toBeTruthy();
+  });
+});
+
+describe("versions", () => {
+  it("sort as versions: by number, releases after their pre-releases", () => {
+    const sorted = [
+      "-20",
+      "-3",
+      "0",
+      "0.9",
+      "1.0.0-alpha",
+      "1.0.0-alpha.1",
+      "1.0.0-alpha.beta",
+      "1.0.0-beta",
+      "1.0.0-beta.2",
+      "1.0.0-beta.11",
+      "1.0.0-rc2",
+      "1.0.0-rc10",
+      "v1",
+      "2.9",
+      "2.10",
+      "5.15.0-91-generic",
+      "5.15.0-100-generic",
+      "5.15.1",
+      "100",
+    ];
+    const versions = sorted.map((text) => parseVersion(text));
+    for (const [i, a] of versions.entries()) {
+      for (const [j, b] of versions.entries()) {
+        if (a === undefined || b === undefined) throw new Error("no version");
+        expect([sorted[i], sorted[j], Math.sign(compareVersions(a, b))]).toEqual([
+          sorted[i],
+          sorted[j],
+          Math.sign(i - j),
+        ]);
+      }
+    }
+  });
+
+  it.each(["", "x", "1.", ".5", "1e3", "--1", "1.2.3-", "v", "-v1", "1 2"])("%j is none", (text) => {
+    expect(parseVersion(text)).toBeUndefined();
+  });
+
+  it.each([
+    ["1.2", "1.2.0"],
+    ["V1.2", "1.2+build5"],
+    ["-0", "0"],
+  ])("%s equals %s", (a, b) => {
+    const [first, second] = [parseVersion(a), parseVersion(b)];
+    expect(first !== undefined && second !== undefined && compareVersions(first, second)).toBe(0);
   });
 });
 
@@ -126,9 +186,52 @@ describe("patterns", () => {
     }
   });
 
+  it("agree with it on any expression of their syntax, and on one text after another", () => {
+    const atom = fc.constantFrom("a", "b", ".", "[ab]", "[^a]", "\\w", "^", "$", "");
+    const { expression } = fc.letrec<{ expression: string; part: string }>((tie) => ({
+      part: fc.oneof(
+        { weight: 4, arbitrary: atom },
+        { weight: 2, arbitrary: tie("expression").map((inner) => `(${inner})`) },
+        fc
+          .tuple(tie("expression"), fc.constantFrom("*", "+", "?", "{0}", "{2}", "{0,2}", "{1,}"))
+          .map(([inner, repeat]) => `(${inner})${repeat}`),
+      ),
+      expression: fc.oneof(
+        { maxDepth: 4 },
+        { weight: 2, arbitrary: tie("part") },
+        fc.tuple(tie("part"), tie("expression")).map(([a, b]) => a + b),
+        fc.tuple(tie("part"), tie("expression")).map(([a, b]) => `${a}|${b}`),
+      ),
+    }));
+    const texts = fc.array(fc.string({ unit: fc.constantFrom("a", "b", "c"), maxLength: 7 }), { maxLength: 8 });
+    fc.assert(
+      fc.property(expression, texts, (source, given) => {
+        const parsed = parsePattern(source);
+        if (!parsed.ok) throw new Error(`${source}: ${parsed.error.message}`);
+        const theirs = new RegExp(source, "s");
+        for (const text of given) expect([text, parsed.pattern.test(text)]).toEqual([text, theirs.test(text)]);
+      }),
+      effort(1_000),
+    );
+  });
+
   it("take linear time on expressions that make a backtracking engine hang", () => {
     const parsed = parsePattern("^(a+)+(a|aa)*(a*)*$");
     if (!parsed.ok) throw new Error(parsed.error.message);
     expect(parsed.pattern.test(`${"a".repeat(5_000)}b`)).toBe(false);
+  });
+
+  it("remember no more than they may, and still agree", () => {
+    // Some 2^14 sets of states can be met, each of some ten.
+    const parsed = parsePattern("(a|b)*a(a|b){13}c$");
+    if (!parsed.ok) throw new Error(parsed.error.message);
+    let bits = 1;
+    let text = "";
+    for (let i = 0; i < 20_000; i++) {
+      bits = (bits >>> 1) ^ (bits & 1 ? 0xb400 : 0);
+      text += bits & 1 ? "a" : "b";
+    }
+    expect(parsed.pattern.test(`${text}a${"b".repeat(13)}c`)).toBe(true);
+    expect(parsed.pattern.test(`${text}b${"b".repeat(13)}c`)).toBe(false);
   });
 });

@@ -12,7 +12,7 @@ import { compareVersions, parseVersion, type Version } from "./version.ts";
  *     <attribute> < 2.10               and <=, >, >=, on numbers and versions
  *
  * Values compare without regard to case, as in swarm; expressions and label keys with regard to it. A value may stand in
- * single or double quotes. An absent label equals nothing: `!=`, `not in`, `!~` and `not exists` hold, all others do not;
+ * single or double quotes, and an architecture under its kernel name (x86_64, aarch64). An absent label equals nothing: `!=`, `not in`, `!~` and `not exists` hold, all others do not;
  * neither does an order comparison with a value that is not a number or version.
  */
 export type Operator = "==" | "!=" | "in" | "not in" | "=~" | "!~" | "<" | "<=" | ">" | ">=" | "exists" | "not exists";
@@ -82,14 +82,14 @@ export function parseConstraint(text: string): ParsedConstraint {
   if (operator === "in" || operator === "not in") {
     const values = parseList(operand, operandStart);
     if (!Array.isArray(values)) return { ok: false, error: values as ConstraintError };
-    return done(values, matchSet(attribute, values, operator === "in"));
+    return done(values, matchSet(attribute, canonical(name, values), operator === "in"));
   }
   const value = unquote(operand);
   if (value === undefined) return failure(`unclosed quote in ${operand}`, operandStart, "a closing quote at the end");
   switch (operator) {
     case "==":
     case "!=":
-      return done([value], matchSet(attribute, [value], operator === "=="));
+      return done([value], matchSet(attribute, canonical(name, [value]), operator === "=="));
     case "=~":
     case "!~": {
       const pattern = parsePattern(value);
@@ -108,6 +108,18 @@ export function parseConstraint(text: string): ParsedConstraint {
     }
   }
 }
+
+/** The values in the words that nodes use: OCI has names of its own for what Docker and the kernel call x86_64 and aarch64. */
+function canonical(name: string, values: readonly string[]): readonly string[] {
+  if (name.toLowerCase() !== "node.platform.arch") return values;
+  return values.map((value) => ociNames.get(value.toLowerCase()) ?? value);
+}
+
+const ociNames: ReadonlyMap<string, string> = new Map([
+  ["x86_64", "amd64"],
+  ["x86-64", "amd64"],
+  ["aarch64", "arm64"],
+]);
 
 function matchSet(attribute: Attribute, values: readonly string[], wanted: boolean): Constraint["matches"] {
   const folded = new Set(values.map((value) => value.toLowerCase()));

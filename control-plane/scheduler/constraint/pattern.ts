@@ -1,7 +1,7 @@
 /**
- * Regular expressions that cannot blow up: Thompson's simulation over all states at once, so a test costs at most
- * (length of text) x (size of expression), whatever the expression. JavaScript's own engine backtracks, and one label
- * constraint such as `(a+)+$` would stop the control plane.
+ * Regular expressions that cannot blow up: all states of the expression at once (Thompson), so a test costs at most (length of
+ * text) x (size of expression), whatever the expression; sets of states met before are remembered, so as a rule it costs the
+ * length of the text. JavaScript's own engine backtracks, and one label constraint such as `(a+)+$` would stop the control plane.
  *
  * Syntax: literals, `.`, `[a-z]`, `[^a-z]`, `\d \w \s` and their capitals, `\` before a special character, groups `( )`,
  * `|`, `*`, `+`, `?`, `{n}`, `{n,}`, `{n,m}`, `^` and `$`. An expression matches anywhere in the value unless anchored.
@@ -21,7 +21,9 @@ export type ParsedPattern =
   | { readonly ok: true; readonly pattern: Pattern }
   | { readonly ok: false; readonly error: PatternError };
 
-/** States an expression may compile to; `x{1000}{1000}` would be a million. */
+/** Characters of an expression: as deep as it can be nested. */
+const maxLength = 1_000;
+/** Steps that compiling may take, and so states: `x{1000}{1000}` would be a million. */
 const maxStates = 2_000;
 
 type CharTest = (code: number) => boolean;
@@ -37,6 +39,8 @@ type Ast =
 /** Parses an expression; the error says where and what is allowed there. Never throws. */
 export function parsePattern(source: string): ParsedPattern {
   try {
+    if (source.length > maxLength)
+      throw new PatternFailure("the expression is too long", maxLength, `at most ${maxLength} characters`);
     const ast = new Parser(source).parse();
     return { ok: true, pattern: compile(ast) };
   } catch (error) {
@@ -225,13 +229,13 @@ type State =
 
 function compile(ast: Ast): Pattern {
   const states: State[] = [{ kind: "accept" }];
-  const add = (state: State): number => {
-    if (states.length >= maxStates)
-      throw new PatternFailure("the expression is too large", 0, `at most ${maxStates} states`);
-    return states.push(state) - 1;
-  };
+  let steps = 0;
+  const add = (state: State): number => states.push(state) - 1;
   /** Builds states for `node` that continue at `next`; returns where they begin. */
   const build = (node: Ast, next: number): number => {
+    // Counts steps and not states: repeats of nothing, as in `(){1000}{1000}`, make none.
+    if (++steps > maxStates)
+      throw new PatternFailure("the expression is too large", 0, `at most ${maxStates} characters with all repeats`);
     switch (node.kind) {
       case "empty":
         return next;
@@ -260,49 +264,112 @@ function compile(ast: Ast): Pattern {
       }
     }
   };
-  const start = build(ast, 0);
-  return { test: (text) => run(states, start, text) };
+  const matcher = new Matcher(states, build(ast, 0));
+  return { test: (text) => matcher.test(text) };
 }
 
-function run(states: readonly State[], start: number, text: string): boolean {
-  let current: number[] = [];
-  let following: number[] = [];
-  const marks = new Int32Array(states.length).fill(-1);
-  const stack: number[] = [];
-  /** Adds a state and all that follow it without a character; true when one of them accepts. */
-  const enter = (list: number[], from: number, position: number): boolean => {
-    stack.push(from);
+/** The states that an expression can be in after some text, and what follows from them. */
+interface StateSet {
+  /** Those that wait for a character. */
+  readonly chars: readonly number[];
+  /** Something before here has matched. */
+  readonly accepts: boolean;
+  /** Something matches if the text ends here. */
+  readonly acceptsAtEnd: boolean;
+  /** The set after one more character. */
+  readonly next: Map<number, StateSet>;
+}
+
+/** States and steps in all remembered sets together. */
+const mostRemembered = 100_000;
+
+class Matcher {
+  readonly #states: readonly State[];
+  readonly #start: number;
+  readonly #sets = new Map<string, StateSet>();
+  #remembered = 0;
+  #first: StateSet | undefined;
+
+  constructor(states: readonly State[], start: number) {
+    this.#states = states;
+    this.#start = start;
+  }
+
+  test(text: string): boolean {
+    this.#first ??= this.#setOf([this.#start], true);
+    let set = this.#first;
+    for (let position = 0; position < text.length && !set.accepts; position++) {
+      const code = text.charCodeAt(position);
+      let next = set.next.get(code);
+      if (next === undefined) {
+        next = this.#after(set, code);
+        set.next.set(code, next);
+      }
+      set = next;
+    }
+    return set.accepts || set.acceptsAtEnd;
+  }
+
+  #after(set: StateSet, code: number): StateSet {
+    if (this.#remembered > mostRemembered) {
+      this.#sets.clear();
+      this.#remembered = 0;
+      this.#first = undefined;
+    }
+    const entered: number[] = [];
+    for (const index of set.chars) {
+      const state = this.#states[index];
+      if (state?.kind === "char" && state.test(code)) entered.push(state.next);
+    }
+    // A match may begin anywhere.
+    entered.push(this.#start);
+    this.#remembered++;
+    return this.#setOf(entered, false);
+  }
+
+  /** The set of these states and all that follow without a character. */
+  #setOf(entered: readonly number[], atStart: boolean): StateSet {
+    const { chars, accepts } = this.#follow(entered, atStart, false);
+    const acceptsAtEnd = accepts || this.#follow(entered, atStart, true).accepts;
+    const key = `${chars.join()} ${accepts} ${acceptsAtEnd}`;
+    const known = this.#sets.get(key);
+    if (known !== undefined) return known;
+    const set = { chars, accepts, acceptsAtEnd, next: new Map<number, StateSet>() };
+    this.#sets.set(key, set);
+    this.#remembered += chars.length + 1;
+    return set;
+  }
+
+  #follow(
+    entered: readonly number[],
+    atStart: boolean,
+    atEnd: boolean,
+  ): { chars: readonly number[]; accepts: boolean } {
+    const seen = new Set<number>();
+    const chars: number[] = [];
+    let accepts = false;
+    const stack = [...entered];
     for (let index = stack.pop(); index !== undefined; index = stack.pop()) {
-      if (marks[index] === position) continue;
-      marks[index] = position;
-      const state = states[index] as State;
+      if (seen.has(index)) continue;
+      seen.add(index);
+      const state = this.#states[index] as State;
       switch (state.kind) {
         case "accept":
-          stack.length = 0;
-          return true;
+          accepts = true;
+          break;
         case "split":
           stack.push(state.next, state.other);
           break;
         case "anchor":
-          if (position === (state.end ? text.length : 0)) stack.push(state.next);
+          if (state.end ? atEnd : atStart) stack.push(state.next);
           break;
         case "char":
-          list.push(index);
+          chars.push(index);
           break;
+        default:
+          state satisfies never;
       }
     }
-    return false;
-  };
-  if (enter(current, start, 0)) return true;
-  for (let position = 0; position < text.length; position++) {
-    const code = text.charCodeAt(position);
-    for (const index of current) {
-      const state = states[index];
-      if (state?.kind === "char" && state.test(code) && enter(following, state.next, position + 1)) return true;
-    }
-    if (enter(following, start, position + 1)) return true;
-    [current, following] = [following, current];
-    following.length = 0;
+    return { chars: chars.sort((a, b) => a - b), accepts };
   }
-  return false;
 }
