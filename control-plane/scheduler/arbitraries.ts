@@ -1,6 +1,15 @@
 import * as fc from "fast-check";
 import { aGroup, aNode, mebibyte } from "./builders.ts";
-import type { Affinity, Availability, SchedulerNode, SpreadPreference, TaskGroup } from "./types.ts";
+import type {
+  Affinity,
+  Availability,
+  HostPort,
+  SchedulerNode,
+  SpreadPreference,
+  TaskGroup,
+  Toleration,
+  VolumeUse,
+} from "./types.ts";
 
 /** Random clusters and loads for property tests: small, and crowded enough that every rule gets to refuse. */
 export const runs = Number(process.env["EMBASSY_FUZZ_RUNS"] ?? "0");
@@ -31,7 +40,15 @@ export function nodeArbitrary(id: string): fc.Arbitrary<SchedulerNode> {
       pids: fc.constantFrom(undefined, 100),
       gpus: fc.constantFrom(0, 0, 2),
       arch: fc.constantFrom("amd64", "amd64", "arm64"),
-      taint: fc.constantFrom(undefined, undefined, "no-schedule" as const, "prefer-no-schedule" as const),
+      taint: fc.constantFrom(
+        undefined,
+        undefined,
+        undefined,
+        "no-schedule" as const,
+        "no-execute" as const,
+        "prefer-no-schedule" as const,
+      ),
+      value: fc.constantFrom(undefined, "x"),
       image: fc.boolean(),
       diskPressure: fc.constantFrom(false, false, false, true),
     })
@@ -43,7 +60,7 @@ export function nodeArbitrary(id: string): fc.Arbitrary<SchedulerNode> {
         arch: r.arch,
         diskPressure: r.diskPressure,
         images: r.image ? ["app:1"] : [],
-        taints: r.taint === undefined ? undefined : [{ key: "dedicated", effect: r.taint }],
+        taints: r.taint === undefined ? undefined : [{ key: "dedicated", effect: r.taint, value: r.value }],
         capacity: {
           milliCpus: r.cpus * 1_000,
           memoryBytes: r.gibibytes * 1_024 * mebibyte,
@@ -71,7 +88,10 @@ const spread = fc.constantFrom<readonly SpreadPreference[]>(
   [{ over: "node.labels.zone" }],
   [{ over: "node.labels.zone", shares: { a: 3 } }],
   [{ over: "node.labels.zone", maxSkew: 1 }],
+  [{ over: "node.labels.zone", maxSkew: 1 }],
   [{ over: "node.labels.zone", maxSkew: 2 }, { over: "node.labels.rack" }],
+  [{ over: "node.labels.zone" }, { over: "node.labels.rack", maxSkew: 1 }],
+  [{ over: "node.labels.zone", shares: { a: 2, b: 0 }, otherShare: 0.5 }, { over: "node.hostname" }],
 );
 
 const affinities = fc.constantFrom<readonly Affinity[]>(
@@ -80,6 +100,46 @@ const affinities = fc.constantFrom<readonly Affinity[]>(
   [{ kind: "node", constraint: "node.labels.zone == b", weight: 50 }],
   [{ kind: "service", service: "s0", over: "node.id", weight: -60 }],
   [{ kind: "service", service: "s1", over: "node.labels.zone", weight: 80 }],
+  [
+    { kind: "service", service: "s0", over: "node.labels.zone", weight: -100 },
+    { kind: "service", service: "s2", over: "node.id", weight: 100 },
+  ],
+);
+
+const tolerations = fc.constantFrom<readonly Toleration[] | undefined>(
+  undefined,
+  undefined,
+  [{ key: "dedicated" }],
+  [{ key: "dedicated", value: "x" }],
+  [{ effect: "no-schedule" }],
+  [{}],
+);
+
+const volumeUses = fc.constantFrom<readonly VolumeUse[] | undefined>(
+  undefined,
+  undefined,
+  undefined,
+  undefined,
+  [{ volume: "home" }],
+  [{ volume: "single" }],
+  [{ volume: "single", readOnly: true }],
+  [{ volume: "shared" }, { volume: "single" }],
+  [{ volume: "single-home" }],
+);
+
+const tcp = { protocol: "tcp", range: [80, 82] } as const;
+const ports = fc.constantFrom<readonly HostPort[] | undefined>(
+  undefined,
+  undefined,
+  undefined,
+  [{ port: 80, ...tcp }],
+  [{ port: 81, ...tcp }],
+  [{ port: 0, ...tcp }],
+  [
+    { port: 0, ...tcp },
+    { port: 80, ...tcp },
+  ],
+  [{ port: 80, protocol: "udp" }],
 );
 
 export interface GroupLimits {
@@ -99,14 +159,14 @@ export function groupArbitrary(index: number, limits: GroupLimits = {}): fc.Arbi
       spread,
       affinities,
       maxPerNode: fc.constantFrom(0, 0, 1, 2),
-      port: fc.constantFrom(undefined, undefined, undefined, 80, 81, 0),
-      volume: fc.constantFrom(undefined, undefined, undefined, undefined, "home", "single", "shared"),
-      tolerates: fc.boolean(),
+      ports,
+      volumes: volumeUses,
+      tolerations,
       platform: fc.constantFrom(undefined, undefined, "amd64"),
       strategy: fc.constantFrom(undefined, "binpack" as const, "spread" as const),
       image: fc.constantFrom(undefined, "app:1"),
       link: fc.constantFrom(undefined, undefined, "s0", "s2"),
-      priority: fc.constantFrom(0, 0, 0, 5, 10),
+      priority: fc.constantFrom(0, 0, 0, -5, 5, 10),
       minAvailable: fc.constantFrom(0, 0, 1, 2),
       gang: fc.constantFrom(undefined, undefined, undefined, undefined, "g1"),
     })
@@ -124,9 +184,9 @@ export function groupArbitrary(index: number, limits: GroupLimits = {}): fc.Arbi
         spread: r.spread,
         affinities: r.affinities,
         maxPerNode: r.maxPerNode,
-        ports: r.port === undefined ? undefined : [{ port: r.port, protocol: "tcp", range: [80, 82] }],
-        volumes: r.volume === undefined ? undefined : [{ volume: r.volume }],
-        tolerations: r.tolerates ? [{ key: "dedicated" }] : undefined,
+        ports: r.ports,
+        volumes: r.volumes,
+        tolerations: r.tolerations,
         platforms: r.platform === undefined ? undefined : [{ os: "linux", arch: r.platform }],
         strategy: r.strategy,
         image: r.image,
@@ -142,6 +202,7 @@ export const volumes = [
   { id: "home", name: "data", homeNode: "n1", access: "shared" },
   { id: "single", name: "one", access: "single-writer" },
   { id: "shared", name: "all", access: "shared" },
+  { id: "single-home", name: "here", homeNode: "n2", access: "single-writer" },
 ] as const;
 
 /** One event that the control plane would tell of. Numbers pick from what there is, modulo its count. */

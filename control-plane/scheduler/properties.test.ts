@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { type Command, commandArbitrary, effort, groupArbitrary, volumes } from "./arbitraries.ts";
 import { BruteForce } from "./brute-force.ts";
 import { Scheduler, type SchedulerSnapshot } from "./scheduler.ts";
-import type { Placement, ScheduleResult, SchedulerTask, Strategy, TaskGroup } from "./types.ts";
+import type { Placement, ScheduleResult, SchedulerNode, SchedulerTask, Strategy, TaskGroup } from "./types.ts";
 
 interface World {
   readonly scheduler: Scheduler;
@@ -199,19 +199,23 @@ function checkGangs(after: SchedulerSnapshot, placements: readonly Placement[]):
 function checkRules(snapshot: SchedulerSnapshot, placements: readonly Placement[]): void {
   const groups = new Map(snapshot.groups.map((group) => [group.id, group]));
   const groupOf = (task: SchedulerTask): TaskGroup => groups.get(task.group) as TaskGroup;
+  const nodes = new Map(snapshot.nodes.map((node) => [node.id, node]));
   const tasks = new Map(snapshot.tasks.map((task) => [task.id, task]));
+  const placed = snapshot.tasks.filter((task) => nodes.has(task.node ?? ""));
   for (const placement of placements) {
     const task = tasks.get(placement.task);
     // Placed, and preempted by a later decision of the same pass.
     if (task?.node !== placement.node) continue;
-    const node = snapshot.nodes.find(({ id }) => id === placement.node);
+    const node = nodes.get(placement.node);
     const group = groupOf(task);
     if (node === undefined) throw new Error("placed on an unknown node");
-    expect([node.availability, node.ready, node.diskPressure ?? false]).toEqual(["active", true, false]);
-    const here = snapshot.tasks.filter((other) => other.node === node.id);
+    expect(unsuitable(node, group, snapshot)).toBeUndefined();
+    if (task.onlyNode !== undefined) expect(node.id).toBe(task.onlyNode);
+
+    const here = placed.filter((other) => other.node === node.id);
     const sum = (amount: (group: TaskGroup) => number): number =>
       here.reduce((all, other) => all + amount(groupOf(other)), 0);
-    const { reservations } = group;
+    const { reservations, maxPerNode = 0 } = group;
     if (reservations.milliCpus > 0)
       expect(sum((g) => g.reservations.milliCpus)).toBeLessThanOrEqual(node.capacity.milliCpus);
     if (reservations.memoryBytes > 0)
@@ -221,31 +225,88 @@ function checkRules(snapshot: SchedulerSnapshot, placements: readonly Placement[
     if (reservations.generic !== undefined) {
       expect(sum((g) => g.reservations.generic?.["gpu"] ?? 0)).toBeLessThanOrEqual(node.capacity.generic?.["gpu"] ?? 0);
     }
-    if ((group.maxPerNode ?? 0) > 0) {
-      expect(here.filter((other) => groupOf(other) === group).length).toBeLessThanOrEqual(group.maxPerNode ?? 0);
+    if (maxPerNode > 0) expect(here.filter((other) => groupOf(other) === group).length).toBeLessThanOrEqual(maxPerNode);
+    expect(placement.ports.length).toBe(group.ports?.length ?? 0);
+    for (const [i, port] of placement.ports.entries()) {
+      const wanted = group.ports?.[i];
+      if (wanted?.port !== 0) expect(port).toBe(wanted?.port);
+      else expect([80, 81, 82]).toContain(port);
+      const holders = here.flatMap((other) =>
+        (other.ports ?? []).filter(
+          (held, at) => held === port && groupOf(other).ports?.[at]?.protocol === wanted?.protocol,
+        ),
+      );
+      expect(holders).toHaveLength(1);
     }
-    for (const port of placement.ports) expect(here.filter((other) => other.ports?.includes(port)).length).toBe(1);
-    const { zone, rack } = node.labels;
-    for (const text of group.constraints ?? []) {
-      if (text === "node.labels.zone == a") expect(zone).toBe("a");
-      if (text === "node.labels.zone in (a, b)") expect(["a", "b"]).toContain(zone);
-      if (text === "node.labels.zone exists") expect(zone).toBeDefined();
-      if (text === "node.labels.rack != 1") expect(rack).not.toBe("1");
-      if (text === "node.labels.rack >= 2") expect(rack).toBe("2");
+    for (const { volume, readOnly } of group.volumes ?? []) {
+      if (readOnly === true || snapshot.volumes.find(({ id }) => id === volume)?.access !== "single-writer") continue;
+      const writers = placed.filter((other) =>
+        groupOf(other).volumes?.some((use) => use.volume === volume && use.readOnly !== true),
+      );
+      expect(writers).toHaveLength(1);
     }
-    if (node.taints?.[0]?.effect === "no-schedule") expect(group.tolerations).toBeDefined();
-    if (group.platforms !== undefined) expect(node.arch).toBe("amd64");
-    for (const { volume } of group.volumes ?? []) {
-      const spec = snapshot.volumes.find(({ id }) => id === volume);
-      if (spec?.homeNode !== undefined) expect(node.id).toBe(spec.homeNode);
-      if (spec?.access === "single-writer") {
-        const writers = snapshot.tasks.filter(
-          (o) => o.node !== undefined && groupOf(o).volumes?.some((u) => u.volume === volume),
-        );
-        const known = writers.filter((o) => snapshot.nodes.some(({ id }) => id === o.node));
-        expect(known.length).toBeLessThanOrEqual(1);
-      }
+  }
+  // Where preemption or another version has not changed the counts since.
+  if (placements.some(({ preempts }) => preempts.length > 0)) return;
+  const ofService = Map.groupBy(
+    placements.map(({ task }) => groupOf(tasks.get(task) as SchedulerTask)),
+    ({ service }) => service,
+  );
+  for (const all of ofService.values())
+    if (new Set(all).size === 1) checkSkew(all[0] as TaskGroup, snapshot, placements);
+}
+
+/** Which of the rules over what node and group are keeps the group off the node. */
+function unsuitable(node: SchedulerNode, group: TaskGroup, snapshot: SchedulerSnapshot): string | undefined {
+  if (node.availability !== "active" || !node.ready || node.diskPressure === true) return "takes no tasks";
+  const { zone, rack } = node.labels;
+  const met: Readonly<Record<string, boolean>> = {
+    "node.labels.zone == a": zone === "a",
+    "node.labels.zone in (a, b)": zone === "a" || zone === "b",
+    "node.labels.zone exists": zone !== undefined,
+    "node.labels.rack != 1": rack !== "1",
+    "node.labels.rack >= 2": rack === "2",
+    "node.hostname =~ ^n[0-4]$": ["n0", "n1", "n2", "n3", "n4"].includes(node.hostname),
+  };
+  for (const text of group.constraints ?? []) if (met[text] !== true) return text;
+  for (const { key, value = "", effect } of node.taints ?? []) {
+    const tolerated = (group.tolerations ?? []).some(
+      (one) => (one.key ?? key) === key && (one.value ?? value) === value && (one.effect ?? effect) === effect,
+    );
+    if (effect !== "prefer-no-schedule" && !tolerated) return `taint ${key}`;
+  }
+  if (group.platforms !== undefined && node.arch !== "amd64") return "platform";
+  for (const { volume } of group.volumes ?? []) {
+    const home = snapshot.volumes.find(({ id }) => id === volume)?.homeNode;
+    if (home !== undefined && home !== node.id) return `volume ${volume}`;
+  }
+  return undefined;
+}
+
+/** No domain that has just got a task has more than `maxSkew` above the emptiest one that the group could use. */
+function checkSkew(group: TaskGroup, snapshot: SchedulerSnapshot, placements: readonly Placement[]): void {
+  const groups = new Map(snapshot.groups.map((one) => [one.id, one]));
+  for (const [depth, { maxSkew }] of (group.spread ?? []).entries()) {
+    if (maxSkew === undefined) continue;
+    const path = (group.spread ?? []).slice(0, depth + 1).map(({ over }) => over.replace("node.labels.", ""));
+    const domainOf = (node: SchedulerNode | undefined): string | undefined =>
+      node?.labels[path.at(-1) ?? ""] === undefined ? undefined : path.map((key) => node.labels[key] ?? "none").join();
+    const counts = new Map<string, number>();
+    for (const node of snapshot.nodes) {
+      const domain = unsuitable(node, group, snapshot) === undefined ? domainOf(node) : undefined;
+      if (domain !== undefined) counts.set(domain, 0);
     }
-    if (task.onlyNode !== undefined) expect(node.id).toBe(task.onlyNode);
+    for (const task of snapshot.tasks) {
+      const domain = domainOf(snapshot.nodes.find(({ id }) => id === task.node));
+      if (domain === undefined || groups.get(task.group)?.service !== group.service) continue;
+      if (counts.has(domain)) counts.set(domain, (counts.get(domain) ?? 0) + 1);
+    }
+    for (const { task: id, node } of placements) {
+      const task = snapshot.tasks.find((one) => one.id === id);
+      if (task?.group !== group.id) continue;
+      const domain = domainOf(snapshot.nodes.find((one) => one.id === node));
+      expect(domain).toBeDefined();
+      expect((counts.get(domain ?? "") ?? 0) - Math.min(...counts.values())).toBeLessThanOrEqual(maxSkew);
+    }
   }
 }

@@ -63,12 +63,14 @@ export class Scheduler {
     this.#state.listeners.push(this.#index, this.#waiting);
   }
 
-  /** Adds a node or replaces what is known of it. Its tasks stay. */
+  /** Adds a node or replaces what is known of it. Its tasks stay. Telling the same again changes nothing. */
   upsertNode(spec: SchedulerNode): void {
-    const isNew = !this.#state.nodes.has(spec.id);
+    const known = this.#state.nodes.get(spec.id);
+    // In another order it counts as a change, which costs time and nothing else.
+    if (known !== undefined && JSON.stringify(known.spec) === JSON.stringify(spec)) return;
     const node = this.#state.upsertNode(spec);
-    if (!isNew) return;
-    for (const task of this.#homeless.get(spec.id) ?? []) this.#state.attach(task, node);
+    if (known !== undefined) return;
+    for (const task of this.#homeless.get(spec.id) ?? []) this.#attach(task, node);
     this.#homeless.delete(spec.id);
   }
 
@@ -77,7 +79,7 @@ export class Scheduler {
     const node = this.#state.nodes.get(id);
     if (node === undefined) return;
     for (let task = node.tasks.at(-1); task !== undefined; task = node.tasks.at(-1)) {
-      this.#state.detach(task);
+      this.#detach(task);
       this.#homeTo(id, task);
     }
     this.#state.removeNode(node);
@@ -131,8 +133,8 @@ export class Scheduler {
   }
 
   /**
-   * Adds a task, or replaces what is known of it: with `node` it counts there, without it waits for `schedule`. A task that
-   * was preempted stays gone while it is told with the node that it was on.
+   * Adds a task, or replaces what is known of it: with `node` it counts there, without it waits for `schedule`. One that waits
+   * already keeps its turn. A task that was preempted stays gone while it is told with the node that it was on.
    * @throws ClusterError `not-found`: its group was not told.
    */
   addTask(spec: SchedulerTask): void {
@@ -140,7 +142,13 @@ export class Scheduler {
     if (group === undefined) throw unknown("group", spec.group);
     const known = this.#tasks.get(spec.id);
     if (known !== undefined) {
-      if (known.group === group && spec.node !== undefined) {
+      if (known.group === group && spec.node === undefined && known.waitsIn !== undefined) {
+        if (known.onlyNode === spec.onlyNode) {
+          known.pinned = spec.pinned ?? false;
+          known.name = spec.name ?? spec.id;
+          return;
+        }
+      } else if (known.group === group && spec.node !== undefined) {
         if (known.evictedFrom === spec.node) return;
         if (known.node?.spec.id === spec.node && samePorts(known, spec)) {
           known.pinned = spec.pinned ?? false;
@@ -302,6 +310,7 @@ export class Scheduler {
       if (placement === undefined) break;
       waiting.remove(task);
       placements.push(placement);
+      this.#announce(task, placement);
     }
     if (waiting.first === undefined) {
       this.#index.leave();
@@ -334,8 +343,11 @@ export class Scheduler {
       if (failed !== undefined) break;
     }
     if (failed === undefined) {
-      for (const { placement } of placed) placements.push(placement);
-      for (const { task } of placed) task.waitsIn?.remove(task);
+      for (const { task, placement } of placed) {
+        placements.push(placement);
+        task.waitsIn?.remove(task);
+        this.#announce(task, placement);
+      }
       for (const waiting of unit) this.#waiting.done(waiting);
       return;
     }
@@ -365,7 +377,7 @@ export class Scheduler {
   #placeOne(task: TaskRecord, group: GroupRecord, onlyNode: string | undefined): Placement | undefined {
     const node = onlyNode === undefined ? this.#index.best() : this.#only(group, onlyNode);
     if (node !== undefined) return this.#place(task, group, node, noVictims);
-    if (group.priority <= 0) return undefined;
+    if (group.priority <= this.#state.lowestPriority) return undefined;
     const search = new PreemptionSearch(this.#state, group);
     if (onlyNode === undefined) this.#index.visit((seen, cost) => search.consider(seen, cost));
     else for (const seen of this.#passing(group, onlyNode)) search.consider(seen, 0);
@@ -374,7 +386,7 @@ export class Scheduler {
     for (const victim of plan.victims) {
       this.#evictions++;
       victim.evictedFrom = plan.node.spec.id;
-      this.#detach(victim);
+      this.#state.detach(victim);
     }
     return this.#place(
       task,
@@ -388,8 +400,15 @@ export class Scheduler {
     const { ports } = group;
     task.ports = ports === undefined ? noPorts : (givePorts(ports, node) ?? noPorts);
     this.#state.attach(task, node);
-    this.#waiting.placed(group);
     return { task: task.id, node: node.id, ports: task.ports, preempts };
+  }
+
+  /** Lets what is blocked know of a placement that stands. */
+  #announce(task: TaskRecord, { preempts }: Placement): void {
+    this.#waiting.placed(task.group);
+    if (preempts.length === 0) return;
+    const node = task.node as NodeRecord;
+    for (const id of preempts) this.#waiting.freed((this.#tasks.get(id) as TaskRecord).group, node);
   }
 
   #only(group: GroupRecord, id: string): NodeRecord | undefined {
@@ -424,17 +443,19 @@ export class Scheduler {
     if (evictedFrom !== undefined) return;
     const node = this.#state.nodes.get(spec.node);
     if (node === undefined) this.#homeTo(spec.node, task);
-    else {
-      this.#state.attach(task, node);
-      this.#waiting.placed(group);
-    }
+    else this.#attach(task, node);
+  }
+
+  #attach(task: TaskRecord, node: NodeRecord): void {
+    this.#state.attach(task, node);
+    this.#waiting.placed(task.group);
   }
 
   #detach(task: TaskRecord): void {
     const { node } = task;
     if (node === undefined) return;
     this.#state.detach(task);
-    this.#waiting.freed(node);
+    this.#waiting.freed(task.group, node);
   }
 
   #homeTo(nodeId: string, task: TaskRecord): void {

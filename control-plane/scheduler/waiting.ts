@@ -1,5 +1,7 @@
 import { factFilters } from "./filters/index.ts";
-import { fits } from "./index/fits.ts";
+import { maxPerNode } from "./filters/max-per-node.ts";
+import { fits, fitsDomain } from "./index/fits.ts";
+import { fewestVictims } from "./preempt.ts";
 import { type ClusterState, cpuDimension, type StateListener } from "./state/cluster.ts";
 import { type GroupRecord, type NodeRecord, type TaskRecord, Waiting } from "./state/records.ts";
 
@@ -7,8 +9,9 @@ import { type GroupRecord, type NodeRecord, type TaskRecord, Waiting } from "./s
  * The tasks that wait, and which of them are worth another look.
  *
  * What was looked at and fits nowhere is blocked. It wakes when a node has got better and would take it now, or, where the
- * answer hangs on more than one node (a skew bound, a single-writer volume, a gang, a budget that preemption respects),
- * when what it hangs on may have changed.
+ * answer hangs on more than one node (a skew bound, a single-writer volume, a budget that preemption respects), when what it
+ * hangs on has changed (`Filter.hangsOn`). A gang wakes with any of its members. Told of what was really decided or has
+ * happened, and not of what was only tried.
  */
 export class WaitingRoom implements StateListener {
   readonly #state: ClusterState;
@@ -21,30 +24,38 @@ export class WaitingRoom implements StateListener {
   readonly #gangs = new Map<string, Set<Waiting>>();
   /** Nodes that have got better since the last `take`. */
   readonly #better = new Set<NodeRecord>();
-  /** Lowest priority of a group with a budget of which a task was placed since the last `take`. */
+  /** Lowest priority of a service of which preemption may take a task again since the last `take`. */
   #loosened = Number.POSITIVE_INFINITY;
-  #seen = -1;
+  /** Counts changes of what nodes are. */
+  #facts = 0;
 
   constructor(state: ClusterState) {
     this.#state = state;
   }
 
   nodeChanged(node: NodeRecord, facts: boolean): void {
-    if (facts && this.#blocked.size > 0) this.#better.add(node);
+    if (!facts) return;
+    this.#facts++;
+    if (this.#blocked.size > 0) this.#better.add(node);
   }
 
   nodeRemoved(node: NodeRecord): void {
+    this.#facts++;
     this.#better.delete(node);
   }
 
-  /** A task has left the node. */
-  freed(node: NodeRecord): void {
+  /** A task of the group has left the node. */
+  freed(group: GroupRecord, node: NodeRecord): void {
+    group.service.changes++;
+    for (const { volume } of group.volumes ?? []) this.#state.volume(volume).endings++;
     if (this.#blocked.size > 0) this.#better.add(node);
   }
 
   /** A task of the group was placed, which may let preemption take another of the same service. */
-  placed(group: GroupRecord): void {
-    if (group.service.minAvailable > 0 && group.priority < this.#loosened) this.#loosened = group.priority;
+  placed({ service }: GroupRecord): void {
+    service.changes++;
+    if (service.minAvailable === 0 || service.placed <= service.minAvailable) return;
+    for (const { priority } of service.groups) this.#loosened = Math.min(this.#loosened, priority);
   }
 
   /** Everything is worth another look: a volume, a group or a budget has changed. */
@@ -126,14 +137,18 @@ export class WaitingRoom implements StateListener {
   block(waiting: Waiting): void {
     this.#awake.delete(waiting);
     this.#blocked.add(waiting);
-    this.#placeOf(waiting).add(waiting);
+    const { group } = waiting;
+    const hanging = group.rules.domainFilters.length > 0;
+    waiting.blockedIn = hanging ? this.#hanging : this.#ofNeed(group);
+    waiting.blockedIn.add(waiting);
+    if (hanging) waiting.blockedAt = this.#countOf(group);
   }
 
   /** Wakes what may fit after the changes so far; true when there was any. */
   wake(): boolean {
     const before = this.#awake.size;
-    if (this.#blocked.size > 0 && this.#seen !== this.#state.version) {
-      for (const waiting of this.#hanging) this.#wake(waiting);
+    if (this.#blocked.size > 0) {
+      for (const waiting of this.#hanging) if (this.#countOf(waiting.group) !== waiting.blockedAt) this.#wake(waiting);
       if (this.#loosened < Number.POSITIVE_INFINITY) {
         for (const waiting of this.#blocked) if (waiting.group.priority > this.#loosened) this.#wake(waiting);
       }
@@ -142,34 +157,54 @@ export class WaitingRoom implements StateListener {
         for (let power = 0; power <= most && power < this.#byNeed.length; power++) {
           for (const waiting of this.#byNeed[power] ?? []) if (this.#mayFit(waiting, node)) this.#wake(waiting);
         }
+        for (const waiting of this.#hanging) if (this.#mayFit(waiting, node)) this.#wake(waiting);
       }
     }
     this.#better.clear();
     this.#loosened = Number.POSITIVE_INFINITY;
-    this.#seen = this.#state.version;
     return this.#awake.size > before;
   }
 
   #mayFit({ group, onlyNode }: Waiting, node: NodeRecord): boolean {
     if (onlyNode !== undefined && node.spec.id !== onlyNode) return false;
-    // With preemption more can fit than is free.
-    if (group.priority <= 0 && !fits(this.#state, group, node.index)) return false;
-    return factFilters.every((filter) => filter.passes(this.#state, group, node));
+    const state = this.#state;
+    if (!fits(state, group, node.index) && !this.#mayPreempt(group, node)) return false;
+    return factFilters.every((filter) => filter.passes(state, group, node)) && fitsDomain(state, group, node);
   }
 
-  /** The list of blocked entries that this one belongs to. */
-  #placeOf({ group }: Waiting): Set<Waiting> {
-    if (group.rules.domainFilters.length > 0) return this.#hanging;
+  /** Budgets and ports aside, could those of lower priority make room? */
+  #mayPreempt(group: GroupRecord, node: NodeRecord): boolean {
+    const state = this.#state;
+    if (group.priority <= state.lowestPriority || !maxPerNode.passes(state, group, node)) return false;
+    return fewestVictims(state, group, node) < Number.POSITIVE_INFINITY;
+  }
+
+  /** What hangs on one node only, by what has to be free there; with preemption that may be anything. */
+  #ofNeed(group: GroupRecord): Set<Waiting> {
     const cpu = group.needs.find(({ dimension }) => dimension === cpuDimension)?.amount ?? 0;
-    const power = group.priority > 0 ? 0 : powerOf(cpu);
+    const power = group.priority > this.#state.lowestPriority ? 0 : powerOf(cpu);
     for (let i = this.#byNeed.length; i <= power; i++) this.#byNeed.push(new Set());
     return this.#byNeed[power] as Set<Waiting>;
   }
 
+  /** Grows with each change of what the group's domain rules hang on. */
+  #countOf(group: GroupRecord): number {
+    let count = 0;
+    for (const { hangsOn } of group.rules.domainFilters) {
+      if (hangsOn === undefined) return this.#state.version;
+      for (const what of hangsOn) {
+        if (what === "facts") count += this.#facts;
+        else if (what === "service") count += group.service.changes;
+        else for (const { volume } of group.volumes ?? []) count += this.#state.volume(volume).endings;
+      }
+    }
+    return count;
+  }
+
   #unblock(waiting: Waiting): boolean {
     if (!this.#blocked.delete(waiting)) return false;
-    this.#hanging.delete(waiting);
-    this.#placeOf(waiting).delete(waiting);
+    waiting.blockedIn?.delete(waiting);
+    waiting.blockedIn = undefined;
     return true;
   }
 

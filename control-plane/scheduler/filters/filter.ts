@@ -15,6 +15,11 @@ export interface Filter {
   readonly looksAt: "facts" | "domain" | "node";
   /** Of a `facts` rule: everything of the group that it looks at. Absent: nothing. Groups of equal keys share an index. */
   key?(group: GroupRecord): unknown;
+  /**
+   * Of a `domain` rule: all that can turn a refusal, beside a change of the refused node itself. `facts`: what any node is;
+   * `service`: placing or ending a task of the group's service; `volumes`: the end of a task that writes to one of the group's.
+   */
+  readonly hangsOn?: readonly ("facts" | "service" | "volumes")[];
   /** False when it lets every node pass. Absent: it may refuse. */
   applies?(group: GroupRecord): boolean;
   passes(state: ClusterState, group: GroupRecord, node: NodeRecord): boolean;

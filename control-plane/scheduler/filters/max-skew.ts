@@ -6,6 +6,7 @@ import type { Filter } from "./filter.ts";
 export const maxSkew: Filter = {
   kind: "max-skew",
   looksAt: "domain",
+  hangsOn: ["facts", "service"],
   applies: (group) => group.spread.some((level) => level.maxSkew !== Number.POSITIVE_INFINITY),
   passes: (state, group, node) => group.spread.every((level) => keepsSkew(state, group, level, node)),
   reason(state, group, node) {

@@ -29,6 +29,7 @@ export const volumeHome: Filter = {
 export const volumeWriter: Filter = {
   kind: "volume",
   looksAt: "domain",
+  hangsOn: ["volumes"],
   applies: (group) => group.spec.volumes !== undefined,
   passes(state, group) {
     const { volumes } = group.spec;

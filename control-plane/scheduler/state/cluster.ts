@@ -65,6 +65,10 @@ export class ClusterState {
   readonly #vacant: number[] = [];
   readonly #needs = new Map<string, readonly Need[]>();
   readonly #failing = new Set<GroupRecord>();
+  /** Groups by priority. */
+  readonly #priorities = new Map<number, number>();
+  /** Lowest priority of any group; Infinity without groups. */
+  lowestPriority = Number.POSITIVE_INFINITY;
 
   constructor(options: { readonly strategy: Strategy; readonly seed: number }) {
     this.strategy = options.strategy;
@@ -129,6 +133,7 @@ export class ClusterState {
     const old = this.groups.get(spec.id);
     if (old !== undefined) this.#disband(old);
     this.groups.set(spec.id, group);
+    this.#countPriority(group, 1);
     group.service.groups.add(group);
     group.service.minAvailable = Math.max(group.service.minAvailable, spec.minAvailable ?? 0);
     return group;
@@ -152,7 +157,19 @@ export class ClusterState {
     return needs;
   }
 
+  #countPriority({ priority }: GroupRecord, by: 1 | -1): void {
+    const count = (this.#priorities.get(priority) ?? 0) + by;
+    if (count > 0) {
+      this.#priorities.set(priority, count);
+      this.lowestPriority = Math.min(this.lowestPriority, priority);
+      return;
+    }
+    this.#priorities.delete(priority);
+    if (priority === this.lowestPriority) this.lowestPriority = Math.min(...this.#priorities.keys());
+  }
+
   #disband(group: GroupRecord): void {
+    this.#countPriority(group, -1);
     const { service } = group;
     service.groups.delete(group);
     service.minAvailable = 0;
@@ -260,7 +277,7 @@ export class ClusterState {
   volume(id: string): VolumeRecord {
     let volume = this.volumes.get(id);
     if (volume === undefined) {
-      volume = { spec: undefined, writers: new Set() };
+      volume = { spec: undefined, writers: new Set(), endings: 0 };
       this.volumes.set(id, volume);
     }
     return volume;

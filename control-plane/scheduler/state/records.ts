@@ -152,6 +152,9 @@ export class Waiting {
   readonly priority: number;
   readonly gang: string | undefined;
   order = Number.POSITIVE_INFINITY;
+  /** While it is blocked: the list that it is in, and a count of what its domain rules hang on as it was then. */
+  blockedIn: Set<Waiting> | undefined = undefined;
+  blockedAt = 0;
 
   constructor(group: GroupRecord, onlyNode: string | undefined) {
     this.group = group;
@@ -200,6 +203,8 @@ export class ServiceRecord {
   readonly groups = new Set<GroupRecord>();
   /** Highest `minAvailable` of its groups. */
   minAvailable = 0;
+  /** Counts tasks placed and ended, for what waits for either. */
+  changes = 0;
 
   constructor(id: string) {
     this.id = id;
@@ -219,6 +224,8 @@ export interface VolumeRecord {
   spec: SchedulerVolume | undefined;
   /** Placed tasks that write to it. */
   readonly writers: Set<TaskRecord>;
+  /** Counts writers that have ended. */
+  endings: number;
 }
 
 /** One number for a port and its protocol. */
