@@ -181,7 +181,7 @@ export function createApi(deps: ApiDeps): Api {
     exec: streaming<ServerDuplexStream<ExecInput, ExecOutput>, ExecInput, ExecOutput>(async (call, signal) => {
       const user = requirePeer(call, ["admin"]).name;
       log.info("exec", { user });
-      await proxyExec({ index, agents }, call, signal);
+      await proxyExec({ index, agents, clock: deps.clock }, call, signal);
     }),
     info: admin(() => {
       const nodes = [...index.view.nodes.values()];

@@ -34,7 +34,7 @@ export async function streamLogs(
   const { index } = deps;
   const { request } = call;
   const silent = new Set<string>();
-  const tasks = resolveTasks(index, request.target, false).filter(({ nodeId }) => nodeId !== "");
+  const tasks = resolveTasks(index, request.target).filter(({ nodeId }) => nodeId !== "");
   if (request.follow) {
     await followLogs(deps, tasks, call, silent, signal);
     return;
@@ -158,7 +158,7 @@ async function* startingWith<T>(first: T, rest: AsyncGenerator<T>): AsyncGenerat
 
 function named(index: ClusterIndex, target: string, task: Task): boolean {
   try {
-    return resolveTasks(index, target, false).some(({ id }) => id === task.id);
+    return resolveTasks(index, target).some(({ id }) => id === task.id);
   } catch {
     return false;
   }

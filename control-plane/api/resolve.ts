@@ -1,7 +1,7 @@
 import { ClusterError } from "../../lib/errors/errors.ts";
 import type { NodeSpec, Service, Task } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
-import { hasEnded, observedState, serviceFullName, taskName } from "../domain/tasks.ts";
+import { serviceFullName, taskName } from "../domain/tasks.ts";
 
 // Names that a user may give, and what they mean. Each throws `not-found` with what there is, `invalid` when a name could
 // mean several things.
@@ -63,15 +63,11 @@ export function servicesOf(
   return stack === "" ? [...index.view.services.values()] : index.servicesOfStack(stack);
 }
 
-/**
- * Tasks by stack, service, task name or task id, by name. With `live`, only those that have not ended, unless the word is
- * an id: that means one task, whatever became of it.
- */
-export function resolveTasks(index: ClusterIndex, word: string, live: boolean): Task[] {
+/** Tasks by stack, service, task name or task id, by name, whatever became of them. */
+export function resolveTasks(index: ClusterIndex, word: string): Task[] {
   const byId = index.view.tasks.get(word);
   if (byId !== undefined) return [byId];
-  const keep = (task: Task) => !live || !hasEnded(observedState(index.view, task));
-  const tasksOf = (services: readonly Service[]) => services.flatMap(({ id }) => index.tasksOfService(id)).filter(keep);
+  const tasksOf = (services: readonly Service[]) => services.flatMap(({ id }) => index.tasksOfService(id));
   const stack = index.servicesOfStack(word);
   if (stack.length > 0) return sorted(index, tasksOf(stack));
   // `<stack>_<service>.<slot>` or `<service>.<slot>`; of a global service the node's name, which may have dots.
