@@ -387,6 +387,18 @@ describe("deploy", () => {
     expect(result.stderr).toContain("what gave up is not tried again until its service changes");
   });
 
+  it("tells what has fitted nowhere since before, once what it changes runs", { timeout: 15_000 }, async () => {
+    const waiting = { ...task("job", TaskStates.TASK_STATE_PENDING, { unplaced: "no node fits" }), nodeName: "" };
+    const job = { name: "job", desired: 1, problems: [waiting] };
+    answers.progress = [
+      { revision: 2, services: [job, service] },
+      { revision: 2, services: [job, { ...service, running: 1 }] },
+    ];
+    const result = await clusterctl(["deploy", stackFile(), "--timeout", "10s"]);
+    expect(result.stderr).toMatch(/web {2}1\/1 running\n(?:.*\n)*error: job\.1 has no place: no node fits\n/);
+    expect(result.code).toBe(2);
+  });
+
   it("does not count a service that ends as soon as it has started", async () => {
     const crashed = task("web", TaskStates.TASK_STATE_FAILED, { exitCode: 3 });
     answers.progress = [
@@ -521,7 +533,7 @@ describe("scale", () => {
     const result = await clusterctl(["scale", "shop_web=4"]);
     expect(result.code).toBe(2);
     expect(result.stderr).toMatch(
-      /\nerror: web\.1 no node fits\n.*Scale it back, mend it and deploy again, look at it/,
+      /\nerror: web\.1 has no place: no node fits\n.*Scale it back, mend it and deploy again, look at it/,
     );
   });
 

@@ -38,6 +38,8 @@ export interface FollowOptions {
 /** When a service last made headway, and the failures it had before. */
 interface History {
   readonly known: ReadonlySet<string>;
+  /** Ids of tasks that fitted nowhere already: they still do, which is no thing of the past. */
+  readonly unplaced: ReadonlySet<string>;
   /** Ids of tasks that have failed since. */
   readonly failed: Set<string>;
   /** The most there were. */
@@ -185,10 +187,12 @@ class Follower {
       const history = this.#histories.get(service.name);
       if (history === undefined) {
         const old = this.#options.isUnchanged(service.name) ? service.problems : [];
-        // One that only waits may still fail, and that would be news.
-        const known = new Set(old.filter((view) => problemOf(view) !== undefined).map(({ task }) => task?.id ?? ""));
+        const idsOf = (kinds: readonly (string | undefined)[]) =>
+          new Set(old.filter((view) => kinds.includes(problemOf(view)?.kind)).map(({ task }) => task?.id ?? ""));
         this.#histories.set(service.name, {
-          known,
+          // One that only waits may still fail, and that would be news.
+          known: idsOf(["rejected", "failed"]),
+          unplaced: idsOf(["unplaced"]),
           failed: new Set(),
           running: service.running,
           old: service.old,
@@ -238,10 +242,15 @@ class Follower {
         if (history === undefined || isSettled(service)) return [];
         return judge(service, nowMs - history.headwayMs, history.known, history.failed.size) ?? [];
       });
-      const isNews = failures.some(({ service, taskId }) => !this.#histories.get(service)?.known.has(taskId));
       const isOpen = (service: ServiceProgress) =>
         !isSettled(service) && !failures.some((failure) => failure.service === service.name);
-      if (isNews || (failures.length > 0 && !progress.services.some(isOpen))) throw this.#failed(failures);
+      const open = progress.services.filter(isOpen);
+      const isChanging = open.some(({ name }) => !this.#options.isUnchanged(name));
+      const isNews = failures.some(({ service, taskId }) => {
+        const { known, unplaced } = this.#histories.get(service) ?? {};
+        return known?.has(taskId) !== true && !(isChanging && unplaced?.has(taskId) === true);
+      });
+      if (isNews || (failures.length > 0 && open.length === 0)) throw this.#failed(failures);
     }
     if (nowMs > this.#deadlineMs) throw this.#late(progress);
   }

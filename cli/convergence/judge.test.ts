@@ -38,7 +38,7 @@ describe("judge", () => {
       task: "web.2",
       taskId: "a",
       kind: "unplaced",
-      why: "no node fits: 3 are short of memory",
+      why: "has no place: no node fits: 3 are short of memory",
       triedAgain: true,
     });
   });

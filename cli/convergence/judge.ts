@@ -45,7 +45,7 @@ export function problemOf(
       return { kind: "failed", why: `ended${on} (${words})${more === "" ? "" : `: ${more}`}${end}` };
     }
     default:
-      return task?.unplaced ? { kind: "unplaced", why: task.unplaced } : undefined;
+      return task?.unplaced ? { kind: "unplaced", why: `has no place: ${task.unplaced}` } : undefined;
   }
 }
 
