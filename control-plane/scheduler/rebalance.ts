@@ -1,12 +1,13 @@
 import { factFilters, filters } from "./filters/index.ts";
 import { compareNodes, costOf } from "./scores/index.ts";
+import { leastShare, spread } from "./scores/spread.ts";
 import { type ClusterState, cpuDimension, memoryDimension } from "./state/cluster.ts";
 import type { GroupRecord, NodeRecord, ServiceRecord, TaskRecord } from "./state/records.ts";
 
 export interface RebalanceOptions {
   /**
-   * `skew`: no service has more than `bound` (from 1) tasks more in one domain of its first spread preference, or on one
-   * node when it has none, than in another that could take one.
+   * `skew`: no service has more than `bound` (from 1) tasks more in one domain of a spread preference than in another that could
+   * take one, nor on one node than on another of the same domain unless it is to be packed.
    * `fragmentation`: of the nodes in use at most this share (0 to 1) is more than the reservations need.
    */
   readonly goal: { readonly kind: "skew" | "fragmentation"; readonly bound: number };
@@ -34,8 +35,8 @@ export interface RebalancePlan {
 
 /**
  * Plans the fewest moves, as far as taking the greatest relief first finds them. Changes the state that it is given, which
- * therefore is a copy. Leaves alone pinned tasks, tasks bound to a node and gangs, and moves of each service no more than
- * it has above `minAvailable`. Stable: on its own result it plans nothing more, unless budget or `mostMoves` cut it short.
+ * therefore is a copy. Leaves alone pinned tasks, tasks bound to a node, gangs and writers of single-writer volumes (which
+ * cannot start before they stop), and moves of each service no more than it has above `minAvailable`. Stable: on its own result it plans nothing more, unless budget or `mostMoves` cut it short.
  */
 export function planRebalance(state: ClusterState, options: RebalanceOptions): RebalancePlan {
   const plan = new Plan(state, options.mostMoves ?? Number.POSITIVE_INFINITY);
@@ -52,6 +53,8 @@ export function planRebalance(state: ClusterState, options: RebalanceOptions): R
 /** Moves made so far, and what still may be moved. */
 class Plan {
   readonly moves: RebalanceMove[] = [];
+  /** Of each move, in the same order. */
+  readonly #tasks: TaskRecord[] = [];
   limit: "budget" | "moves" | undefined;
   readonly #state: ClusterState;
   readonly #most: number;
@@ -64,7 +67,7 @@ class Plan {
 
   mayMove(task: TaskRecord): boolean {
     const { group } = task;
-    if (task.pinned || task.onlyNode !== undefined || group.spec.gang !== undefined) return false;
+    if (task.pinned || task.onlyNode !== undefined || !isMovable(this.#state, group)) return false;
     if (this.moves.length >= this.#most) {
       this.limit = "moves";
       return false;
@@ -76,37 +79,40 @@ class Plan {
     return true;
   }
 
-  /** Moves the task to the cheapest of the nodes that takes it; false, and nothing has changed, when none does. */
-  move(task: TaskRecord, nodes: readonly NodeRecord[], why: string): boolean {
+  /**
+   * Moves the task to the first of the nodes, by their `rank` and then by cost, that takes it; false, and nothing has changed,
+   * when none does.
+   */
+  move(task: TaskRecord, nodes: readonly NodeRecord[], why: string, rank?: (node: NodeRecord) => number): boolean {
     const state = this.#state;
     const from = task.node as NodeRecord;
     state.detach(task);
     let best: NodeRecord | undefined;
     let bestCost = 0;
+    let bestRank = 0;
     for (const node of nodes) {
       if (node === from || !filters.every((filter) => filter.passes(state, task.group, node))) continue;
       const cost = costOf(state, task.group, node);
-      if (best !== undefined && compareNodes(cost, node, bestCost, best) >= 0) continue;
+      const ranked = rank?.(node) ?? 0;
+      if (best !== undefined && (ranked - bestRank || compareNodes(cost, node, bestCost, best)) >= 0) continue;
       best = node;
       bestCost = cost;
+      bestRank = ranked;
     }
     state.attach(task, best ?? from);
     if (best === undefined) return false;
     const { service } = task.group;
     this.#moved.set(service, (this.#moved.get(service) ?? 0) + 1);
+    this.#tasks.push(task);
     this.moves.push({ task: task.id, from: from.spec.id, to: best.spec.id, why });
     return true;
   }
 
   /** Takes back all moves but the first `count`. */
-  undo(count: number, tasks: ReadonlyMap<string, TaskRecord>): void {
-    for (
-      let move = this.moves[this.moves.length - 1];
-      this.moves.length > count && move !== undefined;
-      move = this.moves.at(-1)
-    ) {
-      this.moves.pop();
-      const task = tasks.get(move.task) as TaskRecord;
+  undo(count: number): void {
+    while (this.moves.length > count) {
+      const move = this.moves.pop() as RebalanceMove;
+      const task = this.#tasks.pop() as TaskRecord;
       this.#state.detach(task);
       this.#state.attach(task, this.#state.nodes.get(move.from) as NodeRecord);
       this.#moved.set(task.group.service, (this.#moved.get(task.group.service) ?? 1) - 1);
@@ -129,9 +135,14 @@ function relieveSkew(state: ClusterState, plan: Plan, bound: number): void {
   }
 }
 
-/** One move from the fullest domain that has a task to spare to the emptiest that takes it. */
+/** One move within the outermost siblings that need one: a move further in would be undone by one further out. */
 function relieveOnce(state: ClusterState, plan: Plan, group: GroupRecord, bound: number): boolean {
-  const domains = domainsOf(state, group);
+  for (const siblings of siblingsOf(state, group)) if (relieveSiblings(plan, group, siblings, bound)) return true;
+  return false;
+}
+
+/** One move from the fullest domain that has a task to spare to the emptiest that takes it. */
+function relieveSiblings(plan: Plan, group: GroupRecord, domains: readonly Domain[], bound: number): boolean {
   const fullest = [...domains].sort((a, b) => b.count / b.share - a.count / a.share || (a.name < b.name ? -1 : 1));
   const emptiest = [...domains].sort((a, b) => a.count / a.share - b.count / b.share || (a.name < b.name ? -1 : 1));
   for (const from of fullest) {
@@ -157,62 +168,133 @@ function countOn(task: TaskRecord): number {
 function worstSkew(state: ClusterState): number {
   let worst = 0;
   for (const group of groupsOf(state)) {
-    const values = domainsOf(state, group).map(({ count, share }) => count / share);
-    if (values.length > 1) worst = Math.max(worst, Math.max(...values) - Math.min(...values));
+    for (const siblings of siblingsOf(state, group)) {
+      const values = siblings.map(({ count, share }) => count / share);
+      if (values.length > 1) worst = Math.max(worst, Math.max(...values) - Math.min(...values));
+    }
   }
   return worst;
 }
 
-function domainsOf(state: ClusterState, group: GroupRecord): readonly Domain[] {
+/** The domains of each spread preference, outermost first, and then the nodes: those within one domain further out together. */
+function siblingsOf(state: ClusterState, group: GroupRecord): readonly (readonly Domain[])[] {
   // All versions of a service are measured alike, or they would undo each other's moves.
   const leading = [...group.service.groups].sort((a, b) => (a.spec.id < b.spec.id ? -1 : 1)).at(-1) ?? group;
-  const level = leading.spread[0];
-  const domains = new Map<string, Domain>();
-  for (const node of state.nodes.values()) {
-    if (!factFilters.every((filter) => filter.passes(state, group, node))) continue;
-    const value = level?.space.value(level.space.of(node));
-    const name = level === undefined ? node.spec.hostname : `${level.over} ${value}`;
-    const key = level === undefined ? node.spec.id : (value ?? "");
-    let domain = domains.get(key);
-    if (domain === undefined) {
-      domain = { name, nodes: [], share: Math.max(level?.shareOf(value ?? "") ?? 1, 1e-3), count: 0 };
-      domains.set(key, domain);
+  const usable = [...state.nodes.values()].filter((node) =>
+    factFilters.every((filter) => filter.passes(state, group, node)),
+  );
+  const all: Domain[][] = [];
+  let parentOf = (_node: NodeRecord): number => 0;
+  const level = (
+    domainOf: (node: NodeRecord) => number,
+    nameOf: (node: NodeRecord) => string,
+    shareOf: (node: NodeRecord) => number,
+  ): void => {
+    const byParent = new Map<number, Map<number, Domain>>();
+    for (const node of usable) {
+      const siblings = byParent.get(parentOf(node)) ?? new Map<number, Domain>();
+      byParent.set(parentOf(node), siblings);
+      const domain = siblings.get(domainOf(node)) ?? { name: nameOf(node), nodes: [], share: shareOf(node), count: 0 };
+      siblings.set(domainOf(node), domain);
+      domain.nodes.push(node);
+      domain.count += group.service.countOn(node);
     }
-    domain.nodes.push(node);
-    domain.count += group.service.countOn(node);
+    for (const siblings of byParent.values()) all.push([...siblings.values()]);
+    parentOf = domainOf;
+  };
+  for (const { space, over, shareOf } of leading.spread) {
+    const name = (node: NodeRecord): string => space.value(space.of(node));
+    level(
+      (node) => space.of(node),
+      (node) => `${over} ${name(node)}`,
+      (node) => Math.max(shareOf(name(node)), leastShare),
+    );
   }
-  return [...domains.values()];
+  if (!leading.binpack) {
+    level(
+      (node) => node.index,
+      (node) => node.spec.hostname,
+      () => 1,
+    );
+  }
+  return all;
+}
+
+/** May tasks of the group be moved at all? */
+function isMovable(state: ClusterState, { gang, volumes = [] }: GroupRecord): boolean {
+  if (gang !== undefined) return false;
+  return volumes.every(
+    ({ volume, readOnly }) => readOnly === true || state.volumes.get(volume)?.spec?.access !== "single-writer",
+  );
 }
 
 /** Groups whose tasks may be moved at all, in the order of their ids. */
 function groupsOf(state: ClusterState): readonly GroupRecord[] {
   return [...state.groups.values()]
-    .filter((group) => group.placed > 0 && group.spec.gang === undefined)
+    .filter((group) => group.placed > 0 && isMovable(state, group))
     .sort((a, b) => (a.spec.id < b.spec.id ? -1 : 1));
 }
 
-/** Empties nodes, those with the fewest tasks first, each whole or not at all. */
+/** Nodes in use up to which sets of nodes are tried, and how many sets. */
+const mostInSets = 16;
+const mostSets = 200;
+
+/**
+ * Empties nodes, each whole or not at all: of few, the set with the fewest tasks that is enough; of many, those with the fewest
+ * tasks first, until it is enough.
+ */
 function emptyNodes(state: ClusterState, plan: Plan, bound: number): void {
-  for (let emptied = true; emptied && fragmentation(state) > bound; ) {
-    emptied = false;
-    const used = usedNodes(state).sort((a, b) => a.tasks.length - b.tasks.length || (a.spec.id < b.spec.id ? -1 : 1));
-    for (const node of used) {
-      if (!emptyNode(plan, node, used)) continue;
-      emptied = true;
-      break;
+  if (fragmentation(state) <= bound) return;
+  const used = leastUsedFirst(state);
+  if (used.length <= mostInSets) {
+    for (const set of setsOf(used, mostSets)) {
+      if (!emptySet(state, plan, set, used)) continue;
+      if (fragmentation(state) <= bound) return;
+      plan.undo(0);
     }
+  }
+  for (let emptied = true; emptied && fragmentation(state) > bound; ) {
+    const left = leastUsedFirst(state);
+    emptied = left.some((node) => emptySet(state, plan, [node], left));
   }
 }
 
-function emptyNode(plan: Plan, node: NodeRecord, used: readonly NodeRecord[]): boolean {
+function leastUsedFirst(state: ClusterState): readonly NodeRecord[] {
+  return usedNodes(state).sort((a, b) => a.tasks.length - b.tasks.length || (a.spec.id < b.spec.id ? -1 : 1));
+}
+
+/** The first `most` sets of the nodes, which come with the fewest tasks first: those with the fewest tasks together first. */
+function* setsOf(nodes: readonly NodeRecord[], most: number): Generator<readonly NodeRecord[]> {
+  const tasksOf = (set: readonly number[]): number =>
+    set.reduce((sum, i) => sum + (nodes[i] as NodeRecord).tasks.length, 0);
+  let coming = nodes.length === 0 ? [] : [{ set: [0], tasks: tasksOf([0]) }];
+  for (let n = 0; n < most; n++) {
+    const next = coming.reduce((a, b) => (b.tasks < a.tasks ? b : a), coming[0] ?? { set: [], tasks: 0 });
+    const last = next.set.at(-1);
+    if (last === undefined) return;
+    yield next.set.map((i) => nodes[i] as NodeRecord);
+    coming = coming.filter((one) => one !== next);
+    if (last + 1 === nodes.length) continue;
+    // Every set follows from exactly one with no more tasks: its last node put off, or one more added.
+    for (const set of [
+      [...next.set.slice(0, -1), last + 1],
+      [...next.set, last + 1],
+    ])
+      coming.push({ set, tasks: tasksOf(set) });
+  }
+}
+
+/** Moves all that is on the nodes of the set to others in use; false, and nothing has changed, when that cannot be done. */
+function emptySet(state: ClusterState, plan: Plan, set: readonly NodeRecord[], used: readonly NodeRecord[]): boolean {
   const start = plan.moves.length;
-  const tasks = [...node.tasks].sort((a, b) => sizeOf(b) - sizeOf(a) || (a.id < b.id ? -1 : 1));
-  const byId = new Map(tasks.map((task) => [task.id, task]));
-  const others = used.filter((other) => other !== node);
-  const why = `node ${node.spec.hostname} can be emptied`;
+  const others = used.filter((node) => !set.includes(node));
+  const tasks = set.flatMap((node) => node.tasks).sort((a, b) => sizeOf(b) - sizeOf(a) || (a.id < b.id ? -1 : 1));
   for (const task of tasks) {
-    if (plan.mayMove(task) && plan.move(task, others, why)) continue;
-    plan.undo(start, byId);
+    const why = `node ${task.node?.spec.hostname} can be emptied`;
+    // To the node that would be emptied last, so that no task moves twice, if a spread preference has nothing against it.
+    const rank = (to: NodeRecord): number => spread.points(state, task.group, to) * 10_000 - to.tasks.length;
+    if (plan.mayMove(task) && plan.move(task, others, why, rank)) continue;
+    plan.undo(start);
     return false;
   }
   return true;

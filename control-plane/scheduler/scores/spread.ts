@@ -1,7 +1,7 @@
 import type { Score } from "./score.ts";
 
 /** A domain with no share at all costs as if it had this one. */
-const leastShare = 1e-3;
+export const leastShare = 1e-3;
 
 /** Tasks of the service in the node's domain per share of that domain, for each level; outer levels weigh more. */
 export const spread: Score = {
