@@ -75,6 +75,34 @@ describe("rebalance", () => {
     expect(stackProgress(cluster.index, "s").converged).toBe(true);
   });
 
+  it("counts on no move that it is not asked for", async () => {
+    const sized = (milliCpus: number) => ({
+      resources: Resources.create({ reservations: { milliCpus, memoryBytes: 0, pids: 0, generic: {} } }),
+    });
+    using cluster = new SteppedCluster();
+    await cluster.addNodes("a");
+    await cluster.deploy(aStack("s", [aService("web", { mode: replicas(2), ...sized(1_500) })]));
+    await cluster.settle();
+    await cluster.addNodes("b");
+    await cluster.setAvailability("a", Availability.AVAILABILITY_PAUSE);
+    await cluster.deploy(
+      aStack("t", [
+        aService("db", { mode: replicas(2), ...sized(1_000) }),
+        aService("x", { mode: replicas(1), ...sized(1_000) }),
+      ]),
+    );
+    await cluster.settle();
+    await cluster.setAvailability("a", Availability.AVAILABILITY_ACTIVE);
+    const planned = (service: string) =>
+      planMoves(cluster.index, RebalanceRequest.create({ service })).moves.map(
+        ({ taskName }) => taskName.split(".")[0],
+      );
+    // On b there is room for one of web once one of db has gone.
+    expect(planned("")).toEqual(["t_db", "s_web"]);
+    expect(planned("s_web")).toEqual([]);
+    expect(planned("t_db")).toEqual(["t_db"]);
+  });
+
   it("moves only what it is asked for, and never tasks with volumes", async () => {
     const mounts = [Mount.create({ type: MountType.MOUNT_TYPE_VOLUME, source: "data", target: "/data" })];
     const data = aService("data", { container: ContainerSpec.create({ image: "registry/data", mounts }) });

@@ -16,22 +16,29 @@ export interface MovePlan {
 }
 
 /**
- * Plans the fewest moves after which no node has more than one task more of a service than another that could take one.
- * Pure. Moves that are under way go on and count as made; those that wait for a place are planned anew. Services that are
- * being updated stay, and so do those with volumes, whose data would not come along.
+ * Plans the fewest moves after which no node has more than one task more of a service than another that could take one, nor a
+ * value of a spread preference more than another; nodes are then compared within one value. Pure. Moves that are under way go on
+ * and count as made; those that wait for a place are planned anew. Services that are being updated stay, and so do those with
+ * volumes, whose data would not come along.
  */
 export function planMoves(index: ClusterIndex, request: RebalanceRequest): MovePlan {
   const services = servicesOf(index, request).filter((service) => mayMove(index, service));
   const underWay = new Map(services.map((service) => [service.id, movesUnderWay(index, service)]));
   const { scheduler } = new SchedulerFeed(index, silentLog);
   for (const ids of underWay.values()) for (const id of ids) scheduler.removeTask(id);
+  // What is not to be moved stays in the way: a plan that counts on its move would wait for ever.
+  for (const told of scheduler.snapshot().tasks) {
+    const task = index.view.tasks.get(told.id);
+    const moves = task?.desired === DesiredState.DESIRED_STATE_RUNNING && underWay.has(task.serviceId);
+    if (!moves && told.node !== undefined) scheduler.addTask({ ...told, pinned: true });
+  }
   const planned = scheduler.planRebalance({ goal: { kind: "skew", bound: 1 } }).moves;
   const moves: PlannedMove[] = [];
   const chosen = new Map<string, string[]>();
   const nameOf = (nodeId: string) => index.view.nodes.get(nodeId)?.name ?? nodeId;
   for (const { task: taskId, from, to, why } of planned) {
     const task = index.view.tasks.get(taskId);
-    if (task?.desired !== DesiredState.DESIRED_STATE_RUNNING || !underWay.has(task.serviceId)) continue;
+    if (task === undefined) continue;
     chosen.set(task.serviceId, [...(chosen.get(task.serviceId) ?? []), taskId]);
     const names = { taskName: taskName(index.view, task), from: nameOf(from), to: nameOf(to) };
     moves.push({ taskId, stack: task.stack, ...names, why });
