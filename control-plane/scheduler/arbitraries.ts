@@ -1,11 +1,13 @@
 import * as fc from "fast-check";
-import { aGroup, aNode, mebibyte } from "./builders.ts";
+import { aGroup, aNode, mebibyte, someTasks } from "./builders.ts";
+import { Scheduler } from "./scheduler.ts";
 import type {
   Affinity,
   Availability,
   HostPort,
   SchedulerNode,
   SpreadPreference,
+  Strategy,
   TaskGroup,
   Toleration,
   VolumeUse,
@@ -249,3 +251,20 @@ export const commandArbitrary: fc.Arbitrary<Command> = fc.oneof(
   { weight: 1, arbitrary: fc.record({ kind: fc.constant("move-volume" as const), node: fc.nat(8) }) },
   { weight: 4, arbitrary: fc.constant({ kind: "schedule" as const }) },
 );
+
+/** A random cluster with its load placed; groups have the ids s0, s1 and s2. */
+export const clusterArbitrary = fc
+  .record({
+    nodes: fc.tuple(...[0, 1, 2, 3, 4, 5].map((i) => nodeArbitrary(`n${i}`))),
+    groups: fc.tuple(...[0, 1, 2].map((i) => groupArbitrary(i).map((group) => ({ ...group, id: `s${i}` })))),
+    strategy: fc.constantFrom<Strategy>("spread", "binpack"),
+    counts: fc.tuple(fc.nat(5), fc.nat(5), fc.nat(5)),
+  })
+  .map(({ nodes, groups, strategy, counts }) => () => {
+    const scheduler = new Scheduler({ strategy });
+    for (const node of nodes) scheduler.upsertNode(node);
+    for (const volume of volumes) scheduler.upsertVolume(volume);
+    for (const group of groups) scheduler.upsertGroup(group);
+    for (const [i, group] of groups.entries()) scheduler.schedule(someTasks(group, counts[i] as number));
+    return scheduler;
+  });

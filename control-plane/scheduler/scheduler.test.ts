@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { aGroup, aNode, mebibyte, someTasks } from "./builders.ts";
 import { Scheduler } from "./index.ts";
-import type { SchedulerNode, TaskGroup } from "./types.ts";
+import type { HostPort, SchedulerNode, TaskGroup } from "./types.ts";
 
 function aScheduler(nodes: readonly SchedulerNode[], groups: readonly TaskGroup[]): Scheduler {
   const scheduler = new Scheduler();
@@ -157,6 +157,14 @@ describe("scheduler", () => {
     );
   });
 
+  it.each<readonly [string, readonly HostPort[], string]>([
+    ["a port that is none", [{ port: 70_000, protocol: "tcp" }], "there is no port in 70000-70000"],
+    ["an empty range", [{ port: 0, protocol: "tcp", range: [90, 80] }], "there is no port in 90-80"],
+    ["a port twice", [53, 53].map((port) => ({ port, protocol: "udp" })), "port 53/udp is asked for twice"],
+  ])("refuses %s", (_name, ports, message) => {
+    expect(() => aScheduler([], [aGroup("web", { ports })])).toThrow(`group web@1: ${message}`);
+  });
+
   it("tells for one node every reason and the cost", () => {
     const group = aGroup("web", {
       constraints: ["node.labels.zone exists"],
@@ -188,6 +196,21 @@ describe("scheduler", () => {
     expect(placed([gpu, aNode("plain")], aGroup("web", { reservations: { milliCpus: 1, memoryBytes: 0 } }), 1)).toEqual(
       { plain: 1 },
     );
+  });
+
+  it("tells groups that need a generic resource from those that ask for none of it", () => {
+    const nothing = { milliCpus: 0, memoryBytes: 0 };
+    const capacity = { milliCpus: 64_000, memoryBytes: 2 ** 40 };
+    const [none, one] = [0, 1].map((gpu) =>
+      aGroup(`gpu${gpu}`, { reservations: { ...nothing, generic: { gpu } } }),
+    ) as [TaskGroup, TaskGroup];
+    const nodes = [aNode("gpu", { capacity: { ...capacity, generic: { gpu: 4 } } }), aNode("plain", { capacity })];
+    // Without the scarce resource gpu would be the emptier one.
+    const other = aGroup("other", { reservations: { milliCpus: 6_400, memoryBytes: 0 } });
+    const scheduler = aScheduler(nodes, [one, none, other]);
+    scheduler.addTask({ id: "other.1", group: other.id, node: "plain" });
+    const { placements } = scheduler.schedule([...someTasks(one, 1), ...someTasks(none, 1)]);
+    expect(placements.map(({ node }) => node)).toEqual(["gpu", "plain"]);
   });
 
   it("looks again at what is blocked only when something could unblock it", () => {

@@ -212,15 +212,19 @@ export class Scheduler {
   unplaced(): readonly Unplaced[] {
     return this.#waiting.all().map((waiting) => {
       const { group, onlyNode } = waiting;
-      const explanation = explainGroup(this.#state, group, onlyNode);
-      const { gang } = group.spec;
-      const alone = explanation.reasons.length === 0 && gang !== undefined;
-      return {
-        group: group.spec.id,
-        tasks: waiting.ids(),
-        explanation: alone ? { ...explanation, summary: `gang ${gang} does not fit as a whole` } : explanation,
-      };
+      const candidates = candidatesOf(this.#state, group, 1, onlyNode);
+      const explanation = this.#explanationOf(group, onlyNode, candidates.length > 0);
+      return { group: group.spec.id, tasks: waiting.ids(), explanation };
     });
+  }
+
+  /** Why it waits, with a node that would take it or without. */
+  #explanationOf(group: GroupRecord, onlyNode: string | undefined, fits: boolean): Explanation {
+    const explanation = explainGroup(this.#state, group, onlyNode);
+    if (!fits) return explanation;
+    const summary =
+      group.gang === undefined ? "it has not been looked at yet" : `gang ${group.gang} does not fit as a whole`;
+    return { ...explanation, summary };
   }
 
   /**
@@ -233,7 +237,9 @@ export class Scheduler {
     const { node, group, onlyNode } = task;
     if (node !== undefined) this.#state.detach(task);
     const candidates = candidatesOf(this.#state, group, this.#options.candidates ?? 5, onlyNode);
-    const explanation = candidates.length === 0 ? explainGroup(this.#state, group, onlyNode) : undefined;
+    const waitsForGang = task.waitsIn !== undefined && group.gang !== undefined;
+    const explanation =
+      candidates.length === 0 || waitsForGang ? this.#explanationOf(group, onlyNode, candidates.length > 0) : undefined;
     if (node !== undefined) this.#state.attach(task, node);
     return { task: taskId, node: node?.spec.id, candidates, explanation };
   }

@@ -1,10 +1,10 @@
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { effort, groupArbitrary, nodeArbitrary, volumes } from "./arbitraries.ts";
+import { clusterArbitrary, effort, nodeArbitrary } from "./arbitraries.ts";
 import { aGroup, aNode, mebibyte, someTasks } from "./builders.ts";
 import { Scheduler } from "./scheduler.ts";
 import { applyChanges, type Change, type Outcome, simulate } from "./simulate.ts";
-import type { SchedulerTask, Strategy } from "./types.ts";
+import type { SchedulerTask } from "./types.ts";
 
 const changeArbitrary: fc.Arbitrary<Change> = fc.oneof(
   fc.record({ kind: fc.constant("drain" as const), node: fc.constantFrom("n0", "n1", "n2", "n3") }),
@@ -17,23 +17,6 @@ const changeArbitrary: fc.Arbitrary<Change> = fc.oneof(
   }),
   fc.record({ kind: fc.constant("scale" as const), group: fc.constantFrom("s0", "s1", "s2"), tasks: fc.nat(8) }),
 );
-
-/** A random cluster with its load placed; groups have the ids s0, s1 and s2. */
-const clusterArbitrary = fc
-  .record({
-    nodes: fc.tuple(...[0, 1, 2, 3, 4, 5].map((i) => nodeArbitrary(`n${i}`))),
-    groups: fc.tuple(...[0, 1, 2].map((i) => groupArbitrary(i).map((group) => ({ ...group, id: `s${i}` })))),
-    strategy: fc.constantFrom<Strategy>("spread", "binpack"),
-    counts: fc.tuple(fc.nat(5), fc.nat(5), fc.nat(5)),
-  })
-  .map(({ nodes, groups, strategy, counts }) => () => {
-    const scheduler = new Scheduler({ strategy });
-    for (const node of nodes) scheduler.upsertNode(node);
-    for (const volume of volumes) scheduler.upsertVolume(volume);
-    for (const group of groups) scheduler.upsertGroup(group);
-    for (const [i, group] of groups.entries()) scheduler.schedule(someTasks(group, counts[i] as number));
-    return scheduler;
-  });
 
 describe("simulate", () => {
   it("foretells exactly what then happens, and changes nothing itself", () => {

@@ -57,12 +57,15 @@ export interface Platform {
   readonly arch: string;
 }
 
+/** Where `port: 0` without a range looks for a port. */
+export const defaultPortRange: readonly [number, number] = [49_000, 49_900];
+
 /** A port of the node itself that a task takes, on all of the node's addresses. */
 export interface HostPort {
   /** 1-65535; 0: any free one of `range`. */
   readonly port: number;
   readonly protocol: "tcp" | "udp";
-  /** First and last port to choose from when `port` is 0; default 49000-49900. The lowest free one is given. */
+  /** First and last port to choose from when `port` is 0; default `defaultPortRange`. The lowest free one is given. */
   readonly range?: readonly [number, number] | undefined;
 }
 
@@ -189,8 +192,7 @@ export type ReasonKind =
   | "max-per-node"
   | "host-port"
   | "resources"
-  | "max-skew"
-  | "gang";
+  | "max-skew";
 
 export interface Reason {
   readonly kind: ReasonKind;
@@ -198,11 +200,13 @@ export interface Reason {
   readonly text: string;
   /** One sentence: what would make it fit. */
   readonly fix: string;
+  /** What stands for the texts of several nodes that differ in no more than a name or a number: "port 80 taken". */
+  readonly together?: string | undefined;
 }
 
 export interface ReasonCount {
   readonly kind: ReasonKind;
-  /** Text of one of the nodes counted: the one that lacks least. */
+  /** Of all of them, or of the one that lacks least of the same resources. */
   readonly text: string;
   readonly count: number;
   /** The same count by node class (attributes that nodes share), most frequent first. */
@@ -272,6 +276,6 @@ export interface TaskExplanation {
   readonly node?: string | undefined;
   /** Nodes that would take the task now (its own place counted as free), best first. */
   readonly candidates: readonly Candidate[];
-  /** Set when no node would take it. */
+  /** Set when no node would take it, and when it waits for others of its gang. */
   readonly explanation?: Explanation | undefined;
 }

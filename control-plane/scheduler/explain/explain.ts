@@ -1,5 +1,5 @@
 import { filters } from "../filters/index.ts";
-import { shortage } from "../filters/resources.ts";
+import { lackingOn, shortage } from "../filters/resources.ts";
 import { candidateOf, compareNodes } from "../scores/index.ts";
 import type { ClusterState } from "../state/cluster.ts";
 import type { GroupRecord, NodeRecord } from "../state/records.ts";
@@ -7,6 +7,8 @@ import type { Candidate, Explanation, NodeVerdict, Reason, ReasonCount, ReasonKi
 
 /** Classes listed per reason; the rest is in the count. */
 const mostClasses = 8;
+/** Reasons that a summary names; it is written into every task that it is about. */
+const mostReasons = 8;
 
 /**
  * Why the group fits on none of the nodes (all, or the one of `onlyNode`). Each node counts under the first filter that
@@ -30,15 +32,17 @@ export function explainGroup(state: ClusterState, group: GroupRecord, onlyNode?:
     }
     if (first === undefined) continue;
     const reason = first.reason(state, group, node);
-    // Resource texts differ from node to node, so they are one entry that shows the node which lacks least.
-    const key = first.kind === "resources" ? "resources" : reason.text;
+    // Amounts differ from node to node: of those that lack the same, the text is that of the one which lacks least.
+    const byLack = first.kind === "resources";
+    const key = byLack ? `lacks ${lackingOn(state, group, node)}` : (reason.together ?? reason.text);
     const entry = byText.get(key);
     if (entry === undefined)
       byText.set(key, { kind: first.kind, text: reason.text, lack, count: 1, classes: new Map([[classOf(node), 1]]) });
     else {
       entry.count++;
       entry.classes.set(classOf(node), (entry.classes.get(classOf(node)) ?? 0) + 1);
-      if (lack < entry.lack) {
+      if (!byLack && entry.text !== reason.text) entry.text = key;
+      if (byLack && lack < entry.lack) {
         entry.lack = lack;
         entry.text = reason.text;
       }
@@ -107,9 +111,13 @@ function refusalsOf(state: ClusterState, group: GroupRecord, node: NodeRecord): 
 
 function summaryOf(reasons: readonly ReasonCount[], nodes: number, onlyNode: string | undefined): string {
   if (nodes === 0) return onlyNode === undefined ? "there are no nodes" : `node ${onlyNode} is unknown`;
-  return reasons
-    .map(({ count, text }, i) => `${count}${i === 0 ? (count === 1 ? " node" : " nodes") : ""}: ${text}`)
-    .join("; ");
+  const rest = reasons.slice(mostReasons).reduce((sum, { count }) => sum + count, 0);
+  return [
+    ...reasons
+      .slice(0, mostReasons)
+      .map(({ count, text }, i) => `${count}${i === 0 ? (count === 1 ? " node" : " nodes") : ""}: ${text}`),
+    ...(rest > 0 ? [`${rest}: other reasons`] : []),
+  ].join("; ");
 }
 
 /** What nodes of one class share: platform, role and labels. */

@@ -9,13 +9,15 @@ interface Case {
   readonly volume?: SchedulerVolume;
   /** Tasks of another group already on the node. */
   readonly others?: Partial<TaskGroup>;
+  /** Another node. */
+  readonly b?: Partial<SchedulerNode>;
 }
 
 /** What `whyNot` says of a node "a" for a group "web". */
-function refusals({ node, group, volume, others }: Case): readonly (readonly [string, string, string])[] {
+function refusals({ node, group, volume, others, b }: Case): readonly (readonly [string, string, string])[] {
   const scheduler = new Scheduler();
   scheduler.upsertNode(aNode("a", node));
-  scheduler.upsertNode(aNode("b"));
+  scheduler.upsertNode(aNode("b", b));
   if (volume !== undefined) scheduler.upsertVolume(volume);
   const web = aGroup("web", group);
   scheduler.upsertGroup(web);
@@ -68,6 +70,14 @@ describe("each filter refuses for its reason, and says what would help", () => {
       ["taint", "taint gpu=yes:no-schedule not tolerated", "Tolerate gpu=yes:no-schedule, or remove it from node a."],
     ],
     [
+      "a taint that also evicts, tolerated with another value",
+      {
+        node: { taints: [{ key: "gpu", value: "a100", effect: "no-execute" }] },
+        group: { tolerations: [{ key: "gpu", value: "t4" }, { effect: "no-schedule" }, { key: "cpu" }] },
+      },
+      ["taint", "taint gpu=a100:no-execute not tolerated", "Tolerate gpu=a100:no-execute, or remove it from node a."],
+    ],
+    [
       "a volume elsewhere",
       { group: { volumes: [{ volume: "v" }] }, volume: volume({ homeNode: "b" }) },
       ["volume", "volume data lives on node b", "Make room on node b, or move the volume."],
@@ -85,6 +95,32 @@ describe("each filter refuses for its reason, and says what would help", () => {
       "a taken port",
       { group: { ports: [{ port: 53, protocol: "udp" }] }, others: { ports: [{ port: 53, protocol: "udp" }] } },
       ["host-port", "port 53/udp held by db.1", "Publish another port, or stop db.1."],
+    ],
+    [
+      "a port of a range that is used up",
+      {
+        group: { ports: [{ port: 0, protocol: "tcp", range: [80, 80] }] },
+        others: { ports: [{ port: 80, protocol: "tcp" }] },
+      },
+      ["host-port", "no free port in 80-80", "Widen the port range, or add a node."],
+    ],
+    [
+      "two ports of a range of one",
+      { group: { ports: [0, 0].map((port) => ({ port, protocol: "tcp", range: [80, 80] })) } },
+      ["host-port", "no free port in 80-80", "Widen the port range, or add a node."],
+    ],
+    [
+      "CPU",
+      { group: { reservations: { milliCpus: 4_000, memoryBytes: 0 } }, others: {} },
+      ["resources", "4 CPU needed, 3750m free", "Free 250m CPU on node a, or lower the reservation."],
+    ],
+    [
+      "pids",
+      {
+        node: { capacity: { milliCpus: 1, memoryBytes: 1, pids: 100 } },
+        group: { reservations: { milliCpus: 0, memoryBytes: 0, pids: 200 } },
+      },
+      ["resources", "200 pids needed, 100 free", "Free 100 pids on node a, or lower the reservation."],
     ],
     [
       "memory",
@@ -105,6 +141,20 @@ describe("each filter refuses for its reason, and says what would help", () => {
       ["max-per-node", "already 1 of web on the node, the most allowed", "Raise max_replicas_per_node, or add a node."],
     ],
     [
+      "a zone above maxSkew",
+      {
+        node: { labels: { zone: "a" } },
+        b: { labels: { zone: "b" } },
+        group: { service: "db", spread: [{ over: "node.labels.zone", maxSkew: 1 }] },
+        others: {},
+      },
+      [
+        "max-skew",
+        "node.labels.zone a would have 2 tasks, the emptiest 0: more than maxSkew 1",
+        "Make room where node.labels.zone has fewer tasks, or raise maxSkew.",
+      ],
+    ],
+    [
       "a missing label under maxSkew",
       { group: { spread: [{ over: "node.labels.zone", maxSkew: 1 }] } },
       ["max-skew", "node.labels.zone is missing", "Label node a, or drop maxSkew."],
@@ -117,6 +167,27 @@ describe("each filter refuses for its reason, and says what would help", () => {
     [
       "a tolerated taint",
       { node: { taints: [{ key: "gpu", effect: "no-schedule" }] }, group: { tolerations: [{ key: "gpu" }] } },
+    ],
+    [
+      "a taint tolerated by effect, and one by anything",
+      {
+        node: {
+          taints: [
+            { key: "gpu", effect: "no-schedule" },
+            { key: "old", value: "yes", effect: "no-execute" },
+          ],
+        },
+        group: { tolerations: [{ effect: "no-schedule" }, {}] },
+      },
+    ],
+    [
+      "a zone above maxSkew when the emptiest takes no tasks",
+      {
+        node: { labels: { zone: "a" } },
+        b: { labels: { zone: "b" }, availability: "drain" },
+        group: { service: "db", spread: [{ over: "node.labels.zone", maxSkew: 1 }] },
+        others: {},
+      },
     ],
     ["a taint that only advises", { node: { taints: [{ key: "gpu", effect: "prefer-no-schedule" }] } }],
     [

@@ -1,9 +1,6 @@
 import { type NodeRecord, portKey, type TaskRecord } from "../state/records.ts";
-import type { HostPort } from "../types.ts";
+import { defaultPortRange, type HostPort } from "../types.ts";
 import type { Filter } from "./filter.ts";
-
-/** Where `port: 0` without a range looks for a port. */
-export const defaultPortRange: readonly [number, number] = [49_000, 49_900];
 
 /** Every host port that the group asks for is free on the node. */
 export const hostPort: Filter = {
@@ -12,12 +9,17 @@ export const hostPort: Filter = {
   applies: (group) => (group.spec.ports ?? []).length > 0,
   passes(_state, group, node) {
     const { ports } = group;
-    if (ports === undefined || ports.length === 0 || node.ports === undefined || node.ports.size === 0) return true;
+    if (ports === undefined || ports.length === 0) return true;
+    // Several may stand in each other's way, even on a node where none is taken.
+    if (ports.length === 1 && (node.ports === undefined || node.ports.size === 0)) return true;
     return givePorts(ports, node) !== undefined;
   },
   reason(_state, group, node) {
-    const refused = (group.spec.ports ?? []).find((port) => givePorts([port], node) === undefined);
-    if (refused === undefined || refused.port === 0) {
+    const ports = group.spec.ports ?? [];
+    // The first that cannot be had beside those before it.
+    const refused = ports.find((_, i) => givePorts(ports.slice(0, i + 1), node) === undefined);
+    const holder = refused && node.ports?.get(portKey(refused.port, refused.protocol))?.name;
+    if (refused === undefined || refused.port === 0 || holder === undefined) {
       const [first, last] = refused?.range ?? defaultPortRange;
       return {
         kind: "host-port",
@@ -25,11 +27,12 @@ export const hostPort: Filter = {
         fix: "Widen the port range, or add a node.",
       };
     }
-    const holder = node.ports?.get(portKey(refused.port, refused.protocol))?.name;
+    const port = `port ${refused.port}${refused.protocol === "udp" ? "/udp" : ""}`;
     return {
       kind: "host-port",
-      text: `port ${refused.port}${refused.protocol === "udp" ? "/udp" : ""} held by ${holder}`,
+      text: `${port} held by ${holder}`,
       fix: `Publish another port, or stop ${holder}.`,
+      together: `${port} taken`,
     };
   },
 };

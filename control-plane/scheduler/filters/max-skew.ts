@@ -25,6 +25,7 @@ export const maxSkew: Filter = {
       kind: "max-skew",
       text: `${level.over} ${level.space.value(domain)} would have ${count + 1} tasks, the emptiest ${floor}: more than maxSkew ${level.maxSkew}`,
       fix: `Make room where ${level.over} has fewer tasks, or raise maxSkew.`,
+      together: `${level.over} would have more than maxSkew ${level.maxSkew} tasks above the emptiest`,
     };
   },
 };

@@ -29,6 +29,14 @@ export const resources: Filter = {
   },
 };
 
+/** The resources that the node is short of, as a name for nodes that lack the same. */
+export function lackingOn(state: ClusterState, group: GroupRecord, node: NodeRecord): string {
+  return group.needs
+    .filter(({ dimension, amount }) => amount > state.freeOf(node, dimension))
+    .map(({ dimension }) => nameOf(state, dimension))
+    .join();
+}
+
 /** The check itself by the node's index, for the index. */
 export function fitsResources(state: ClusterState, group: GroupRecord, index: number): boolean {
   const { needs } = group;

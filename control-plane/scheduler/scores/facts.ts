@@ -26,7 +26,8 @@ export const softTaint: Score = {
 export const scarcity: Score = {
   name: "scarce",
   varies: "facts",
-  key: (group) => Object.keys(group.spec.reservations.generic ?? {}),
+  key: ({ spec }) =>
+    Object.entries(spec.reservations.generic ?? {}).flatMap(([kind, amount]) => (amount > 0 ? [kind] : [])),
   applies: () => true,
   points(_state, group, node) {
     const { generic } = node.spec.capacity;

@@ -1,8 +1,15 @@
 import { ClusterError } from "../../../lib/errors/errors.ts";
 import { type Constraint, parseConstraint } from "../constraint/parse.ts";
-import type { SpreadPreference, Strategy, TaskGroup } from "../types.ts";
+import { defaultPortRange, type SpreadPreference, type Strategy, type TaskGroup } from "../types.ts";
 import type { DomainSpace } from "./domains.ts";
-import type { GroupRecord, GroupRules, Need, ServiceRecord, SpreadLevel } from "./records.ts";
+import {
+  type GroupRecord,
+  type GroupRules,
+  type Need,
+  portKey,
+  type ServiceRecord,
+  type SpreadLevel,
+} from "./records.ts";
 
 /** What compiling a group needs of the state. */
 export interface GroupContext {
@@ -26,6 +33,7 @@ const spreadWeight = 1_000_000;
  * @throws ClusterError `invalid` naming the group and the bad part.
  */
 export function compileGroup(spec: TaskGroup, context: GroupContext): GroupRecord {
+  checkPorts(spec);
   const levels = spec.spread ?? [];
   const affinities = spec.affinities ?? [];
   return {
@@ -86,6 +94,18 @@ const noRules: GroupRules = {
   nodeScores: [],
   view: { entry: undefined, rules: [] },
 };
+
+function checkPorts(spec: TaskGroup): void {
+  const invalid = (what: string): ClusterError =>
+    new ClusterError(`group ${spec.id}: ${what}`, { code: "invalid", subject: spec.id });
+  const fixed = new Set<number>();
+  for (const { port, protocol, range = defaultPortRange } of spec.ports ?? []) {
+    const [first, last] = port === 0 ? range : [port, port];
+    if (!(first >= 1 && first <= last && last <= 65_535)) throw invalid(`there is no port in ${first}-${last}`);
+    if (port !== 0 && fixed.has(portKey(port, protocol))) throw invalid(`port ${port}/${protocol} is asked for twice`);
+    if (port !== 0) fixed.add(portKey(port, protocol));
+  }
+}
 
 function needsOf(spec: TaskGroup, context: GroupContext): Need[] {
   const { milliCpus, memoryBytes, pids = 0, generic = {} } = spec.reservations;
