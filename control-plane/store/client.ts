@@ -23,9 +23,9 @@ import {
   MaintenanceClient,
   RangeRequest,
   WatchClient,
-  type WatchRequest,
-  type WatchResponse,
+  WatchRequest,
 } from "../../proto/gen/etcd/rpc.ts";
+import { decodeWatchResponse, type WatchAnswer } from "./watch-response.ts";
 
 export interface EtcdClientOptions {
   /** `host:port` each; all members of one etcd. The first is preferred. */
@@ -124,8 +124,12 @@ export class EtcdClient implements Disposable {
   }
 
   /** Opens a watch stream. The caller listens to `data`, `error` and `end`. */
-  watch(): ClientDuplexStream<WatchRequest, WatchResponse> {
-    return this.#track(this.#stubs.watch.watch(metadata()));
+  watch(): ClientDuplexStream<WatchRequest, WatchAnswer> {
+    const encode = (request: WatchRequest) => Buffer.from(WatchRequest.encode(request).finish());
+    const { watch } = this.#stubs;
+    return this.#track(
+      watch.makeBidiStreamRequest("/etcdserverpb.Watch/Watch", encode, decodeWatchResponse, metadata()),
+    );
   }
 
   /** Opens the stream by which leases are kept. */

@@ -4,7 +4,7 @@ import { systemClock } from "../../lib/clock/clock.ts";
 import type { TlsIdentity } from "../../lib/grpc/tls.ts";
 import { silentLog } from "../../lib/log/log.ts";
 import { Authority, createAuthority } from "../../lib/pki/authority.ts";
-import { RangeRequest, type WatchResponse } from "../../proto/gen/etcd/rpc.ts";
+import { RangeRequest } from "../../proto/gen/etcd/rpc.ts";
 import { etcdHostName } from "../etcd/arguments.ts";
 import { EtcdClient } from "./client.ts";
 import { claimCluster } from "./cluster.ts";
@@ -14,8 +14,9 @@ import { EtcdStore } from "./etcd.ts";
 import { maintainOnce } from "./maintenance.ts";
 import { createCodecs, keyOf } from "./schema.ts";
 import { createBlobCodec } from "./seal.ts";
-import { node, session, task } from "./testing.ts";
+import { encoded, node, session, task } from "./testing.ts";
 import type { Change, Store, View } from "./types.ts";
+import type { WatchAnswer } from "./watch-response.ts";
 
 let etcd: TestEtcd;
 beforeAll(async () => {
@@ -202,7 +203,7 @@ describe("the view", () => {
 });
 
 /** A client of which each response on a watch goes through `filter`. */
-function filtered(filter: (response: WatchResponse, pass: () => void) => void): EtcdClient {
+function filtered(filter: (response: WatchAnswer, pass: () => void) => void): EtcdClient {
   const { identity, settings } = etcd.directory;
   class Filtered extends EtcdClient {
     override watch() {
@@ -211,7 +212,7 @@ function filtered(filter: (response: WatchResponse, pass: () => void) => void): 
       stream.on = (event: string, listener: (...args: never[]) => void) =>
         on(event, (...args: unknown[]) => {
           const pass = () => listener(...(args as never[]));
-          if (event === "data") filter(args[0] as WatchResponse, pass);
+          if (event === "data") filter(args[0] as WatchAnswer, pass);
           else pass();
         });
       return stream;
@@ -242,6 +243,29 @@ describe("a commit", () => {
     for (const pass of held) pass();
     await commit;
     expect(names(store)).toEqual(["host-n1"]);
+  });
+
+  it("leaves its author's own values in the view, and other members read the same", async () => {
+    await using opened = await open();
+    await using far = await open();
+    const { store } = opened;
+    const large = node("n2", { labels: { note: "x".repeat(20_000) } });
+    const values = [node("n1"), large, node("n3", { name: "größer" })];
+    await store.commit([{ table: "sessions", id: "gone", value: session("gone") }]);
+    const lease = await store.grantLease(60_000);
+    const revision = await store.commit([
+      ...values.map((value) => ({ table: "nodes", id: value.id, value, lease }) as const),
+      { table: "sessions", id: "never", value: undefined },
+      { table: "sessions", id: "gone", value: undefined },
+      { table: "tasks", id: "t1", value: task("t1") },
+    ]);
+    for (const value of values) expect(store.view.nodes.get(value.id)).toBe(value);
+    for (const id of ["n1", "n2", "n3"]) expect(store.view.nodes.revisionOf(id)).toBe(revision);
+    expect(store.view.sessions.size).toBe(0);
+    await until(far.store, "the commit", (view) => view.revision >= revision);
+    expect([...far.store.view.nodes.values()]).toEqual(values);
+    expect(far.store.view.tasks.get("t1")).toEqual(task("t1"));
+    expect(far.store.view.sessions.size).toBe(0);
   });
 
   it("is `unavailable` when etcd is not reached", async () => {
@@ -288,7 +312,7 @@ describe("secrets", () => {
     expect(stored.includes(content)).toBe(false);
     const storeKey = randomBytes(32);
     const codec = createBlobCodec(storeKey);
-    const sealed = codec.encode({ kind: "secret", sha256, content }, key.toString());
+    const sealed = encoded(codec, { kind: "secret", sha256, content }, key.toString());
     expect(codec.decode(sealed, key.toString()).content).toEqual(content);
     expect(() => createBlobCodec(randomBytes(32)).decode(sealed, key.toString())).toThrow(/cannot be decrypted/);
     expect(() => codec.decode(sealed, keyOf("blobs", `secret/${"b".repeat(64)}`))).toThrow(/cannot be decrypted/);

@@ -7,11 +7,19 @@ import { checkWrites, conflictOf } from "./commit.ts";
 import { isLeaseGone, Leases } from "./leases.ts";
 import { decodeEntry, entry, type Leader, leaderOf, listAll, listKeys } from "./list.ts";
 import { noStoreMetrics, type StoreMetrics } from "./metrics.ts";
-import { type Codecs, keyOf, leaderKey, placeOf } from "./schema.ts";
-import { type Comparison, decodeOutcome, encodeTransaction, type Operation, transact } from "./transaction.ts";
+import { type Codec, type Codecs, keyOf, leaderKey, placeOf } from "./schema.ts";
+import {
+  type Comparison,
+  decodeOutcome,
+  type EncodedTransaction,
+  encodeTransaction,
+  type Operation,
+  transact,
+} from "./transaction.ts";
 import type { Change, CommitOptions, Store, TableName, View, Write } from "./types.ts";
 import { type Entry, MutableView } from "./view.ts";
 import { type WatchedRevision, watchOnce } from "./watch.ts";
+import type { WatchedEvent } from "./watch-response.ts";
 
 export interface EtcdStoreDeps {
   readonly client: EtcdClient;
@@ -42,8 +50,8 @@ export class EtcdStore implements Store, AsyncDisposable {
   readonly #leaderListeners = new Set<() => void>();
   /** Deleted keys and the revisions of their deletion, while a verification is under way. */
   #deleted: Map<string, number> | undefined;
-  /** What commits under way write, by key: what the watch brings back of it need not be decoded. */
-  readonly #own = new Map<string, OwnOperation>();
+  /** Commits under way, by the key of their first write: what the watch brings back of one need not be decoded. */
+  readonly #own = new Map<string, OwnCommit>();
   /** Aborted when the watch is found to have missed something. */
   #missed = new AbortController();
   #leader: Leader | undefined;
@@ -143,32 +151,31 @@ export class EtcdStore implements Store, AsyncDisposable {
     checkWrites(writes);
     const operations = writes.map((write) => this.#operation(write));
     const comparisons = comparisonsOf(writes, operations, options, this.#fence);
-    for (const operation of operations) this.#own.set(operation.name, operation);
+    const own = { writes, ...encodeTransaction(comparisons, operations) };
+    const first = operations[0]?.key ?? "";
+    this.#own.set(first, own);
     try {
-      return await this.#transact(operations, comparisons, options);
+      return await this.#transact(own, comparisons, options);
     } finally {
-      for (const operation of operations) {
-        if (this.#own.get(operation.name) === operation) this.#own.delete(operation.name);
-      }
+      if (this.#own.get(first) === own) this.#own.delete(first);
     }
   }
 
   async #transact(
-    operations: readonly OwnOperation[],
+    { request, writes }: OwnCommit,
     comparisons: readonly OwnComparison[],
     options: CommitOptions,
   ): Promise<number> {
-    const request = encodeTransaction(comparisons, operations);
     const answer = await transact(this.#deps.client, request, options.signal).catch((error: unknown) => {
       // The one failure that is the caller's and not etcd's: it wrote under a lease that has ended.
-      const lease = operations.find((operation) => operation.lease !== 0n)?.lease;
+      const lease = writes.find((write) => write.lease !== undefined)?.lease;
       const gone = lease !== undefined && error instanceof Error && isLeaseGone(error.cause);
       throw gone ? conflictOf(`lease/${lease}`) : error;
     });
     const { succeeded, revision: made } = decodeOutcome(answer);
     if (!succeeded) throw conflictOf(subjectOf(comparisons, answer));
     // Without a change there is no event that would bring the view to the answer's revision.
-    if (!operations.some(({ value }) => value !== undefined) && !hasDeleted(answer)) return this.#view.revision;
+    if (!writes.some(({ value }) => value !== undefined) && !hasDeleted(answer)) return this.#view.revision;
     const revision = Number(made);
     await this.#untilInView(revision, options.signal);
     return revision;
@@ -189,12 +196,11 @@ export class EtcdStore implements Store, AsyncDisposable {
     }
   }
 
-  #operation({ table, id, value, lease = 0n }: Write): OwnOperation {
-    const name = keyOf(table, id);
+  #operation({ table, id, value, lease = 0n }: Write): Operation {
     // One table at a time: the compiler cannot follow that table and value agree.
-    const codec: { encode(value: unknown, key: string): Buffer } = this.#deps.codecs[table] as never;
-    const bytes = value === undefined ? undefined : codec.encode(value, name);
-    return { name, key: Buffer.from(name), value: bytes, lease, table, id, written: value };
+    const codec: Codec<unknown> = this.#deps.codecs[table] as never;
+    const expectedBytes = value === undefined ? 0 : (codec.expectedBytes?.(value) ?? 0);
+    return { key: keyOf(table, id), value, codec, expectedBytes, lease };
   }
 
   /** Lists everything; the view becomes that, and its difference one batch of changes. */
@@ -244,33 +250,43 @@ export class EtcdStore implements Store, AsyncDisposable {
   }
 
   #apply({ events, revision }: WatchedRevision): void {
-    if (revision <= this.#view.revision) return;
+    if (revision <= this.#view.revision || events.length === 0) return;
+    const own = this.#own.get((events[0] as WatchedEvent).key);
     const entries: Entry[] = [];
-    for (const { type, kv } of events) {
-      if (kv === undefined) continue;
-      const key = kv.key.toString();
-      const deleted = type === 1;
-      const own = deleted ? undefined : this.#own.get(key);
-      if (own?.value?.equals(kv.value) === true) {
-        entries.push(entry(own.table, own.id, own.written, revision));
+    // The events of a transaction come in the order of its operations.
+    let next = 0;
+    for (const event of events) {
+      const same = own === undefined ? -1 : indexOfSame(own, event, next);
+      if (own !== undefined && same >= 0) {
+        next = same + 1;
+        entries.push(own.writes[same] as Write);
         continue;
       }
-      if (key === leaderKey) this.#setLeader(deleted ? undefined : leaderOf(kv));
-      const place = placeOf(key);
-      if (place === undefined) continue;
-      if (deleted) {
-        this.#deleted?.set(key, revision);
-        entries.push(entry(place.table, place.id, undefined, revision));
-        continue;
-      }
-      try {
-        const value = decodeEntry(kv, this.#deps.codecs, this.#deps.log);
-        if (value !== undefined) entries.push(value);
-      } catch (error) {
-        this.#deps.log.error("a secret in etcd cannot be opened and is left out", { key, error });
-      }
+      const entry = this.#decode(event);
+      if (entry !== undefined) entries.push(entry);
     }
     this.#view.apply(entries, revision);
+  }
+
+  /** What an event says; undefined for keys of no table and for what cannot be read. */
+  #decode(event: WatchedEvent): Entry | undefined {
+    const { key, deleted, revision } = event;
+    if (key === leaderKey) {
+      const { value, createRevision } = event;
+      this.#setLeader(deleted ? undefined : leaderOf({ value, createRevision: BigInt(createRevision) }));
+    }
+    if (deleted) {
+      const place = placeOf(key);
+      if (place === undefined) return undefined;
+      this.#deleted?.set(key, revision);
+      return entry(place.table, place.id, undefined, revision);
+    }
+    try {
+      return decodeEntry(key, event.value, revision, this.#deps.codecs, this.#deps.log);
+    } catch (error) {
+      this.#deps.log.error("a secret in etcd cannot be opened and is left out", { key, error });
+      return undefined;
+    }
   }
 
   #setLeader(leader: Leader | undefined): void {
@@ -324,15 +340,21 @@ export class EtcdStore implements Store, AsyncDisposable {
   }
 }
 
-/** A write of a commit under way. */
-interface OwnOperation extends Operation {
-  /** The key as text. */
-  readonly name: string;
-  readonly value: Buffer | undefined;
-  readonly table: TableName;
-  readonly id: string;
-  /** What the value encodes. */
-  readonly written: unknown;
+/** What is written while it is under way. */
+interface OwnCommit extends EncodedTransaction {
+  readonly writes: readonly Write[];
+}
+
+/** Which of the commit's writes from `next` on has just the event's key and value; -1: none. */
+function indexOfSame({ writes, request, places }: OwnCommit, event: WatchedEvent, next: number): number {
+  if (event.deleted) return -1;
+  for (let i = next; i < writes.length; i++) {
+    const [keyFrom = 0, keyTo = 0] = [places[4 * i], places[4 * i + 1]];
+    if (!event.hasKeyOf(request, keyFrom, keyTo)) continue;
+    const [valueFrom = 0, valueTo = 0] = [places[4 * i + 2], places[4 * i + 3]];
+    return valueTo > 0 && event.hasValueOf(request, valueFrom, valueTo) ? i : -1;
+  }
+  return -1;
 }
 
 interface OwnComparison extends Comparison {
@@ -342,24 +364,22 @@ interface OwnComparison extends Comparison {
 
 function comparisonsOf(
   writes: readonly Write[],
-  operations: readonly OwnOperation[],
+  operations: readonly Operation[],
   options: CommitOptions,
   fence: bigint | undefined,
 ): OwnComparison[] {
   const comparisons: OwnComparison[] = [];
   if (options.fenced === true) {
     if (fence === undefined) throw conflictOf("leader");
-    const key = Buffer.from(leaderKey);
-    comparisons.push({ key, field: "createRevision", revision: fence, table: "leader", id: "" });
+    comparisons.push({ key: leaderKey, field: "createRevision", revision: fence, table: "leader", id: "" });
   }
   for (const [i, { table, id, ifRevision }] of writes.entries()) {
     if (ifRevision === undefined) continue;
-    const { key } = operations[i] as OwnOperation;
-    comparisons.push({ key, field: "modRevision", revision: BigInt(ifRevision), table, id });
+    const { key } = operations[i] as Operation;
+    comparisons.push({ key, field: "modRevision", revision: ifRevision, table, id });
   }
   for (const { table, id, revision } of options.expect ?? []) {
-    const key = Buffer.from(keyOf(table, id));
-    comparisons.push({ key, field: "modRevision", revision: BigInt(revision), table, id });
+    comparisons.push({ key: keyOf(table, id), field: "modRevision", revision, table, id });
   }
   return comparisons;
 }
@@ -370,7 +390,7 @@ function subjectOf(comparisons: readonly OwnComparison[], answer: Buffer): strin
   const failed = comparisons.find(({ field, revision }, index) => {
     const found = responses[index]?.response;
     const [kv] = found?.$case === "responseRange" ? found.value.kvs : [];
-    return (kv?.[field] ?? 0n) !== revision;
+    return (kv?.[field] ?? 0n) !== BigInt(revision);
   });
   return failed === undefined || failed.table === "leader" ? "leader" : `${failed.table}/${failed.id}`;
 }

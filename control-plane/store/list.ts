@@ -38,8 +38,9 @@ export async function listAll(client: EtcdClient, codecs: Codecs, log: Log, sign
   const entries: Entry[] = [];
   let leader: Leader | undefined;
   for (const kv of kvs) {
-    if (kv.key.toString() === leaderKey) leader = leaderOf(kv);
-    const entry = decodeEntry(kv, codecs, log);
+    const key = kv.key.toString();
+    if (key === leaderKey) leader = leaderOf(kv);
+    const entry = decodeEntry(key, kv.value, Number(kv.modRevision), codecs, log);
     if (entry !== undefined) entries.push(entry);
   }
   return { entries, leader, revision };
@@ -77,18 +78,16 @@ function isCompacted(error: unknown): boolean {
 }
 
 /** Who holds the election key. */
-export function leaderOf(kv: KeyValue): Leader {
-  return { holder: kv.value.toString(), createRevision: kv.createRevision };
+export function leaderOf({ value, createRevision }: Pick<KeyValue, "value" | "createRevision">): Leader {
+  return { holder: value.toString(), createRevision };
 }
 
-/** The key's value; undefined for keys of no table and for bytes that are no such value, which are logged. Throws `denied` for a sealed value. */
-export function decodeEntry(kv: KeyValue, codecs: Codecs, log: Log): Entry | undefined {
-  const key = kv.key.toString();
+/** The value at a key; undefined for keys of no table and for bytes that are no such value, which are logged. Throws `denied` for a sealed value. */
+export function decodeEntry(key: string, bytes: Buffer, revision: number, codecs: Codecs, log: Log): Entry | undefined {
   const place = placeOf(key);
   if (place === undefined) return undefined;
   try {
-    const value = codecs[place.table].decode(kv.value, key);
-    return entry(place.table, place.id, value, Number(kv.modRevision));
+    return entry(place.table, place.id, codecs[place.table].decode(bytes, key), revision);
   } catch (error) {
     if (hasCode(error, "denied")) throw error;
     log.error("a value in etcd cannot be read and is left out", { key, error });

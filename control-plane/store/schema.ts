@@ -1,3 +1,5 @@
+import type { BinaryWriter } from "@bufbuild/protobuf/wire";
+import { encodeInto, type FlatWriter } from "../../lib/protobuf/flat-writer.ts";
 import {
   Allocation,
   Block,
@@ -25,8 +27,10 @@ export const clusterKey = `${rootPrefix}cluster`;
 
 /** How a table's values are kept in etcd. */
 export interface Codec<T> {
-  /** `key` is where it will lie; decode gets the same. */
-  encode(value: T, key: string): Buffer;
+  /** Appends the value's bytes. `key` is where it will lie; decode gets the same. */
+  write(value: T, writer: FlatWriter, key: string): void;
+  /** About how many bytes that will be. */
+  expectedBytes?(value: T): number;
   /** Throws when the bytes are not such a value. */
   decode(bytes: Buffer, key: string): T;
 }
@@ -65,11 +69,11 @@ const placesByTable = Map.groupBy(places, ({ table }) => table);
 
 /** Where a value lies in etcd. Throws when the id cannot be one of that table. */
 export function keyOf(table: TableName, id: string): string {
-  const place = placesByTable.get(table)?.find(({ idPrefix }) => id.startsWith(idPrefix));
-  if (place === undefined || id.length === place.idPrefix.length) {
-    throw new Error(`${JSON.stringify(id)} is not an id of table ${table}`);
+  for (const { keyPrefix, idPrefix } of placesByTable.get(table) ?? []) {
+    if (id.length > idPrefix.length && id.startsWith(idPrefix))
+      return rootPrefix + keyPrefix + id.slice(idPrefix.length);
   }
-  return rootPrefix + place.keyPrefix + id.slice(place.idPrefix.length);
+  throw new Error(`${JSON.stringify(id)} is not an id of table ${table}`);
 }
 
 /** Which value lies at a key; undefined for keys of no table. */
@@ -82,13 +86,13 @@ export function placeOf(key: string): { readonly table: TableName; readonly id: 
 }
 
 interface Message<T> {
-  encode(value: T): { finish(): Uint8Array };
+  encode(value: T, writer: BinaryWriter): unknown;
   decode(bytes: Uint8Array): T;
 }
 
 function protobuf<T>(message: Message<T>): Codec<T> {
   return {
-    encode: (value) => Buffer.from(message.encode(value).finish()),
+    write: (value, writer) => encodeInto(message, value, writer),
     decode: (bytes) => message.decode(bytes),
   };
 }

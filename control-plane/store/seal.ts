@@ -14,7 +14,8 @@ const tagBytes = 16;
  */
 export function createBlobCodec(storeKey: Buffer): Codec<StoredBlob> {
   return {
-    encode: (blob, key) => (blob.kind === "config" ? blob.content : seal(storeKey, blob.content, key)),
+    write: (blob, writer, key) =>
+      void writer.raw(blob.kind === "config" ? blob.content : seal(storeKey, blob.content, key)),
     decode: (bytes, key) => {
       const [kind, sha256 = ""] = key.slice(rootPrefix.length).split("/");
       return kind === "configs"

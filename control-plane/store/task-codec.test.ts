@@ -2,12 +2,12 @@ import { describe, expect, it } from "vitest";
 import { ContainerSpec, ServiceSpec } from "../../proto/gen/embassy/v1/stack.ts";
 import { Task } from "../../proto/gen/embassy/v1/state.ts";
 import { createTaskCodec } from "./task-codec.ts";
-import { task } from "./testing.ts";
+import { encoded, task } from "./testing.ts";
 
 const spec = (image: string) => ServiceSpec.create({ name: "web", container: ContainerSpec.create({ image }) });
 const web = (id: string, over: Partial<Task> = {}) =>
   task(id, { serviceId: "web", serviceVersion: 1, spec: spec("web:1"), nodeId: "n1", networkIds: { a: "b" }, ...over });
-const encode = (value: Task) => createTaskCodec().encode(value, "");
+const encode = (value: Task) => encoded(createTaskCodec(), value);
 
 describe("a task's bytes", () => {
   it("are protobuf that anybody reads", () => {
@@ -36,7 +36,7 @@ describe("a task's bytes", () => {
 
   it("are refused when they are no task, and the next one is not harmed", () => {
     const codec = createTaskCodec();
-    const bytes = codec.encode(web("t1"), "");
+    const bytes = encoded(codec, web("t1"));
     for (let length = 1; length < bytes.length; length++) {
       const cut = bytes.subarray(0, length);
       const outcome = (decode: () => Task) => {
@@ -48,7 +48,7 @@ describe("a task's bytes", () => {
       };
       expect(outcome(() => codec.decode(cut, ""))).toEqual(outcome(() => Task.decode(cut)));
     }
-    expect(() => codec.encode(web("t2", { slot: -1 }), "")).toThrow();
-    expect(codec.encode(web("t1"), "")).toEqual(bytes);
+    expect(() => encoded(codec, web("t2", { slot: -1 }))).toThrow();
+    expect(encoded(codec, web("t1"))).toEqual(bytes);
   });
 });

@@ -1,4 +1,5 @@
-import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
+import { BinaryReader } from "@bufbuild/protobuf/wire";
+import { encodeInto } from "../../lib/protobuf/flat-writer.ts";
 import { ServiceSpec } from "../../proto/gen/embassy/v1/stack.ts";
 import { Task } from "../../proto/gen/embassy/v1/state.ts";
 import type { Codec } from "./schema.ts";
@@ -7,14 +8,14 @@ import type { Codec } from "./schema.ts";
 const specTag = (7 << 3) | 2;
 /** Services of which the specification is kept: more than a cluster has, so that what is gone does not stay for ever. */
 const mostKept = 10_000;
+/** Of a task beside its specification. */
+const usualBytes = 120;
 
 /**
  * Tasks as protobuf, with the specification last. It is most of a task's bytes, and the same for all tasks of a version of
  * a service: it is encoded once, and decoded once into one value that they share.
  */
 export function createTaskCodec(): Codec<Task> {
-  // One for all: its buffer has grown to what a task takes.
-  let writer = new BinaryWriter();
   const encoded = new WeakMap<ServiceSpec, Uint8Array>();
   /** By service version: what was decoded last. */
   const decoded = new Map<string, { readonly bytes: Uint8Array; readonly spec: ServiceSpec }>();
@@ -42,20 +43,14 @@ export function createTaskCodec(): Codec<Task> {
   };
 
   return {
-    encode: (task) => {
+    write: (task, writer) => {
       const { spec } = task;
-      const used = writer;
-      // Should it throw, the old one is left with half a task.
-      writer = new BinaryWriter();
-      if (spec === undefined) Task.encode(task, used);
-      else
-        Task.encode({ ...task, spec: undefined }, used)
-          .uint32(specTag)
-          .bytes(bytesOf(spec));
-      const bytes = used.finish();
-      writer = used;
-      return toBuffer(bytes);
+      if (spec === undefined) return encodeInto(Task, task, writer);
+      encodeInto(Task, { ...task, spec: undefined }, writer);
+      writer.uint32(specTag).bytes(bytesOf(spec));
     },
+    // What is not the specification is short.
+    expectedBytes: ({ spec }) => (spec === undefined ? 0 : bytesOf(spec).length + usualBytes),
     decode: (bytes) => {
       const from = lastSpec(bytes);
       if (from === undefined) return Task.decode(bytes);
@@ -79,8 +74,4 @@ function lastSpec(bytes: Uint8Array): { readonly tag: number; readonly start: nu
     reader.skip(found & 7);
   }
   return undefined;
-}
-
-function toBuffer({ buffer, byteOffset, byteLength }: Uint8Array): Buffer {
-  return Buffer.from(buffer, byteOffset, byteLength);
 }

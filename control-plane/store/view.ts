@@ -1,7 +1,13 @@
 import type { Change, Table, TableName, Tables, View } from "./types.ts";
 
+/** Changed in place: a change of a value need not look up its place again. */
+interface Row<T> {
+  value: T;
+  revision: number;
+}
+
 class MutableTable<T> implements Table<T> {
-  readonly rows = new Map<string, { readonly value: T; readonly revision: number }>();
+  readonly rows = new Map<string, Row<T>>();
 
   get size(): number {
     return this.rows.size;
@@ -20,13 +26,14 @@ class MutableTable<T> implements Table<T> {
   }
 }
 
-/** A value as it is at some revision; undefined: deleted by it. */
+/** A value as it is; undefined: deleted. */
 export type Entry = {
   readonly [N in TableName]: {
     readonly table: N;
     readonly id: string;
     readonly value: Tables[N] | undefined;
-    readonly revision: number;
+    /** Of its last change; undefined: the one that the view comes to. */
+    readonly revision?: number;
   };
 }[TableName];
 
@@ -77,7 +84,7 @@ export class MutableView {
   apply(entries: readonly Entry[], revision: number): void {
     const changes: Change[] = [];
     for (const entry of entries) {
-      const change = this.#applyOne(entry);
+      const change = this.#applyOne(entry, entry.revision ?? revision);
       if (change !== undefined) changes.push(change);
     }
     this.#revision = revision;
@@ -119,13 +126,19 @@ export class MutableView {
     });
   }
 
-  #applyOne(entry: Entry): Change | undefined {
-    // One table at a time: the compiler cannot follow that entry and table agree.
-    const rows: Map<string, { value: unknown; revision: number }> = this.tables[entry.table].rows;
-    const before = rows.get(entry.id)?.value;
-    if (entry.value === undefined) rows.delete(entry.id);
-    else rows.set(entry.id, { value: entry.value, revision: entry.revision });
-    if (before === undefined && entry.value === undefined) return undefined;
-    return { table: entry.table, id: entry.id, before, after: entry.value } as Change;
+  #applyOne({ table, id, value }: Entry, revision: number): Change | undefined {
+    // One table at a time: the compiler cannot follow that table and value agree.
+    const rows: Map<string, Row<unknown>> = this.tables[table].rows;
+    const row = rows.get(id);
+    const before = row?.value;
+    if (value === undefined) {
+      if (row === undefined) return undefined;
+      rows.delete(id);
+    } else if (row === undefined) rows.set(id, { value, revision });
+    else {
+      row.value = value;
+      row.revision = revision;
+    }
+    return { table, id, before, after: value } as Change;
   }
 }

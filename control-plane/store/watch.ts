@@ -1,15 +1,15 @@
 import type { Clock } from "../../lib/clock/clock.ts";
 import { ClusterError } from "../../lib/errors/errors.ts";
-import type { Event } from "../../proto/gen/etcd/kv.ts";
-import { RangeRequest, WatchCreateRequest, type WatchRequest, type WatchResponse } from "../../proto/gen/etcd/rpc.ts";
+import { RangeRequest, WatchCreateRequest, type WatchRequest } from "../../proto/gen/etcd/rpc.ts";
 import { type EtcdClient, etcdError } from "./client.ts";
 import { prefixEnd } from "./list.ts";
 import { rootPrefix } from "./schema.ts";
+import type { WatchAnswer, WatchedEvent } from "./watch-response.ts";
 
 /** All that changed at one revision. */
 export interface WatchedRevision {
   readonly revision: number;
-  readonly events: readonly Event[];
+  readonly events: readonly WatchedEvent[];
 }
 
 export interface WatchOptions {
@@ -57,17 +57,14 @@ export async function watchOnce(options: WatchOptions): Promise<string> {
     stream.write({ requestUnion: { $case: "progressRequest", value: {} } });
   }, askIntervalMs);
   const gather = new Gatherer(options.onRevision);
-  stream.on("data", (response: WatchResponse) => {
+  stream.on("data", (response: WatchAnswer) => {
     heardMs = clock.monotonicMs();
     options.onAlive();
     if (response.canceled) {
-      if (response.compactRevision > 0n) ended.resolve(`compacted at revision ${response.compactRevision}`);
+      if (response.compactRevision > 0) ended.resolve(`compacted at revision ${response.compactRevision}`);
       else ended.reject(etcdError(new Error(`watch cancelled: ${response.cancelReason}`)));
     } else if (response.created) {
-      checkNotBehind(options, Number(response.header?.revision ?? 0n)).then(
-        (gap) => gap !== undefined && ended.resolve(gap),
-        ended.reject,
-      );
+      checkNotBehind(options, response.revision).then((gap) => gap !== undefined && ended.resolve(gap), ended.reject);
     } else {
       gather.add(response.events, response.fragment);
     }
@@ -99,29 +96,26 @@ export async function watchOnce(options: WatchOptions): Promise<string> {
  */
 export class Gatherer {
   readonly #onRevision: (watched: WatchedRevision) => void;
-  #pending: Event[] = [];
+  #pending: WatchedEvent[] = [];
 
   constructor(onRevision: (watched: WatchedRevision) => void) {
     this.#onRevision = onRevision;
   }
 
   /** `more`: the response goes on. */
-  add(events: readonly Event[], more: boolean): void {
+  add(events: readonly WatchedEvent[], more: boolean): void {
     for (const event of events) this.#pending.push(event);
     if (more || this.#pending.length === 0) return;
     const all = this.#pending;
     this.#pending = [];
     let start = 0;
     for (let i = 1; i <= all.length; i++) {
-      if (i < all.length && revisionOf(all[i]) === revisionOf(all[start])) continue;
-      this.#onRevision({ revision: revisionOf(all[start]), events: all.slice(start, i) });
+      const { revision } = all[start] as WatchedEvent;
+      if (all[i]?.revision === revision) continue;
+      this.#onRevision({ revision, events: i - start === all.length ? all : all.slice(start, i) });
       start = i;
     }
   }
-}
-
-function revisionOf(event: Event | undefined): number {
-  return Number(event?.kv?.modRevision ?? 0n);
 }
 
 /** A watch from a revision that etcd has yet to reach would wait in silence: is etcd older than what we have seen? */
