@@ -157,10 +157,13 @@ export class ClusterIndex implements Disposable {
 
   #index(change: Change): void {
     switch (change.table) {
-      case "tasks":
-        this.#tasksByService.change(change.id, change.before, change.after);
-        this.#tasksByNode.change(change.id, change.before, change.after);
+      case "tasks": {
+        const { id, before, after } = change;
+        // Most of what changes is a task, and most of a task's changes move it in neither.
+        if (before?.serviceId !== after?.serviceId) this.#tasksByService.change(id, before, after);
+        if (before?.nodeId !== after?.nodeId) this.#tasksByNode.change(id, before, after);
         return;
+      }
       case "services":
         this.#servicesByStack.change(change.id, change.before, change.after);
         this.#servicesByNetwork.change(change.id, change.before, change.after);

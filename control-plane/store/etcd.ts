@@ -1,5 +1,5 @@
 import type { Clock } from "../../lib/clock/clock.ts";
-import { asClusterError, ClusterError } from "../../lib/errors/errors.ts";
+import { asClusterError, ClusterError, messageOf } from "../../lib/errors/errors.ts";
 import type { Log } from "../../lib/log/log.ts";
 import { TxnResponse } from "../../proto/gen/etcd/rpc.ts";
 import type { EtcdClient } from "./client.ts";
@@ -148,7 +148,6 @@ export class EtcdStore implements Store, AsyncDisposable {
 
   async #commit(writes: readonly Write[], options: CommitOptions): Promise<number> {
     options.signal?.throwIfAborted();
-    checkWrites(writes);
     const operations = writes.map((write) => this.#operation(write));
     const comparisons = comparisonsOf(writes, operations, options, this.#fence);
     const own = { writes, ...encodeTransaction(comparisons, operations) };
@@ -167,7 +166,8 @@ export class EtcdStore implements Store, AsyncDisposable {
     options: CommitOptions,
   ): Promise<number> {
     const answer = await transact(this.#deps.client, request, options.signal).catch((error: unknown) => {
-      // The one failure that is the caller's and not etcd's: it wrote under a lease that has ended.
+      if (isTwice(error)) checkWrites(writes);
+      // The one other failure that is the caller's and not etcd's: it wrote under a lease that has ended.
       const lease = writes.find((write) => write.lease !== undefined)?.lease;
       const gone = lease !== undefined && error instanceof Error && isLeaseGone(error.cause);
       throw gone ? conflictOf(`lease/${lease}`) : error;
@@ -355,6 +355,11 @@ function indexOfSame({ writes, request, places }: OwnCommit, event: WatchedEvent
     return valueTo > 0 && event.hasValueOf(request, valueFrom, valueTo) ? i : -1;
   }
   return -1;
+}
+
+/** etcd looks for it in each transaction, so that no commit needs to beforehand. */
+function isTwice(error: unknown): boolean {
+  return error instanceof Error && messageOf(error.cause).includes("duplicate key");
 }
 
 interface OwnComparison extends Comparison {

@@ -20,12 +20,17 @@ export function createTaskCodec(): Codec<Task> {
   /** By service version: what was decoded last. */
   const decoded = new Map<string, { readonly bytes: Uint8Array; readonly spec: ServiceSpec }>();
 
+  /** Of the last one that was asked for: asked twice a task, and for many tasks in a row. */
+  let last: { readonly spec: ServiceSpec; readonly bytes: Uint8Array } | undefined;
+
   const bytesOf = (spec: ServiceSpec): Uint8Array => {
+    if (last?.spec === spec) return last.bytes;
     let bytes = encoded.get(spec);
     if (bytes === undefined) {
       bytes = ServiceSpec.encode(spec).finish();
       encoded.set(spec, bytes);
     }
+    last = { spec, bytes };
     return bytes;
   };
 

@@ -124,7 +124,7 @@ export class SchedulerFeed {
           break;
         case "tasks":
           // The scheduler has it there since it decided so.
-          if (change.after !== undefined && this.#isAsPlaced(change.after)) this.#held.delete(change.id);
+          if (change.after !== undefined && this.#isAsPlaced(change.id, change.after)) this.#held.delete(change.id);
           else this.#task(change.id);
           worth ||= change.after === undefined || change.after.nodeId === "";
           break;
@@ -155,7 +155,7 @@ export class SchedulerFeed {
     for (const { task } of left) this.#task(task);
   }
 
-  #isAsPlaced({ id, nodeId }: Task): boolean {
+  #isAsPlaced(id: string, { nodeId }: Task): boolean {
     return nodeId !== "" && this.#held.get(id)?.node === nodeId && !isNodeLost(this.#index.view, nodeId);
   }
 
@@ -324,16 +324,15 @@ export function planCommit(
   for (const placement of placements) {
     const task = view.tasks.get(placement.task);
     if (task === undefined) continue;
-    const lacking = Object.values(task.networkIds)
-      .map((networkId) => room(task.id, networkId, placement.node))
-      .find((why) => why !== undefined);
+    let lacking: string | undefined;
+    for (const networkId of Object.values(task.networkIds)) lacking ??= room(task.id, networkId, placement.node);
     if (lacking !== undefined) {
       plan.unplaced.set(task.id, lacking);
       continue;
     }
     plan.writes.push({
       table: "tasks",
-      id: task.id,
+      id: placement.task,
       value: { ...task, nodeId: placement.node, unplaced: "", hostPorts: hostPorts(task, placement.ports) },
       ifRevision: view.tasks.revisionOf(task.id),
     });
