@@ -7,16 +7,9 @@ import { checkWrites, conflictOf } from "./commit.ts";
 import { isLeaseGone, Leases } from "./leases.ts";
 import { decodeEntry, entry, type Leader, leaderOf, listAll, listKeys } from "./list.ts";
 import { noStoreMetrics, type StoreMetrics } from "./metrics.ts";
-import { type Codec, type Codecs, keyOf, leaderKey, placeOf } from "./schema.ts";
-import {
-  type Comparison,
-  decodeOutcome,
-  type EncodedTransaction,
-  encodeTransaction,
-  type Operation,
-  transact,
-} from "./transaction.ts";
-import type { Change, CommitOptions, Store, TableName, View, Write } from "./types.ts";
+import { type Codecs, keyOf, leaderKey, placeOf } from "./schema.ts";
+import { type Comparison, decodeOutcome, type EncodedTransaction, encodeTransaction, transact } from "./transaction.ts";
+import type { Change, CommitOptions, Store, View, Write } from "./types.ts";
 import { type Entry, MutableView } from "./view.ts";
 import { type WatchedRevision, watchOnce } from "./watch.ts";
 import type { WatchedEvent } from "./watch-response.ts";
@@ -148,21 +141,21 @@ export class EtcdStore implements Store, AsyncDisposable {
 
   async #commit(writes: readonly Write[], options: CommitOptions): Promise<number> {
     options.signal?.throwIfAborted();
-    const operations = writes.map((write) => this.#operation(write));
-    const comparisons = comparisonsOf(writes, operations, options, this.#fence);
-    const own = { writes, ...encodeTransaction(comparisons, operations) };
-    const first = operations[0]?.key ?? "";
-    this.#own.set(first, own);
+    const comparisons = comparisonsOf(options, this.#fence);
+    const own = { writes, ...encodeTransaction(writes, comparisons, this.#deps.codecs) };
+    const [first] = writes;
+    const firstKey = first === undefined ? "" : keyOf(first.table, first.id);
+    this.#own.set(firstKey, own);
     try {
       return await this.#transact(own, comparisons, options);
     } finally {
-      if (this.#own.get(first) === own) this.#own.delete(first);
+      if (this.#own.get(firstKey) === own) this.#own.delete(firstKey);
     }
   }
 
   async #transact(
     { request, writes }: OwnCommit,
-    comparisons: readonly OwnComparison[],
+    comparisons: readonly Comparison[],
     options: CommitOptions,
   ): Promise<number> {
     const answer = await transact(this.#deps.client, request, options.signal).catch((error: unknown) => {
@@ -173,7 +166,7 @@ export class EtcdStore implements Store, AsyncDisposable {
       throw gone ? conflictOf(`lease/${lease}`) : error;
     });
     const { succeeded, revision: made } = decodeOutcome(answer);
-    if (!succeeded) throw conflictOf(subjectOf(comparisons, answer));
+    if (!succeeded) throw conflictOf(subjectOf(writes, comparisons, answer));
     // Without a change there is no event that would bring the view to the answer's revision.
     if (!writes.some(({ value }) => value !== undefined) && !hasDeleted(answer)) return this.#view.revision;
     const revision = Number(made);
@@ -194,13 +187,6 @@ export class EtcdStore implements Store, AsyncDisposable {
     } finally {
       clearTimeout(timer);
     }
-  }
-
-  #operation({ table, id, value, lease = 0n }: Write): Operation {
-    // One table at a time: the compiler cannot follow that table and value agree.
-    const codec: Codec<unknown> = this.#deps.codecs[table] as never;
-    const expectedBytes = value === undefined ? 0 : (codec.expectedBytes?.(value) ?? 0);
-    return { key: keyOf(table, id), value, codec, expectedBytes, lease };
   }
 
   /** Lists everything; the view becomes that, and its difference one batch of changes. */
@@ -349,10 +335,9 @@ interface OwnCommit extends EncodedTransaction {
 function indexOfSame({ writes, request, places }: OwnCommit, event: WatchedEvent, next: number): number {
   if (event.deleted) return -1;
   for (let i = next; i < writes.length; i++) {
-    const [keyFrom = 0, keyTo = 0] = [places[4 * i], places[4 * i + 1]];
-    if (!event.hasKeyOf(request, keyFrom, keyTo)) continue;
-    const [valueFrom = 0, valueTo = 0] = [places[4 * i + 2], places[4 * i + 3]];
-    return valueTo > 0 && event.hasValueOf(request, valueFrom, valueTo) ? i : -1;
+    if (!event.hasKeyOf(request, places[4 * i] ?? 0, places[4 * i + 1] ?? 0)) continue;
+    const valueTo = places[4 * i + 3] ?? 0;
+    return valueTo > 0 && event.hasValueOf(request, places[4 * i + 2] ?? 0, valueTo) ? i : -1;
   }
   return -1;
 }
@@ -362,42 +347,32 @@ function isTwice(error: unknown): boolean {
   return error instanceof Error && messageOf(error.cause).includes("duplicate key");
 }
 
-interface OwnComparison extends Comparison {
-  readonly table: TableName | "leader";
-  readonly id: string;
-}
-
-function comparisonsOf(
-  writes: readonly Write[],
-  operations: readonly Operation[],
-  options: CommitOptions,
-  fence: bigint | undefined,
-): OwnComparison[] {
-  const comparisons: OwnComparison[] = [];
-  if (options.fenced === true) {
+/** What a commit compares beside its writes' own places. */
+function comparisonsOf({ fenced = false, expect = [] }: CommitOptions, fence: bigint | undefined): Comparison[] {
+  const comparisons: Comparison[] = [];
+  if (fenced) {
     if (fence === undefined) throw conflictOf("leader");
-    comparisons.push({ key: leaderKey, field: "createRevision", revision: fence, table: "leader", id: "" });
+    comparisons.push({ table: "leader", id: "", field: "createRevision", revision: fence });
   }
-  for (const [i, { table, id, ifRevision }] of writes.entries()) {
-    if (ifRevision === undefined) continue;
-    const { key } = operations[i] as Operation;
-    comparisons.push({ key, field: "modRevision", revision: ifRevision, table, id });
-  }
-  for (const { table, id, revision } of options.expect ?? []) {
-    comparisons.push({ key: keyOf(table, id), field: "modRevision", revision, table, id });
-  }
+  for (const { table, id, revision } of expect) comparisons.push({ table, id, field: "modRevision", revision });
   return comparisons;
 }
 
-/** Of a refused transaction what has changed: the first comparison that the answer shows to fail. */
-function subjectOf(comparisons: readonly OwnComparison[], answer: Buffer): string {
+/** Of a refused transaction what has changed: the leader, or the first comparison that the answer shows to fail. */
+function subjectOf(writes: readonly Write[], comparisons: readonly Comparison[], answer: Buffer): string {
   const { responses } = TxnResponse.decode(answer);
-  const failed = comparisons.find(({ field, revision }, index) => {
+  const compared = [...writes.flatMap(ownComparison), ...comparisons];
+  const failed = compared.filter(({ field, revision }, index) => {
     const found = responses[index]?.response;
     const [kv] = found?.$case === "responseRange" ? found.value.kvs : [];
     return (kv?.[field] ?? 0n) !== BigInt(revision);
   });
-  return failed === undefined || failed.table === "leader" ? "leader" : `${failed.table}/${failed.id}`;
+  const first = failed.find(({ table }) => table === "leader") ?? failed[0];
+  return first === undefined || first.table === "leader" ? "leader" : `${first.table}/${first.id}`;
+}
+
+function ownComparison({ table, id, ifRevision }: Write): readonly Comparison[] {
+  return ifRevision === undefined ? [] : [{ table, id, field: "modRevision", revision: ifRevision }];
 }
 
 function hasDeleted(answer: Buffer): boolean {

@@ -2,80 +2,84 @@ import { BinaryReader } from "@bufbuild/protobuf/wire";
 import { FlatWriter } from "../../lib/protobuf/flat-writer.ts";
 import { ResponseHeader } from "../../proto/gen/etcd/rpc.ts";
 import type { EtcdClient } from "./client.ts";
-import type { Codec } from "./schema.ts";
+import { type Codec, type Codecs, keyOf, leaderKey } from "./schema.ts";
+import type { TableName, Write } from "./types.ts";
 
-/** The key was created or last changed at that revision; 0: it does not exist. */
+/** The place was created or last changed at that revision; 0: nothing lies there. */
 export interface Comparison {
-  readonly key: string;
+  /** The leader's key has no id. */
+  readonly table: TableName | "leader";
+  readonly id: string;
   readonly field: "modRevision" | "createRevision";
   readonly revision: number | bigint;
 }
 
-export interface Operation {
-  readonly key: string;
-  /** undefined: delete */
-  readonly value: unknown;
-  readonly codec: Pick<Codec<unknown>, "write">;
-  /** About how many bytes the value has. */
-  readonly expectedBytes?: number;
-  /** 0: none */
-  readonly lease: bigint;
-}
-
-/** A TxnRequest, encoded, and where in it each operation's key and value lie. */
+/** A TxnRequest, encoded, and where in it each write's key and value lie. */
 export interface EncodedTransaction {
   readonly request: Buffer;
-  readonly places: OperationPlaces;
+  /** By write four positions: key (with its tag and length) from and to, value from and to; the last two are 0 of a deletion. */
+  readonly places: Uint32Array;
 }
-
-/** By operation four positions: key (with its tag and length) from and to, value from and to; 0 of a deletion. */
-export type OperationPlaces = Uint32Array;
 
 /** One for all: its buffer has grown to what a commit takes. */
 const writer = new FlatWriter();
 
 /**
- * A TxnRequest: the operations when all comparisons hold, and otherwise the compared keys' revisions. Written straight, since
- * one message object a field costs as much as all the rest of a commit. Throws what writing a value throws.
+ * A TxnRequest: the writes when all comparisons hold, those of the writes themselves first, and otherwise the compared keys'
+ * revisions in the same order. Written straight, since one message object a field costs as much as all the rest of a commit.
+ * Throws what writing a value throws.
  */
 export function encodeTransaction(
+  writes: readonly Write[],
   comparisons: readonly Comparison[],
-  operations: readonly Operation[],
+  codecs: Codecs,
 ): EncodedTransaction {
+  const keys = writes.map(({ table, id }) => keyOf(table, id));
+  const places = new Uint32Array(writes.length * 4);
   writer.reset();
-  for (const { key, field, revision } of comparisons) {
-    const modified = field === "modRevision";
-    writer.uint32(tags.compare).fork();
-    writer.uint32(tags.compareTarget).uint32(modified ? 2 : 1);
-    writer.uint32(tags.compareKey).string(key);
-    writer.uint32(modified ? tags.compareModRevision : tags.compareCreateRevision).int64(revision);
-    writer.join();
+  for (let i = 0; i < writes.length; i++) {
+    const { ifRevision } = writes[i] as Write;
+    if (ifRevision !== undefined) writeComparison(keys[i] as string, "modRevision", ifRevision);
   }
-  const places = new Uint32Array(operations.length * 4);
-  for (const [i, operation] of operations.entries()) writeOperation(operation, places, i * 4);
-  for (const { key } of comparisons) {
-    writer.uint32(tags.failure).fork().uint32(tags.requestRange).fork();
-    writer.uint32(tags.key).string(key).uint32(tags.rangeKeysOnly).bool(true);
-    writer.join().join();
+  for (const one of comparisons) writeComparison(comparedKey(one), one.field, one.revision);
+  for (let i = 0; i < writes.length; i++) writeOperation(writes[i] as Write, keys[i] as string, codecs, places, i * 4);
+  for (let i = 0; i < writes.length; i++) {
+    if (writes[i]?.ifRevision !== undefined) writeRange(keys[i] as string);
   }
+  for (const one of comparisons) writeRange(comparedKey(one));
   return { request: writer.finish(), places };
 }
 
+function comparedKey({ table, id }: Comparison): string {
+  return table === "leader" ? leaderKey : keyOf(table, id);
+}
+
+function writeComparison(key: string, field: Comparison["field"], revision: number | bigint): void {
+  const modified = field === "modRevision";
+  writer.uint32(tags.compare).fork();
+  writer.uint32(tags.compareTarget).uint32(modified ? 2 : 1);
+  writer.uint32(tags.compareKey).string(key);
+  writer.uint32(modified ? tags.compareModRevision : tags.compareCreateRevision).int64(revision);
+  writer.join();
+}
+
 /** The value comes last, so that its place is known by the end of the whole, however its beginning has moved. */
-function writeOperation(operation: Operation, places: OperationPlaces, at: number): void {
-  const { key, value, lease, expectedBytes = 0 } = operation;
-  const put = value !== undefined;
+function writeOperation(write: Write, key: string, codecs: Codecs, places: Uint32Array, at: number): void {
+  const { value, lease = 0n } = write;
+  // One table at a time: the compiler cannot follow that table and value agree.
+  const codec: Codec<unknown> = codecs[write.table] as never;
+  const expectedBytes = value === undefined ? 0 : (codec.expectedBytes?.(value) ?? 0);
   writer.uint32(tags.success).fork(expectedBytes);
-  writer.uint32(put ? tags.requestPut : tags.requestDeleteRange).fork(expectedBytes);
+  writer.uint32(value === undefined ? tags.requestDeleteRange : tags.requestPut).fork(expectedBytes);
   const keyFrom = writer.length;
   writer.uint32(tags.key).string(key);
   const keyTo = writer.length;
   let valueBytes = 0;
-  if (put) {
+  if (value !== undefined) {
     if (lease !== 0n) writer.uint32(tags.putLease).int64(lease);
     writer.uint32(tags.putValue).fork(expectedBytes);
     const valueFrom = writer.length;
-    operation.codec.write(value, writer, key);
+    codec.write(value, writer, key);
     valueBytes = writer.length - valueFrom;
     writer.join();
   }
@@ -84,8 +88,15 @@ function writeOperation(operation: Operation, places: OperationPlaces, at: numbe
   const end = writer.length;
   places[at] = keyFrom + end - unmoved;
   places[at + 1] = keyTo + end - unmoved;
-  places[at + 2] = put ? end - valueBytes : 0;
-  places[at + 3] = put ? end : 0;
+  if (value === undefined) return;
+  places[at + 2] = end - valueBytes;
+  places[at + 3] = end;
+}
+
+function writeRange(key: string): void {
+  writer.uint32(tags.failure).fork().uint32(tags.requestRange).fork();
+  writer.uint32(tags.key).string(key).uint32(tags.rangeKeysOnly).bool(true);
+  writer.join().join();
 }
 
 /** Field number and wire type, of etcd's rpc.proto. */

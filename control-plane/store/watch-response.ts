@@ -15,7 +15,9 @@ export class WatchedEvent {
 
   constructor(bytes: Buffer, from: number, to: number) {
     const reader = new Reader(bytes, from, to);
-    let [deleted, kvFrom, kvTo] = [false, 0, 0];
+    let deleted = false;
+    let kvFrom = 0;
+    let kvTo = 0;
     while (reader.pos < to) {
       const tag = reader.varint();
       if (tag === tags.type) deleted = reader.varint() === 1;
@@ -29,8 +31,13 @@ export class WatchedEvent {
     this.#bytes = bytes;
     this.deleted = deleted;
     const kv = new Reader(bytes, kvFrom, kvTo);
-    let [createRevision, revision] = [0, 0];
-    let [keyFrom, textFrom, keyTo, valueFrom, valueTo] = [0, 0, 0, 0, 0];
+    let createRevision = 0;
+    let revision = 0;
+    let keyFrom = 0;
+    let textFrom = 0;
+    let keyTo = 0;
+    let valueFrom = 0;
+    let valueTo = 0;
     while (kv.pos < kvTo) {
       const tagAt = kv.pos;
       const tag = kv.varint();

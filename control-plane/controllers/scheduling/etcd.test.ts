@@ -65,7 +65,7 @@ it("places each task once when etcd is killed with commits under way, twice", as
   );
   const deps = { index, log: silentLog, clock: systemClock, settings: defaultControllerSettings };
   const leading = election.run(
-    async (deposed) => await runScheduling({ ...deps, store: { view: store.view, commit } }, deposed),
+    async (deposed) => await runScheduling({ ...deps, store: { view: store.view, commit } }, deposed, 200),
     stop.signal,
   );
   await done.promise;

@@ -1,7 +1,7 @@
 import { messageOf } from "../../../lib/errors/errors.ts";
 import type { Log } from "../../../lib/log/log.ts";
 import { ReconcileLoop } from "../../../lib/reconcile/loop.ts";
-import { PublishMode } from "../../../proto/gen/embassy/v1/stack.ts";
+import { PublishMode, ServiceSpec } from "../../../proto/gen/embassy/v1/stack.ts";
 import type { Block, Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import { groupId, schedulerNode, taskGroup } from "../../domain/scheduler-facts.ts";
@@ -13,20 +13,24 @@ import { aborted, type ControllerDeps, commitFenced, isStaleView, staleViewDelay
 import { blockId, blocksNeeded, freeBlocks, tasksByNetwork } from "../ipam/plan.ts";
 
 const onlyKey = "cluster";
-/** Placements of one commit: with their blocks below what one transaction takes. */
-const mostPlacements = 200;
+/** Placements of one commit: what a transaction costs beside its writes is small then, and a node hears of its tasks soon still. */
+const mostPlacements = 1_000;
+/** Bytes of one commit, of which each task's specification is nearly all. etcd takes 1.5 MiB if nothing else is set. */
+const mostCommitBytes = 1024 * 1024;
+/** Of one placement beside the specification: its other fields, and its key three times. */
+const usualPlacementBytes = 320;
 /** Commits under way at once: enough that etcd always has one, and few enough that a conflict costs little. */
 const mostUnderWay = 4;
 
-/** Gives tasks that wait a node, in batches, until the signal is aborted. */
-export async function runScheduling(deps: ControllerDeps, signal: AbortSignal): Promise<void> {
+/** Gives tasks that wait a node, in batches of at most `most`, until the signal is aborted. */
+export async function runScheduling(deps: ControllerDeps, signal: AbortSignal, most = mostPlacements): Promise<void> {
   const { index } = deps;
   const feed = new SchedulerFeed(index, deps.log);
   await using loop: ReconcileLoop = new ReconcileLoop({
     name: "scheduling",
     log: deps.log,
     reconcile: async (_, stopped) => {
-      if (await placeAll(deps, feed, stopped)) loop.markAfter(onlyKey, staleViewDelayMs);
+      if (await placeAll(deps, feed, stopped, most)) loop.markAfter(onlyKey, staleViewDelayMs);
     },
   });
   using _ = index.subscribe((changes) => {
@@ -40,7 +44,12 @@ export async function runScheduling(deps: ControllerDeps, signal: AbortSignal): 
  * Places all that waits and fits, several commits under way at once, and writes down why the rest does not fit. Ends early when
  * a commit fails, after those under way: true when it only met a newer state, so that another pass is due. What failed waits again.
  */
-export async function placeAll(deps: ControllerDeps, feed: SchedulerFeed, signal: AbortSignal): Promise<boolean> {
+export async function placeAll(
+  deps: ControllerDeps,
+  feed: SchedulerFeed,
+  signal: AbortSignal,
+  most = mostPlacements,
+): Promise<boolean> {
   const { index } = deps;
   const reasons = new Map<string, string>();
   const decided: Placement[] = [];
@@ -50,7 +59,8 @@ export async function placeAll(deps: ControllerDeps, feed: SchedulerFeed, signal
     try {
       // A block must be there before the tasks that count on it, and etcd may take transactions in any order.
       for (const earlier of plan.after) await underWay.get(earlier);
-      if (errors.length === 0) await commitFenced(deps, plan.writes, plan.expect, signal);
+      const { writes, expect } = plan;
+      if (errors.length === 0 && writes.length > 0) await deps.store.commit(writes, { fenced: true, expect, signal });
     } catch (error) {
       errors.push(error);
     } finally {
@@ -60,8 +70,9 @@ export async function placeAll(deps: ControllerDeps, feed: SchedulerFeed, signal
   };
   try {
     for (let more = true; more && errors.length === 0; ) {
-      const { placements, unplaced } = feed.scheduler.schedule([], { mostPlacements });
-      more = placements.length >= mostPlacements;
+      const limit = Math.min(most, feed.placementsWithin(mostCommitBytes));
+      const { placements, unplaced } = feed.scheduler.schedule([], { mostPlacements: limit });
+      more = placements.length >= limit;
       for (const one of unplaced) for (const taskId of one.tasks) reasons.set(taskId, one.explanation.summary);
       feed.hold(placements);
       for (const placement of placements) decided.push(placement);
@@ -98,6 +109,8 @@ export class SchedulerFeed {
   readonly #log: Log;
   readonly #groups = new Map<string, Set<string>>();
   readonly #groupOf = new Map<string, string>();
+  /** Bytes of the largest specification so far. */
+  #largestSpec = 0;
   /** Placed by the scheduler, and not yet in the view. */
   readonly #held = new Map<string, Placement>();
   /** Tasks that failed and are still on record, by group and node: the scheduler prefers other nodes. */
@@ -144,6 +157,11 @@ export class SchedulerFeed {
     return worth;
   }
 
+  /** How many placements a commit of so many bytes takes for sure, by the largest specification there has been; at least 1. */
+  placementsWithin(bytes: number): number {
+    return Math.max(1, Math.floor(bytes / (this.#largestSpec + usualPlacementBytes)));
+  }
+
   /** Until their release these tasks are where the scheduler placed them, whatever the view says. */
   hold(placements: readonly Placement[]): void {
     for (const placement of placements) this.#held.set(placement.task, placement);
@@ -181,6 +199,9 @@ export class SchedulerFeed {
       if (!this.#groups.has(group)) {
         this.scheduler.upsertGroup(taskGroup(task));
         this.#groups.set(group, new Set());
+        if (task.spec !== undefined) {
+          this.#largestSpec = Math.max(this.#largestSpec, ServiceSpec.encode(task.spec).finish().length);
+        }
         for (const [node, tasks] of this.#failures.get(group) ?? []) {
           this.scheduler.setFailures(group, node, tasks.size);
         }

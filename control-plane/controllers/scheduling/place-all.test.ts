@@ -71,7 +71,7 @@ class Waiting extends TestCluster {
       clock: systemClock,
       settings: defaultControllerSettings,
     };
-    return await placeAll(deps, this.feed, never);
+    return await placeAll(deps, this.feed, never, 200);
   }
 
   /** Tasks that have a node; throws when a node has more than it takes, or a task was given one twice. */
