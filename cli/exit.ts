@@ -21,7 +21,7 @@ export const exitMeanings: Readonly<Record<keyof typeof exitCodes, string>> = {
     "`deploy`, `scale`, `restart` or `rebalance`: the cluster has taken the change, and a service will not run as written. The cluster goes on trying.",
   timeout: "What was waited for did not happen within `--timeout`. It may still happen.",
   conflict:
-    "Something is in the way: another deploy of the stack came first or it was removed meanwhile, a published port is taken, a node is still up.",
+    "Something is in the way: another deploy of the stack came first or it was removed meanwhile, a published port is taken, a volume is in use, a node is still up.",
   unreachable: "No cluster is chosen, none answers, or it cannot do the work at present. Trying again may help.",
   denied: "The cluster does not accept this certificate, or its role may not do this.",
   interrupted: "Interrupted by Ctrl-C, SIGTERM or SIGHUP. What the cluster was told, it goes on with.",

@@ -17,6 +17,7 @@ import {
   type ExecInput,
   type ExecOutput,
   type ExecStart,
+  type ListVolumesResponse,
   LogChunk,
   LogReading,
   type LogsResumption,
@@ -44,6 +45,7 @@ let answers: {
   services: ServiceView[];
   started?: ExecStart;
   node?: Partial<NodeStatus>;
+  volumes: ListVolumesResponse;
   resumed: (LogsResumption | undefined)[];
 };
 
@@ -113,6 +115,11 @@ const implementation: ClusterServer = {
   updateNode: unary(() => ({ spec: undefined })),
   removeNode: unary(absent),
   createJoinToken: unary(absent),
+  listVolumes: unary(() => answers.volumes),
+  removeVolume: unary(({ name, node }) => {
+    if (name === "shop_db") throw new ClusterError("volume shop_db is in use", { code: "conflict" });
+    return { nodes: [node || "host-1"], failures: node === "" ? answers.volumes.failures : [] };
+  }),
   logs: streaming(async (call, signal) => {
     const { target, follow, resume } = call.request;
     const position = (taskId: string, state: LogReading, offset = 0) =>
@@ -205,7 +212,16 @@ afterAll(() => {
 });
 
 beforeEach(() => {
-  answers = { deploy: () => {}, progress: [], tasks: [], stacks: [], services: [], removed: () => {}, resumed: [] };
+  answers = {
+    deploy: () => {},
+    progress: [],
+    tasks: [],
+    stacks: [],
+    services: [],
+    removed: () => {},
+    resumed: [],
+    volumes: { volumes: [], failures: [] },
+  };
 });
 
 async function clusterctl(
@@ -588,6 +604,21 @@ describe("what is read", () => {
     ]);
   });
 
+  it("removes volumes, and says where that could not be done", async () => {
+    expect(await clusterctl(["volume", "rm", "a", "b"])).toEqual({
+      code: 0,
+      stdout: "",
+      stderr: "a is removed from host-1\nb is removed from host-1\n",
+    });
+    answers.volumes = { volumes: [], failures: [{ nodeName: "host-4", why: "node host-4 is down" }] };
+    expect(await clusterctl(["volume", "rm", "a"])).toMatchObject({
+      code: 6,
+      stderr: expect.stringContaining("error: a stays where it could not be removed: node host-4 is down\n") as string,
+    });
+    expect((await clusterctl(["volume", "rm", "a", "--node", "host-2"])).stderr).toBe("a is removed from host-2\n");
+    expect((await clusterctl(["volume", "rm", "shop_db"])).code).toBe(5);
+  });
+
   it("a node whose netd is away has no network, unless it is down anyway", async () => {
     answers.node = { networkProblem: "netd is not there" };
     const { stdout } = await clusterctl(["nodes"]);
@@ -649,8 +680,27 @@ describe("what is read", () => {
     });
     expect((await clusterctl(["configs", "-o", "json"])).stdout).toBe('{\n  "configs": []\n}\n');
     expect(JSON.parse((await clusterctl(["volumes", "-o", "json"])).stdout)).toEqual({
-      volumes: [{ name: "shop_data", services: ["shop_db"], nodes: ["host-2"] }],
+      volumes: [{ name: "shop_data", services: ["shop_db"], nodes: ["host-2"], dataNodes: [] }],
     });
+    const held = [
+      ["old_data", "host-3"],
+      ["shop_data", "host-1"],
+      ["shop_data", "host-2"],
+    ] as const;
+    answers.volumes = {
+      volumes: held.map(([name, nodeName]) => ({ name, nodeName })),
+      failures: [{ nodeName: "host-4", why: "node host-4 is down" }],
+    };
+    expect(await clusterctl(["volumes"])).toEqual({
+      code: 0,
+      stdout: expect.stringMatching(/\nold_data +- +- +host-3\nshop_data +shop_db +host-2 +host-1 host-2\n$/) as string,
+      stderr: "warning: volumes are missing from the list: node host-4 is down\n",
+    });
+    expect((await clusterctl(["volumes", "shop"])).stdout).not.toContain("old_data");
+    const inspected = async (subject: string) => JSON.parse((await clusterctl(["inspect", subject])).stdout) as unknown;
+    expect(await inspected("volume/old_data")).toMatchObject({ name: "old_data", dataNodes: ["host-3"] });
+    expect(await inspected("secret/shop_key")).toMatchObject({ stack: "shop", name: "key", services: ["db"] });
+    expect((await clusterctl(["inspect", "config/key"])).stderr).toBe("error: there is no config key\n");
     expect(await clusterctl(["volumes", "shp"])).toMatchObject({
       code: 1,
       stderr: "error: there is no stack shp\nDid you mean shop?\n",

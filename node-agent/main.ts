@@ -102,6 +102,7 @@ async function run(config: RunConfig): Promise<void> {
     }),
   );
   const network = owned.use(new Netd(config.netdSocket));
+  const volumes = new Volumes(join(config.stateDir, "volumes"));
   const manager = owned.use(
     new TaskManager({
       log,
@@ -109,7 +110,7 @@ async function run(config: RunConfig): Promise<void> {
       runtime,
       images,
       network,
-      volumes: new Volumes(join(config.stateDir, "volumes")),
+      volumes,
       files: taskFiles,
       records: new RecordStore(join(config.stateDir, "tasks"), log),
       concurrency: Math.max(2, 2 * availableParallelism()),
@@ -122,7 +123,7 @@ async function run(config: RunConfig): Promise<void> {
   adopted = true;
 
   const listen = config.agentListen ?? { host: node.underlay, port: agentPort };
-  const agent = owned.use(new AgentServer({ nodeName: node.name, listen, runtime, tasks: manager }));
+  const agent = owned.use(new AgentServer({ nodeName: node.name, listen, runtime, tasks: manager, volumes, log }));
   await agent.listen(identity);
 
   const everywhere = listen.host === "0.0.0.0" || listen.host === "::";
@@ -154,6 +155,7 @@ async function run(config: RunConfig): Promise<void> {
     session.run(stop.signal),
     manager.sweepNetwork(stop.signal),
     networkWatch.run(stop.signal),
+    volumes.sweep().catch((error: unknown) => log.warn("removed volumes not deleted whole", { error })),
     keepCertificate(
       {
         log,

@@ -4,15 +4,18 @@ import type { ClusterClient } from "../../proto/gen/embassy/v1/api.ts";
 import { globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
 import { taskName } from "../names.ts";
+import { blobs, volumes } from "./stored.ts";
 
-export const inspectKinds = ["stack", "service", "task", "node", "network"] as const;
+export const inspectKinds = ["stack", "service", "task", "node", "network", "volume", "secret", "config"] as const;
 type Kind = (typeof inspectKinds)[number];
 
 export const registerInspect: Register = (program, cli) => {
   program
     .command("inspect")
     .summary("print all that is known of one thing")
-    .description("Prints all that the cluster knows of one thing, as JSON.")
+    .description(
+      "Prints all that the cluster knows of one thing, as JSON. What is in a secret or a config is not shown.",
+    )
     .argument("<kind/name>", `${inspectKinds.join(", ")}, a slash, and its name or id: service/counter_web`)
     .action(async (subject: string, _options, command) => {
       const slash = subject.indexOf("/");
@@ -99,6 +102,15 @@ async function list(kind: Kind, client: ClusterClient, signal: AbortSignal): Pro
         const name = spec?.name ?? "";
         return { names: [`${stack}_${name}`, name, id], createdAtMs: 0, json: () => jsonOf(api.NetworkView, view) };
       });
+    }
+    case "volume": {
+      const { rows } = await volumes("").read(client, signal);
+      return rows.map((row) => ({ names: [row.name], createdAtMs: 0, json: () => row }));
+    }
+    case "secret":
+    case "config": {
+      const { rows } = await blobs(`${kind}s`, "").read(client, signal);
+      return rows.map((row) => ({ names: [`${row.stack}_${row.name}`, row.name], createdAtMs: 0, json: () => row }));
     }
     default:
       return kind satisfies never;

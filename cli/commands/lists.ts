@@ -12,18 +12,23 @@ import { Availability, ManagerState, NodeState } from "../../proto/gen/embassy/v
 import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
 import { formatAge, formatBytes } from "../render/format.ts";
+import { styled } from "../render/style.ts";
 import { type Column, table } from "../render/table.ts";
 
 /** A list that a command shows: how to get it, as the proto's JSON and as a table. */
 export interface Listing<Row> {
-  readonly read: (client: ClusterClient, signal: AbortSignal) => Promise<{ rows: Row[]; json: unknown }>;
+  readonly read: (
+    client: ClusterClient,
+    signal: AbortSignal,
+  ) => Promise<{ rows: Row[]; json: unknown; warnings?: readonly string[] }>;
   readonly columns: (nowMs: number) => readonly Column<Row>[];
 }
 
 export async function show<Row>(cli: Cli, command: Command, listing: Listing<Row>): Promise<void> {
   const global = globalOptions(command);
   await withCluster(cli, global, async (client) => {
-    const { rows, json } = await listing.read(client, cli.signal);
+    const { rows, json, warnings = [] } = await listing.read(client, cli.signal);
+    for (const warning of warnings) cli.err.write(`${styled(cli.err, "yellow", "warning:")} ${warning}\n`);
     if (global.output === "json") printJson(cli, json);
     else cli.out.write(table(cli.out, listing.columns(Date.now()), rows));
   });

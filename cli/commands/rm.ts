@@ -9,7 +9,9 @@ export const registerRemove: Register = (program, cli) => {
   program
     .command("rm")
     .summary("remove stacks")
-    .description("Removes stacks and waits until nothing of them is left. Volumes stay.")
+    .description(
+      "Removes stacks and waits until nothing of them is left. Volumes stay: `clusterctl volume rm` removes those.",
+    )
     .argument("<stack...>", "stack")
     .option("--timeout <time>", "how long to wait", parseDuration, 300_000)
     .option("-d, --detach", "do not wait")

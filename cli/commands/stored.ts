@@ -1,6 +1,8 @@
+import { ClusterError } from "../../lib/errors/errors.ts";
 import { MountType } from "../../proto/gen/embassy/v1/stack.ts";
 import { TaskState } from "../../proto/gen/embassy/v1/state.ts";
-import type { Register } from "../cli.ts";
+import { globalOptions, printJson, type Register, withCluster } from "../cli.ts";
+import { jsonOf } from "../json.ts";
 import { heavy, type Listing, show } from "./lists.ts";
 
 /** A secret or a config as `--output json` gives it. What is in it is never shown: clusters do not give secrets back. */
@@ -19,11 +21,14 @@ interface VolumeRow {
   readonly name: string;
   /** `<stack>_<service>` of those that mount it, ascending. */
   readonly services: readonly string[];
-  /** Where a task that mounts it is. Each node has a directory of its own for it. */
+  /** Where a task that mounts it is. */
   readonly nodes: readonly string[];
+  /** Which nodes that answer have a directory of it; each its own, which stays when tasks and stacks go. */
+  readonly dataNodes: readonly string[];
 }
 
-const blobs = (kind: "secrets" | "configs", stack: string): Listing<BlobRow> => ({
+/** Secrets or configs of a stack, or of all. */
+export const blobs = (kind: "secrets" | "configs", stack: string): Listing<BlobRow> => ({
   read: async (client, signal) => {
     const { stacksNamed } = await import("../lookup.ts");
     const stacks = await stacksNamed(client, stack, signal);
@@ -51,7 +56,8 @@ const blobs = (kind: "secrets" | "configs", stack: string): Listing<BlobRow> => 
   ],
 });
 
-const volumes = (stack: string): Listing<VolumeRow> => ({
+/** Volumes that a stack mounts, or all there are. */
+export const volumes = (stack: string): Listing<VolumeRow> => ({
   read: async (client, signal) => {
     const { call } = await heavy();
     const { stacksNamed } = await import("../lookup.ts");
@@ -62,9 +68,10 @@ const volumes = (stack: string): Listing<VolumeRow> => ({
       { stack, service: "", node: "", all: false },
       { signal },
     );
-    const found = new Map<string, { services: Set<string>; nodes: Set<string> }>();
+    const held = await call(client.listVolumes.bind(client), {}, { signal });
+    const found = new Map<string, { services: Set<string>; nodes: Set<string>; dataNodes: string[] }>();
     const entry = (name: string) => {
-      const known = found.get(name) ?? { services: new Set<string>(), nodes: new Set<string>() };
+      const known = found.get(name) ?? { services: new Set<string>(), nodes: new Set<string>(), dataNodes: [] };
       found.set(name, known);
       return known;
     };
@@ -78,15 +85,24 @@ const volumes = (stack: string): Listing<VolumeRow> => ({
       if (hasEnded || nodeName === "") continue;
       for (const name of namesIn(task?.spec?.container)) entry(name).nodes.add(nodeName);
     }
+    for (const { name, nodeName } of held.volumes)
+      if (stack === "" || found.has(name)) entry(name).dataNodes.push(nodeName);
     const rows = [...found]
       .toSorted(([a], [b]) => compare(a, b))
-      .map(([name, known]) => ({ name, services: [...known.services].toSorted(), nodes: [...known.nodes].toSorted() }));
-    return { rows, json: { volumes: rows } };
+      .map(([name, known]) => ({
+        name,
+        services: [...known.services].toSorted(),
+        nodes: [...known.nodes].toSorted(),
+        dataNodes: known.dataNodes,
+      }));
+    const warnings = held.failures.map(({ why }) => `volumes are missing from the list: ${why}`);
+    return { rows, json: { volumes: rows }, warnings };
   },
   columns: () => [
     { title: "NAME", value: ({ name }) => name, shrinkTo: 16 },
     { title: "SERVICES", value: ({ services }) => services.join(" ") || "-", shrinkTo: 12 },
-    { title: "NODES", value: ({ nodes }) => nodes.join(" ") || "-", shrinkTo: 12 },
+    { title: "TASKS ON", value: ({ nodes }) => nodes.join(" ") || "-", shrinkTo: 12 },
+    { title: "DATA ON", value: ({ dataNodes }) => dataNodes.join(" ") || "-", shrinkTo: 12 },
   ],
 });
 
@@ -105,7 +121,7 @@ export const registerStored: Register = (program, cli) => {
     .command("volumes")
     .summary("list volumes")
     .description(
-      "Lists the named volumes that services mount, and on which nodes tasks with them are. Each node has a directory of its own for a volume, which stays when its stack is removed; of such the cluster knows nothing any more.",
+      "Lists the named volumes that services mount and those that nodes have: which services mount them, on which nodes tasks with them are, and on which nodes data of them is. Each node has a directory of its own for a volume, which stays when its tasks move and when its stack is removed.",
     )
     .argument("[stack]", "stack")
     .action(async (stack: string | undefined, _options, command) => await show(cli, command, volumes(stack ?? "")));
@@ -121,4 +137,37 @@ export const registerStored: Register = (program, cli) => {
         async (stack: string | undefined, _options, command) => await show(cli, command, blobs(kind, stack ?? "")),
       );
   }
+  program
+    .command("volume")
+    .summary("change volumes")
+    .description("Changes volumes; `clusterctl volumes` lists them.")
+    .command("rm")
+    .description(
+      "Removes volumes that no service mounts, with all that is in them, from every node. With --node from that one, where no task may mount them: a service may have left data behind when it moved.",
+    )
+    .argument("<name...>", "volume")
+    .option("--node <name>", "only there")
+    .action(async (names: string[], options: { node?: string }, command) => {
+      const global = globalOptions(command);
+      await withCluster(cli, global, async (client) => {
+        const { call, api } = await heavy();
+        const left: string[] = [];
+        const done: unknown[] = [];
+        for (const name of new Set(names)) {
+          const request = { name, node: options.node ?? "" };
+          const limits = { deadlineMs: 15_000, signal: cli.signal };
+          const response = await call(client.removeVolume.bind(client), request, limits);
+          done.push({ name, ...(jsonOf(api.RemoveVolumeResponse, response) as object) });
+          left.push(...response.failures.map(({ why }) => `${name} stays where it could not be removed: ${why}`));
+          if (global.output !== "json") cli.err.write(`${name} is removed from ${response.nodes.join(", ")}\n`);
+        }
+        if (global.output === "json") printJson(cli, { volumes: done });
+        if (left.length > 0) {
+          throw new ClusterError(left.join("\n"), {
+            code: "unavailable",
+            hint: "Once those nodes are back, remove it again.",
+          });
+        }
+      });
+    });
 };

@@ -33,6 +33,7 @@ import { planMoves } from "./rebalance.ts";
 import { list, resolveNode, resolveService } from "./resolve.ts";
 import { planRestart } from "./restart.ts";
 import { validateStack } from "./validate.ts";
+import { listVolumes, removeVolume } from "./volumes.ts";
 
 export interface ApiDeps {
   readonly store: Pick<Store, "view" | "commit">;
@@ -171,6 +172,12 @@ export function createApi(deps: ApiDeps): Api {
       const token = await deps.createToken(ttlMs, role || "node");
       log.info("join token made", { role: role || "node", user });
       return { token };
+    }),
+    listVolumes: admin(async () => await listVolumes({ index, agents })),
+    removeVolume: admin(async (request, user) => {
+      const response = await removeVolume({ index, agents }, request);
+      log.info("volume removed", { volume: request.name, nodes: response.nodes, user });
+      return response;
     }),
     logs: streaming<ServerWritableStream<LogsRequest, LogChunk>, LogsRequest, LogChunk>(async (call, signal) => {
       requirePeer(call, ["admin"]);

@@ -2,7 +2,12 @@ import { Server, type ServerWritableStream } from "@grpc/grpc-js";
 import { serverCredentials } from "../../lib/grpc/server.ts";
 import type { TlsIdentity } from "../../lib/grpc/tls.ts";
 import { Authority, createAuthority } from "../../lib/pki/authority.ts";
-import { type AgentLogsRequest, AgentService, type LogChunk } from "../../proto/gen/embassy/v1/api.ts";
+import {
+  type AgentLogsRequest,
+  type AgentServer,
+  AgentService,
+  type LogChunk,
+} from "../../proto/gen/embassy/v1/api.ts";
 import { NodeState, NodeStatus } from "../../proto/gen/embassy/v1/state.ts";
 import type { TestCluster } from "../domain/testing.ts";
 
@@ -27,12 +32,17 @@ export class TestAgents implements Disposable {
     return new TestAgents(authority, await authority.issue({ commonName: "m", role: "manager", nowMs: Date.now() }));
   }
 
-  /** Starts the agent of a node. Port 0: any that is free. */
-  async listen(nodeId: string, logs: AnswerLogs, port = 0): Promise<{ server: Server; port: number }> {
+  /** Starts the agent of a node. Port 0: any that is free. `more`: what else it answers. */
+  async listen(
+    nodeId: string,
+    logs: AnswerLogs,
+    port = 0,
+    more: Partial<AgentServer> = {},
+  ): Promise<{ server: Server; port: number }> {
     const identity = await this.#authority.issue({ commonName: nodeId, role: "node", nowMs: Date.now() });
     const server = new Server();
     this.#servers.push(server);
-    server.addService(AgentService, { logs, exec: () => undefined });
+    server.addService(AgentService, { logs, exec: () => undefined, ...more });
     const bound = await new Promise<number>((resolve, reject) => {
       server.bindAsync(`127.0.0.1:${port}`, serverCredentials(identity), (error, got) =>
         error === null ? resolve(got) : reject(error),

@@ -2,6 +2,7 @@ import { createServer } from "node:net";
 import { connect } from "node:tls";
 import { expect, it } from "vitest";
 import { channelOptions, clientCredentials } from "../../lib/grpc/client.ts";
+import { silentLog } from "../../lib/log/log.ts";
 import { Authority, createAuthority } from "../../lib/pki/authority.ts";
 import { AgentClient } from "../../proto/gen/embassy/v1/api.ts";
 import { AgentServer } from "./agent.ts";
@@ -35,7 +36,12 @@ it("shows a renewed certificate to whoever connects from then on, and lets calls
     nodeName: "n",
     listen: { host: "127.0.0.1", port },
     runtime: { exec: async () => await Promise.reject(new Error("not here")), logPath: () => "/nonexistent/log" },
-    tasks: { find: () => undefined },
+    tasks: { find: () => undefined, mounting: () => [] },
+    volumes: {
+      list: async () => await Promise.resolve([]),
+      remove: async () => await Promise.reject(new Error("none")),
+    },
+    log: silentLog,
   });
   await agent.listen(old);
   const client = new AgentClient(`127.0.0.1:${port}`, clientCredentials(manager, { role: "node" }), channelOptions);

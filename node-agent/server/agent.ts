@@ -1,9 +1,12 @@
 import { Metadata, Server, type ServerDuplexStream, type ServerWritableStream } from "@grpc/grpc-js";
 import { ClusterError } from "../../lib/errors/errors.ts";
-import { requirePeer, serverCredentials, streaming } from "../../lib/grpc/server.ts";
+import { requirePeer, serverCredentials, streaming, unary } from "../../lib/grpc/server.ts";
 import type { TlsIdentity } from "../../lib/grpc/tls.ts";
+import type { Log } from "../../lib/log/log.ts";
 import {
+  type AgentListVolumesRequest,
   type AgentLogsRequest,
+  type AgentRemoveVolumeRequest,
   AgentService,
   type ExecInput,
   type ExecOutput,
@@ -14,12 +17,15 @@ import { serveExec } from "../exec/exec.ts";
 import { serveLogs } from "../logs/serve.ts";
 import type { Runtime } from "../runtime/types.ts";
 import type { TaskManager } from "../task/manager.ts";
+import type { Volumes } from "../volumes/volumes.ts";
 
 export interface AgentDeps {
   readonly nodeName: string;
   readonly listen: Listen;
   readonly runtime: Pick<Runtime, "exec" | "logPath">;
-  readonly tasks: Pick<TaskManager, "find">;
+  readonly tasks: Pick<TaskManager, "find" | "mounting">;
+  readonly volumes: Pick<Volumes, "list" | "remove">;
+  readonly log: Log;
 }
 
 /** The node's own server, for the control plane: logs and exec of the tasks that are here. */
@@ -65,6 +71,24 @@ export class AgentServer implements AsyncDisposable {
         requirePeer(call, ["manager"]);
         answer(call);
         await serveExec({ runtime: deps.runtime, requireRunning }, call, signal);
+      }),
+      listVolumes: unary(async (_request: AgentListVolumesRequest, call) => {
+        requirePeer(call, ["manager"]);
+        return { names: await deps.volumes.list() };
+      }),
+      removeVolume: unary(async ({ name }: AgentRemoveVolumeRequest, call) => {
+        requirePeer(call, ["manager"]);
+        const tasks = deps.tasks.mounting(name);
+        if (tasks.length > 0) {
+          throw new ClusterError(`${tasks.join(", ")} on node ${deps.nodeName} mounts volume ${name}`, {
+            code: "conflict",
+            subject: `volume/${name}`,
+          });
+        }
+        const { emptied } = await deps.volumes.remove(name);
+        emptied.catch((error: unknown) => deps.log.warn("volume not deleted whole", { volume: name, error }));
+        deps.log.info("volume removed", { volume: name });
+        return {};
       }),
     });
   }

@@ -4,7 +4,7 @@ import { asClusterError, type ClusterError, hasCode } from "../../lib/errors/err
 import type { Log } from "../../lib/log/log.ts";
 import { ReconcileLoop } from "../../lib/reconcile/loop.ts";
 import type { Assignment, Assignments } from "../../proto/gen/embassy/v1/dispatcher.ts";
-import { PullPolicy } from "../../proto/gen/embassy/v1/stack.ts";
+import { MountType, PullPolicy } from "../../proto/gen/embassy/v1/stack.ts";
 import { DesiredState, Health, TaskState, type TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
 import { watchHealth } from "../health/monitor.ts";
 import { type HealthPolicy, healthPolicy } from "../health/policy.ts";
@@ -117,6 +117,16 @@ export class TaskManager implements AsyncDisposable {
     return live
       .flatMap((task) => [task.assignment.container?.image ?? "", task.record.image?.reference ?? ""])
       .filter(Boolean);
+  }
+
+  /** Names of the tasks that mount the volume, or are about to. */
+  mounting(volume: string): string[] {
+    return [...this.#tasks.values()].flatMap(({ assignment, record }) => {
+      const isLive = record.outcome === undefined || !record.released;
+      const mounts = assignment.container?.mounts ?? [];
+      const isMounted = mounts.some(({ type, source }) => type === MountType.MOUNT_TYPE_VOLUME && source === volume);
+      return isLive && isMounted ? [assignment.taskName] : [];
+    });
   }
 
   /**

@@ -41,6 +41,33 @@ describe("Volumes", () => {
     expect(await readdir(join(directory, "volumes/s_db"))).toEqual(["_data"]);
   });
 
+  it("lists what there is, removes it whole, and makes it anew for a task that comes later", async () => {
+    const volumes = open();
+    expect(await volumes.list()).toEqual([]);
+    await volumes.resolve(volume("s_db"), rootfs);
+    await volumes.resolve(volume("s_a"), rootfs);
+    await mkdir(join(directory, "volumes/s_half/new-x"), { recursive: true });
+    await writeFile(join(directory, "volumes/s_db/_data/row"), "1");
+    expect(await volumes.list()).toEqual(["s_a", "s_db"]);
+    const { emptied } = await volumes.remove("s_db");
+    expect(await volumes.list()).toEqual(["s_a"]);
+    await emptied;
+    expect((await readdir(join(directory, "volumes"))).toSorted()).toEqual(["s_a", "s_half"]);
+    await volumes.resolve(volume("s_db"), rootfs);
+    expect(await readdir(join(directory, "volumes/s_db/_data"))).toEqual([]);
+    await expect(volumes.remove("s_none")).rejects.toMatchObject({ code: "not-found" });
+    for (const name of ["../volumes", "..", "", "a/b", ".removed-x"])
+      await expect(volumes.remove(name)).rejects.toMatchObject({ code: "invalid" });
+  });
+
+  it("deletes at its start what a crash left of a removed volume", async () => {
+    await mkdir(join(directory, "volumes/.removed-x/_data"), { recursive: true });
+    await open().resolve(volume("s_db"), rootfs);
+    expect(await open().list()).toEqual(["s_db"]);
+    await open().sweep();
+    expect(await readdir(join(directory, "volumes"))).toEqual(["s_db"]);
+  });
+
   it("refuses a name that leads elsewhere, and a bind of what is not there unless it may be made", async () => {
     await expect(open().resolve(volume("../x"), rootfs)).rejects.toMatchObject({ code: "invalid" });
     const source = join(directory, "missing/deep");

@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { chmod, chown, lstat, mkdir, mkdtemp, readdir, readlink, rename, rm, stat } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
@@ -7,10 +8,14 @@ import type { ContainerMount } from "../runtime/types.ts";
 
 const nameRule = /^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$/;
 
+/** Of directories that were volumes; no volume can be called so. */
+const removedPrefix = ".removed-";
+
 /** Named volumes of this node: directories `<name>/_data`, kept when tasks end. */
 export class Volumes {
   readonly #directory: string;
   readonly #making = new Map<string, Promise<void>>();
+  readonly #removing = new Map<string, Promise<void>>();
 
   constructor(directory: string) {
     this.#directory = directory;
@@ -54,12 +59,8 @@ export class Volumes {
 
   async #volume(mount: Mount, rootfs: string): Promise<string> {
     const name = mount.source;
-    if (!nameRule.test(name)) {
-      throw new ClusterError(`${JSON.stringify(name)} cannot be the name of a volume`, {
-        code: "invalid",
-        subject: `mount ${mount.target}`,
-      });
-    }
+    requireName(name, `mount ${mount.target}`);
+    await this.#removing.get(name)?.catch(() => undefined);
     const data = join(this.#directory, name, "_data");
     if (await exists(data)) return data;
     // Two tasks that start at once make it once.
@@ -71,6 +72,45 @@ export class Volumes {
       this.#making.delete(name);
     }
     return data;
+  }
+
+  /** Names of the volumes there are, ascending. */
+  async list(): Promise<string[]> {
+    const names = await readdir(this.#directory).catch((error: unknown) => {
+      if (isErrno(error, "ENOENT")) return [];
+      throw error;
+    });
+    const isVolume = async (name: string) =>
+      nameRule.test(name) && (await exists(join(this.#directory, name, "_data")));
+    const found = await Promise.all(names.map(async (name) => ((await isVolume(name)) ? name : undefined)));
+    return found.filter((name) => name !== undefined).toSorted();
+  }
+
+  /**
+   * Removes a volume that nothing mounts. It is gone at once, and what was in it is deleted while `emptied` is pending; a crash
+   * leaves the rest to `sweep`. Throws `not-found`, `invalid` for what can be no name.
+   */
+  async remove(name: string): Promise<{ readonly emptied: Promise<void> }> {
+    requireName(name, `volume/${name}`);
+    const gone = join(this.#directory, `${removedPrefix}${randomUUID()}`);
+    const moving = rename(join(this.#directory, name), gone);
+    this.#removing.set(name, moving);
+    try {
+      await moving;
+    } catch (cause) {
+      if (!isErrno(cause, "ENOENT")) throw cause;
+      throw new ClusterError(`there is no volume ${name}`, { code: "not-found", subject: `volume/${name}`, cause });
+    } finally {
+      this.#removing.delete(name);
+    }
+    return { emptied: rm(gone, { recursive: true, force: true }) };
+  }
+
+  /** Deletes what is left of volumes that were removed when the process before this one ended. */
+  async sweep(): Promise<void> {
+    for (const name of await readdir(this.#directory).catch(() => [])) {
+      if (name.startsWith(removedPrefix)) await rm(join(this.#directory, name), { recursive: true, force: true });
+    }
   }
 
   /** Under another name first, so that a crash leaves no half-filled volume. */
@@ -98,6 +138,11 @@ export class Volumes {
     }
     await rename(fresh, data);
   }
+}
+
+function requireName(name: string, subject: string): void {
+  if (nameRule.test(name)) return;
+  throw new ClusterError(`${JSON.stringify(name)} cannot be the name of a volume`, { code: "invalid", subject });
 }
 
 async function exists(path: string): Promise<boolean> {

@@ -425,6 +425,53 @@ export interface LogChunk {
   lines: number;
 }
 
+export interface ListVolumesRequest {
+}
+
+export interface ListVolumesResponse {
+  /** by name, then node */
+  volumes: NodeVolume[];
+  /** nodes that could not be asked */
+  failures: NodeFailure[];
+}
+
+export interface NodeVolume {
+  name: string;
+  nodeName: string;
+}
+
+export interface NodeFailure {
+  nodeName: string;
+  why: string;
+}
+
+export interface RemoveVolumeRequest {
+  name: string;
+  /** name or id; empty: every node */
+  node: string;
+}
+
+export interface RemoveVolumeResponse {
+  /** names of those it was removed from */
+  nodes: string[];
+  /** nodes that could not be asked: what they have, they keep */
+  failures: NodeFailure[];
+}
+
+export interface AgentListVolumesRequest {
+}
+
+export interface AgentListVolumesResponse {
+  names: string[];
+}
+
+export interface AgentRemoveVolumeRequest {
+  name: string;
+}
+
+export interface AgentRemoveVolumeResponse {
+}
+
 export interface ExecInput {
   message:
     | { $case: "start"; value: ExecStart }
@@ -5094,6 +5141,733 @@ export const LogChunk: MessageFns<LogChunk> = {
   },
 };
 
+function createBaseListVolumesRequest(): ListVolumesRequest {
+  return {};
+}
+
+export const ListVolumesRequest: MessageFns<ListVolumesRequest> = {
+  encode(_: ListVolumesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListVolumesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListVolumesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): ListVolumesRequest {
+    return {};
+  },
+
+  toJSON(_: ListVolumesRequest): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create(base?: DeepPartial<ListVolumesRequest>): ListVolumesRequest {
+    return ListVolumesRequest.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<ListVolumesRequest>): ListVolumesRequest {
+    const message = createBaseListVolumesRequest();
+    return message;
+  },
+};
+
+function createBaseListVolumesResponse(): ListVolumesResponse {
+  return { volumes: [], failures: [] };
+}
+
+export const ListVolumesResponse: MessageFns<ListVolumesResponse> = {
+  encode(message: ListVolumesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.volumes) {
+      NodeVolume.encode(v!, writer.uint32(10).fork()).join();
+    }
+    for (const v of message.failures) {
+      NodeFailure.encode(v!, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListVolumesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListVolumesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.volumes.push(NodeVolume.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.failures.push(NodeFailure.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ListVolumesResponse {
+    return {
+      volumes: globalThis.Array.isArray(object?.volumes) ? object.volumes.map((e: any) => NodeVolume.fromJSON(e)) : [],
+      failures: globalThis.Array.isArray(object?.failures)
+        ? object.failures.map((e: any) => NodeFailure.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: ListVolumesResponse): unknown {
+    const obj: any = {};
+    if (message.volumes?.length) {
+      obj.volumes = message.volumes.map((e) => NodeVolume.toJSON(e));
+    }
+    if (message.failures?.length) {
+      obj.failures = message.failures.map((e) => NodeFailure.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ListVolumesResponse>): ListVolumesResponse {
+    return ListVolumesResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListVolumesResponse>): ListVolumesResponse {
+    const message = createBaseListVolumesResponse();
+    message.volumes = object.volumes?.map((e) => NodeVolume.fromPartial(e)) || [];
+    message.failures = object.failures?.map((e) => NodeFailure.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseNodeVolume(): NodeVolume {
+  return { name: "", nodeName: "" };
+}
+
+export const NodeVolume: MessageFns<NodeVolume> = {
+  encode(message: NodeVolume, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.nodeName !== "") {
+      writer.uint32(18).string(message.nodeName);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NodeVolume {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNodeVolume();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nodeName = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NodeVolume {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      nodeName: isSet(object.nodeName)
+        ? globalThis.String(object.nodeName)
+        : isSet(object.node_name)
+        ? globalThis.String(object.node_name)
+        : "",
+    };
+  },
+
+  toJSON(message: NodeVolume): unknown {
+    const obj: any = {};
+    if (message.name !== undefined) {
+      obj.name = message.name;
+    }
+    if (message.nodeName !== undefined) {
+      obj.nodeName = message.nodeName;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<NodeVolume>): NodeVolume {
+    return NodeVolume.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NodeVolume>): NodeVolume {
+    const message = createBaseNodeVolume();
+    message.name = object.name ?? "";
+    message.nodeName = object.nodeName ?? "";
+    return message;
+  },
+};
+
+function createBaseNodeFailure(): NodeFailure {
+  return { nodeName: "", why: "" };
+}
+
+export const NodeFailure: MessageFns<NodeFailure> = {
+  encode(message: NodeFailure, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.nodeName !== "") {
+      writer.uint32(10).string(message.nodeName);
+    }
+    if (message.why !== "") {
+      writer.uint32(18).string(message.why);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NodeFailure {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNodeFailure();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.nodeName = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NodeFailure {
+    return {
+      nodeName: isSet(object.nodeName)
+        ? globalThis.String(object.nodeName)
+        : isSet(object.node_name)
+        ? globalThis.String(object.node_name)
+        : "",
+      why: isSet(object.why) ? globalThis.String(object.why) : "",
+    };
+  },
+
+  toJSON(message: NodeFailure): unknown {
+    const obj: any = {};
+    if (message.nodeName !== undefined) {
+      obj.nodeName = message.nodeName;
+    }
+    if (message.why !== undefined) {
+      obj.why = message.why;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<NodeFailure>): NodeFailure {
+    return NodeFailure.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NodeFailure>): NodeFailure {
+    const message = createBaseNodeFailure();
+    message.nodeName = object.nodeName ?? "";
+    message.why = object.why ?? "";
+    return message;
+  },
+};
+
+function createBaseRemoveVolumeRequest(): RemoveVolumeRequest {
+  return { name: "", node: "" };
+}
+
+export const RemoveVolumeRequest: MessageFns<RemoveVolumeRequest> = {
+  encode(message: RemoveVolumeRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.node !== "") {
+      writer.uint32(18).string(message.node);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RemoveVolumeRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRemoveVolumeRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.node = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RemoveVolumeRequest {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      node: isSet(object.node) ? globalThis.String(object.node) : "",
+    };
+  },
+
+  toJSON(message: RemoveVolumeRequest): unknown {
+    const obj: any = {};
+    if (message.name !== undefined) {
+      obj.name = message.name;
+    }
+    if (message.node !== undefined) {
+      obj.node = message.node;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RemoveVolumeRequest>): RemoveVolumeRequest {
+    return RemoveVolumeRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RemoveVolumeRequest>): RemoveVolumeRequest {
+    const message = createBaseRemoveVolumeRequest();
+    message.name = object.name ?? "";
+    message.node = object.node ?? "";
+    return message;
+  },
+};
+
+function createBaseRemoveVolumeResponse(): RemoveVolumeResponse {
+  return { nodes: [], failures: [] };
+}
+
+export const RemoveVolumeResponse: MessageFns<RemoveVolumeResponse> = {
+  encode(message: RemoveVolumeResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.nodes) {
+      writer.uint32(10).string(v!);
+    }
+    for (const v of message.failures) {
+      NodeFailure.encode(v!, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RemoveVolumeResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRemoveVolumeResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.nodes.push(reader.string());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.failures.push(NodeFailure.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RemoveVolumeResponse {
+    return {
+      nodes: globalThis.Array.isArray(object?.nodes) ? object.nodes.map((e: any) => globalThis.String(e)) : [],
+      failures: globalThis.Array.isArray(object?.failures)
+        ? object.failures.map((e: any) => NodeFailure.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: RemoveVolumeResponse): unknown {
+    const obj: any = {};
+    if (message.nodes?.length) {
+      obj.nodes = message.nodes;
+    }
+    if (message.failures?.length) {
+      obj.failures = message.failures.map((e) => NodeFailure.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RemoveVolumeResponse>): RemoveVolumeResponse {
+    return RemoveVolumeResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RemoveVolumeResponse>): RemoveVolumeResponse {
+    const message = createBaseRemoveVolumeResponse();
+    message.nodes = object.nodes?.map((e) => e) || [];
+    message.failures = object.failures?.map((e) => NodeFailure.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseAgentListVolumesRequest(): AgentListVolumesRequest {
+  return {};
+}
+
+export const AgentListVolumesRequest: MessageFns<AgentListVolumesRequest> = {
+  encode(_: AgentListVolumesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AgentListVolumesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAgentListVolumesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): AgentListVolumesRequest {
+    return {};
+  },
+
+  toJSON(_: AgentListVolumesRequest): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create(base?: DeepPartial<AgentListVolumesRequest>): AgentListVolumesRequest {
+    return AgentListVolumesRequest.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<AgentListVolumesRequest>): AgentListVolumesRequest {
+    const message = createBaseAgentListVolumesRequest();
+    return message;
+  },
+};
+
+function createBaseAgentListVolumesResponse(): AgentListVolumesResponse {
+  return { names: [] };
+}
+
+export const AgentListVolumesResponse: MessageFns<AgentListVolumesResponse> = {
+  encode(message: AgentListVolumesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.names) {
+      writer.uint32(10).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AgentListVolumesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAgentListVolumesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.names.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): AgentListVolumesResponse {
+    return { names: globalThis.Array.isArray(object?.names) ? object.names.map((e: any) => globalThis.String(e)) : [] };
+  },
+
+  toJSON(message: AgentListVolumesResponse): unknown {
+    const obj: any = {};
+    if (message.names?.length) {
+      obj.names = message.names;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<AgentListVolumesResponse>): AgentListVolumesResponse {
+    return AgentListVolumesResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<AgentListVolumesResponse>): AgentListVolumesResponse {
+    const message = createBaseAgentListVolumesResponse();
+    message.names = object.names?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseAgentRemoveVolumeRequest(): AgentRemoveVolumeRequest {
+  return { name: "" };
+}
+
+export const AgentRemoveVolumeRequest: MessageFns<AgentRemoveVolumeRequest> = {
+  encode(message: AgentRemoveVolumeRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AgentRemoveVolumeRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAgentRemoveVolumeRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): AgentRemoveVolumeRequest {
+    return { name: isSet(object.name) ? globalThis.String(object.name) : "" };
+  },
+
+  toJSON(message: AgentRemoveVolumeRequest): unknown {
+    const obj: any = {};
+    if (message.name !== undefined) {
+      obj.name = message.name;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<AgentRemoveVolumeRequest>): AgentRemoveVolumeRequest {
+    return AgentRemoveVolumeRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<AgentRemoveVolumeRequest>): AgentRemoveVolumeRequest {
+    const message = createBaseAgentRemoveVolumeRequest();
+    message.name = object.name ?? "";
+    return message;
+  },
+};
+
+function createBaseAgentRemoveVolumeResponse(): AgentRemoveVolumeResponse {
+  return {};
+}
+
+export const AgentRemoveVolumeResponse: MessageFns<AgentRemoveVolumeResponse> = {
+  encode(_: AgentRemoveVolumeResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AgentRemoveVolumeResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAgentRemoveVolumeResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(_: any): AgentRemoveVolumeResponse {
+    return {};
+  },
+
+  toJSON(_: AgentRemoveVolumeResponse): unknown {
+    const obj: any = {};
+    return obj;
+  },
+
+  create(base?: DeepPartial<AgentRemoveVolumeResponse>): AgentRemoveVolumeResponse {
+    return AgentRemoveVolumeResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<AgentRemoveVolumeResponse>): AgentRemoveVolumeResponse {
+    const message = createBaseAgentRemoveVolumeResponse();
+    return message;
+  },
+};
+
 function createBaseExecInput(): ExecInput {
   return { message: undefined };
 }
@@ -6300,6 +7074,30 @@ export const ClusterService = {
       Buffer.from(CreateJoinTokenResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): CreateJoinTokenResponse => CreateJoinTokenResponse.decode(value),
   },
+  /** What volumes the nodes have, asked of each that is up. */
+  listVolumes: {
+    path: "/embassy.v1.Cluster/ListVolumes" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListVolumesRequest): Buffer => Buffer.from(ListVolumesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListVolumesRequest => ListVolumesRequest.decode(value),
+    responseSerialize: (value: ListVolumesResponse): Buffer => Buffer.from(ListVolumesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListVolumesResponse => ListVolumesResponse.decode(value),
+  },
+  /**
+   * Removes a volume with all that is in it, from every node or from one. Errors: not-found, conflict (a service mounts it; with
+   * a node named: a task there does), unavailable (the node named cannot be asked).
+   */
+  removeVolume: {
+    path: "/embassy.v1.Cluster/RemoveVolume" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RemoveVolumeRequest): Buffer => Buffer.from(RemoveVolumeRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RemoveVolumeRequest => RemoveVolumeRequest.decode(value),
+    responseSerialize: (value: RemoveVolumeResponse): Buffer =>
+      Buffer.from(RemoveVolumeResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RemoveVolumeResponse => RemoveVolumeResponse.decode(value),
+  },
   /** Lines of the tasks chosen, merged; a node that cannot be reached is one warning chunk and not a failure. */
   logs: {
     path: "/embassy.v1.Cluster/Logs" as const,
@@ -6359,6 +7157,13 @@ export interface ClusterServer extends UntypedServiceImplementation {
   /** Takes a member out of the control plane, and out of the embedded etcd. Errors: not-found, conflict (too few would be left). */
   removeManager: handleUnaryCall<RemoveManagerRequest, RemoveManagerResponse>;
   createJoinToken: handleUnaryCall<CreateJoinTokenRequest, CreateJoinTokenResponse>;
+  /** What volumes the nodes have, asked of each that is up. */
+  listVolumes: handleUnaryCall<ListVolumesRequest, ListVolumesResponse>;
+  /**
+   * Removes a volume with all that is in it, from every node or from one. Errors: not-found, conflict (a service mounts it; with
+   * a node named: a task there does), unavailable (the node named cannot be asked).
+   */
+  removeVolume: handleUnaryCall<RemoveVolumeRequest, RemoveVolumeResponse>;
   /** Lines of the tasks chosen, merged; a node that cannot be reached is one warning chunk and not a failure. */
   logs: handleServerStreamingCall<LogsRequest, LogChunk>;
   exec: handleBidiStreamingCall<ExecInput, ExecOutput>;
@@ -6609,6 +7414,41 @@ export interface ClusterClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: CreateJoinTokenResponse) => void,
   ): ClientUnaryCall;
+  /** What volumes the nodes have, asked of each that is up. */
+  listVolumes(
+    request: ListVolumesRequest,
+    callback: (error: ServiceError | null, response: ListVolumesResponse) => void,
+  ): ClientUnaryCall;
+  listVolumes(
+    request: ListVolumesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListVolumesResponse) => void,
+  ): ClientUnaryCall;
+  listVolumes(
+    request: ListVolumesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListVolumesResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Removes a volume with all that is in it, from every node or from one. Errors: not-found, conflict (a service mounts it; with
+   * a node named: a task there does), unavailable (the node named cannot be asked).
+   */
+  removeVolume(
+    request: RemoveVolumeRequest,
+    callback: (error: ServiceError | null, response: RemoveVolumeResponse) => void,
+  ): ClientUnaryCall;
+  removeVolume(
+    request: RemoveVolumeRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RemoveVolumeResponse) => void,
+  ): ClientUnaryCall;
+  removeVolume(
+    request: RemoveVolumeRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RemoveVolumeResponse) => void,
+  ): ClientUnaryCall;
   /** Lines of the tasks chosen, merged; a node that cannot be reached is one warning chunk and not a failure. */
   logs(request: LogsRequest, options?: Partial<CallOptions>): ClientReadableStream<LogChunk>;
   logs(request: LogsRequest, metadata?: Metadata, options?: Partial<CallOptions>): ClientReadableStream<LogChunk>;
@@ -6656,11 +7496,37 @@ export const AgentService = {
     responseSerialize: (value: ExecOutput): Buffer => Buffer.from(ExecOutput.encode(value).finish()),
     responseDeserialize: (value: Buffer): ExecOutput => ExecOutput.decode(value),
   },
+  listVolumes: {
+    path: "/embassy.v1.Agent/ListVolumes" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: AgentListVolumesRequest): Buffer =>
+      Buffer.from(AgentListVolumesRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): AgentListVolumesRequest => AgentListVolumesRequest.decode(value),
+    responseSerialize: (value: AgentListVolumesResponse): Buffer =>
+      Buffer.from(AgentListVolumesResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): AgentListVolumesResponse => AgentListVolumesResponse.decode(value),
+  },
+  /** Errors: not-found, conflict (a task here mounts it). */
+  removeVolume: {
+    path: "/embassy.v1.Agent/RemoveVolume" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: AgentRemoveVolumeRequest): Buffer =>
+      Buffer.from(AgentRemoveVolumeRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): AgentRemoveVolumeRequest => AgentRemoveVolumeRequest.decode(value),
+    responseSerialize: (value: AgentRemoveVolumeResponse): Buffer =>
+      Buffer.from(AgentRemoveVolumeResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): AgentRemoveVolumeResponse => AgentRemoveVolumeResponse.decode(value),
+  },
 } as const;
 
 export interface AgentServer extends UntypedServiceImplementation {
   logs: handleServerStreamingCall<AgentLogsRequest, LogChunk>;
   exec: handleBidiStreamingCall<ExecInput, ExecOutput>;
+  listVolumes: handleUnaryCall<AgentListVolumesRequest, AgentListVolumesResponse>;
+  /** Errors: not-found, conflict (a task here mounts it). */
+  removeVolume: handleUnaryCall<AgentRemoveVolumeRequest, AgentRemoveVolumeResponse>;
 }
 
 export interface AgentClient extends Client {
@@ -6669,6 +7535,37 @@ export interface AgentClient extends Client {
   exec(): ClientDuplexStream<ExecInput, ExecOutput>;
   exec(options: Partial<CallOptions>): ClientDuplexStream<ExecInput, ExecOutput>;
   exec(metadata: Metadata, options?: Partial<CallOptions>): ClientDuplexStream<ExecInput, ExecOutput>;
+  listVolumes(
+    request: AgentListVolumesRequest,
+    callback: (error: ServiceError | null, response: AgentListVolumesResponse) => void,
+  ): ClientUnaryCall;
+  listVolumes(
+    request: AgentListVolumesRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: AgentListVolumesResponse) => void,
+  ): ClientUnaryCall;
+  listVolumes(
+    request: AgentListVolumesRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: AgentListVolumesResponse) => void,
+  ): ClientUnaryCall;
+  /** Errors: not-found, conflict (a task here mounts it). */
+  removeVolume(
+    request: AgentRemoveVolumeRequest,
+    callback: (error: ServiceError | null, response: AgentRemoveVolumeResponse) => void,
+  ): ClientUnaryCall;
+  removeVolume(
+    request: AgentRemoveVolumeRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: AgentRemoveVolumeResponse) => void,
+  ): ClientUnaryCall;
+  removeVolume(
+    request: AgentRemoveVolumeRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: AgentRemoveVolumeResponse) => void,
+  ): ClientUnaryCall;
 }
 
 export const AgentClient = makeGenericClientConstructor(AgentService, "embassy.v1.Agent") as unknown as {

@@ -1,0 +1,94 @@
+import { describe, expect, it } from "vitest";
+import { ClusterError } from "../../lib/errors/errors.ts";
+import { unary } from "../../lib/grpc/server.ts";
+import { ContainerSpec, Mount, MountType } from "../../proto/gen/embassy/v1/stack.ts";
+import { NodeState, NodeStatus } from "../../proto/gen/embassy/v1/state.ts";
+import { SteppedCluster } from "../controllers/testing.ts";
+import { aService, aStack, replicas } from "../domain/testing.ts";
+import { Agents } from "./agents.ts";
+import { placeAgent, TestAgents } from "./testing.ts";
+import { listVolumes, removeVolume } from "./volumes.ts";
+
+const withData = () => {
+  const mounts = [Mount.create({ type: MountType.MOUNT_TYPE_VOLUME, source: "s_data", target: "/data" })];
+  return aService("db", { mode: replicas(1), container: ContainerSpec.create({ image: "r/db:1", mounts }) });
+};
+
+/** Three nodes, of which c is down, with agents that have these volumes. */
+async function setUp(volumes: Readonly<Record<string, string[]>>) {
+  const cluster = new SteppedCluster();
+  await cluster.addNodes("a", "b", "c");
+  const servers = await TestAgents.create();
+  for (const [node, names] of Object.entries(volumes)) {
+    const { port } = await servers.listen(node, (call) => call.end(), 0, {
+      listVolumes: unary(() => ({ names: [...names] })),
+      removeVolume: unary(({ name }: { name: string }) => {
+        if (!names.includes(name)) throw new ClusterError(`there is no volume ${name}`, { code: "not-found" });
+        names.splice(names.indexOf(name), 1);
+        return {};
+      }),
+    });
+    await placeAgent(cluster, node, port);
+  }
+  const down = NodeStatus.create({ ...cluster.index.nodeStatus("c"), state: NodeState.NODE_STATE_DOWN });
+  await cluster.store.commit([{ table: "nodeStatuses", id: "c", value: down }]);
+  const agents = new Agents(cluster.index, () => servers.manager);
+  const deps = { index: cluster.index, agents };
+  return {
+    cluster,
+    list: async () => await listVolumes(deps),
+    remove: async (name: string, node = "") => await removeVolume(deps, { name, node }),
+    [Symbol.dispose]() {
+      agents[Symbol.dispose]();
+      servers[Symbol.dispose]();
+      cluster[Symbol.dispose]();
+    },
+  };
+}
+
+const down = { nodeName: "c", why: "node c is not reachable: it is down" };
+
+describe("volumes", () => {
+  it("are listed as the nodes have them, and nodes that cannot be asked are named", async () => {
+    using one = await setUp({ a: ["s_data", "old"], b: ["s_data"] });
+    expect(await one.list()).toEqual({
+      volumes: [
+        { name: "old", nodeName: "a" },
+        { name: "s_data", nodeName: "a" },
+        { name: "s_data", nodeName: "b" },
+      ],
+      failures: [down],
+    });
+  });
+
+  it("that nothing mounts are removed from every node, or from one", async () => {
+    using one = await setUp({ a: ["old", "left"], b: ["old", "left"] });
+    expect(await one.remove("old")).toEqual({ nodes: ["a", "b"], failures: [down] });
+    expect(await one.remove("left", "b")).toEqual({ nodes: ["b"], failures: [] });
+    expect((await one.list()).volumes).toEqual([{ name: "left", nodeName: "a" }]);
+    await expect(one.remove("left", "b")).rejects.toMatchObject({ code: "not-found" });
+    await expect(one.remove("nosuch")).rejects.toMatchObject({
+      message: "no node has a volume nosuch",
+      hint: "Not asked, as it does not answer: c.",
+    });
+    await expect(one.remove("left", "c")).rejects.toMatchObject({ code: "unavailable", message: down.why });
+    await expect(one.remove("left", "d")).rejects.toMatchObject({ code: "not-found", subject: "node/d" });
+  });
+
+  it("that a service mounts stay, but where none of its tasks is", async () => {
+    using one = await setUp({ a: ["s_data"], b: ["s_data"] });
+    await one.cluster.deploy(aStack("s", [withData()]));
+    await one.cluster.settle();
+    const here = one.cluster.tasks("s", "db")[0]?.nodeId ?? "";
+    const there = here === "a" ? "b" : "a";
+    await expect(one.remove("s_data")).rejects.toMatchObject({
+      code: "conflict",
+      message: "volume s_data is in use: service s_db mounts it",
+    });
+    await expect(one.remove("s_data", here)).rejects.toMatchObject({
+      code: "conflict",
+      message: "volume s_data is in use: task s_db.1 mounts it",
+    });
+    expect(await one.remove("s_data", there)).toEqual({ nodes: [there], failures: [] });
+  });
+});
