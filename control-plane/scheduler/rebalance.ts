@@ -80,24 +80,26 @@ class Plan {
   }
 
   /**
-   * Moves the task to the first of the nodes, by their `rank` and then by cost, that takes it; false, and nothing has changed,
-   * when none does.
+   * Moves the task to the best of the nodes that takes it, by `compare` and then by cost; false, and nothing has changed, when
+   * none does.
    */
-  move(task: TaskRecord, nodes: readonly NodeRecord[], why: string, rank?: (node: NodeRecord) => number): boolean {
+  move(
+    task: TaskRecord,
+    nodes: readonly NodeRecord[],
+    why: string,
+    compare?: (a: NodeRecord, b: NodeRecord) => number,
+  ): boolean {
     const state = this.#state;
     const from = task.node as NodeRecord;
     state.detach(task);
     let best: NodeRecord | undefined;
     let bestCost = 0;
-    let bestRank = 0;
     for (const node of nodes) {
       if (node === from || !filters.every((filter) => filter.passes(state, task.group, node))) continue;
       const cost = costOf(state, task.group, node);
-      const ranked = rank?.(node) ?? 0;
-      if (best !== undefined && (ranked - bestRank || compareNodes(cost, node, bestCost, best)) >= 0) continue;
+      if (best !== undefined && (compare?.(node, best) || compareNodes(cost, node, bestCost, best)) >= 0) continue;
       best = node;
       bestCost = cost;
-      bestRank = ranked;
     }
     state.attach(task, best ?? from);
     if (best === undefined) return false;
@@ -292,8 +294,9 @@ function emptySet(state: ClusterState, plan: Plan, set: readonly NodeRecord[], u
   for (const task of tasks) {
     const why = `node ${task.node?.spec.hostname} can be emptied`;
     // To the node that would be emptied last, so that no task moves twice, if a spread preference has nothing against it.
-    const rank = (to: NodeRecord): number => spread.points(state, task.group, to) * 10_000 - to.tasks.length;
-    if (plan.mayMove(task) && plan.move(task, others, why, rank)) continue;
+    const compare = (a: NodeRecord, b: NodeRecord): number =>
+      spread.points(state, task.group, a) - spread.points(state, task.group, b) || b.tasks.length - a.tasks.length;
+    if (plan.mayMove(task) && plan.move(task, others, why, compare)) continue;
     plan.undo(start);
     return false;
   }

@@ -82,6 +82,17 @@ describe("scheduler", () => {
     expect(perNode["a"]).toBe(3);
   });
 
+  it("keeps to the outer of two nested preferences, however uneven the inner domains are", () => {
+    const capacity = { milliCpus: 1_000_000, memoryBytes: 2 ** 50 };
+    const racks = ["1", "2", "3", "4", "5", "6"].map((rack) =>
+      aNode(`b${rack}`, { labels: { zone: "b", rack }, capacity }),
+    );
+    const nodes = [aNode("a", { labels: { zone: "a", rack: "1" }, capacity }), ...racks];
+    const group = aGroup("web", { spread: [{ over: "node.labels.zone" }, { over: "node.labels.rack" }] });
+    const perNode = placed(nodes, group, 2_400);
+    expect(perNode).toEqual({ a: 1_200, b1: 200, b2: 200, b3: 200, b4: 200, b5: 200, b6: 200 });
+  });
+
   it("never goes beyond a hard skew", () => {
     const nodes = [
       aNode("a", { labels: { zone: "a" }, capacity: { milliCpus: 500, memoryBytes: 512 * mebibyte } }),
@@ -263,6 +274,50 @@ describe("scheduler", () => {
     ]);
     scheduler.upsertNode(aNode("c"));
     expect(scheduler.schedule().placements).toHaveLength(4);
+  });
+
+  it("finds the order in which a gang fits, and stops nobody where one does", () => {
+    const small = { milliCpus: 1_000, memoryBytes: 0 };
+    const leader = aGroup("leader", { gang: "train", priority: 5, reservations: small });
+    const worker = aGroup("worker", { gang: "train", priority: 5, reservations: { milliCpus: 4_000, memoryBytes: 0 } });
+    const batch = aGroup("batch", { reservations: { milliCpus: 3_000, memoryBytes: 0 } });
+    const scheduler = aScheduler([aNode("a"), aNode("b")], [leader, worker, batch]);
+    scheduler.addTask({ id: "batch.1", group: batch.id, node: "b" });
+    // The leader comes first and would go to a, which is emptier; then the worker would have to make room on b.
+    expect(scheduler.schedule([...someTasks(leader, 1), ...someTasks(worker, 1)]).placements).toEqual([
+      { task: "worker@1.1", node: "a", ports: [], preempts: [] },
+      { task: "leader@1.1", node: "b", ports: [], preempts: [] },
+    ]);
+  });
+
+  it("gives back all that a gang took when one of it does not fit: ports, volumes, and whom it stopped", () => {
+    const part = (name: string, over: Partial<TaskGroup>): TaskGroup =>
+      aGroup(name, { gang: "g", priority: 5, reservations: { milliCpus: 2_000, memoryBytes: 0 }, ...over });
+    const ported = part("ported", { ports: [{ port: 0, protocol: "tcp", range: [80, 80] }] });
+    const writer = part("writer", { volumes: [{ volume: "v" }] });
+    const second = part("second", { volumes: [{ volume: "v" }] });
+    const batch = aGroup("batch", { reservations: { milliCpus: 4_000, memoryBytes: 0 } });
+    const scheduler = aScheduler([aNode("a")], [ported, writer, second, batch]);
+    scheduler.upsertVolume({ id: "v", name: "data", access: "single-writer" });
+    scheduler.schedule(someTasks(batch, 1));
+    const before = scheduler.snapshot().tasks;
+    const asked = [ported, writer, second].flatMap((group) => someTasks(group, 1));
+    const { placements, unplaced } = scheduler.schedule(asked);
+    expect(placements).toEqual([]);
+    expect(unplaced).toHaveLength(3);
+    expect(scheduler.snapshot().tasks.slice(0, 1)).toEqual(before);
+    expect(
+      scheduler
+        .snapshot()
+        .tasks.slice(1)
+        .map(({ node, ports }) => [node, ports]),
+    ).toEqual(asked.map(() => [undefined, []]));
+    scheduler.upsertVolume({ id: "v", name: "data", access: "shared" });
+    scheduler.removeTask("ported@1.1");
+    expect(scheduler.schedule().placements.map(({ task, preempts }) => [task, preempts])).toEqual([
+      ["writer@1.1", ["batch@1.1"]],
+      ["second@1.1", []],
+    ]);
   });
 
   it("takes a placement back when its task is told again without a node", () => {

@@ -218,15 +218,6 @@ export class Scheduler {
     });
   }
 
-  /** Why it waits, with a node that would take it or without. */
-  #explanationOf(group: GroupRecord, onlyNode: string | undefined, fits: boolean): Explanation {
-    const explanation = explainGroup(this.#state, group, onlyNode);
-    if (!fits) return explanation;
-    const summary =
-      group.gang === undefined ? "it has not been looked at yet" : `gang ${group.gang} does not fit as a whole`;
-    return { ...explanation, summary };
-  }
-
   /**
    * Why a task is where it is, or nowhere.
    * @throws ClusterError `not-found`.
@@ -312,7 +303,7 @@ export class Scheduler {
         this.#waiting.restore([waiting]);
         return;
       }
-      const placement = this.#placeOne(task, group, onlyNode);
+      const placement = this.#placeOne(task, group, onlyNode, true);
       if (placement === undefined) break;
       waiting.remove(task);
       placements.push(placement);
@@ -329,27 +320,15 @@ export class Scheduler {
     this.#waiting.block(waiting);
   }
 
-  /** All of the unit's tasks, or none: what was placed and preempted before one did not fit is taken back. */
+  /** All of the unit's tasks, or none; none of others are stopped as long as it fits without. */
   #decideGang(unit: readonly Waiting[], placements: Placement[], unplaced: Map<Waiting, Unplaced>): void {
     for (const waiting of unit) unplaced.delete(waiting);
-    const evictions = this.#evictions;
-    const placed: { readonly task: TaskRecord; readonly placement: Placement }[] = [];
-    let failed: Explanation | undefined;
-    for (const { group, first, onlyNode } of unit) {
-      this.#index.enter(group);
-      for (let task = first; task !== undefined; task = task.next) {
-        const placement = this.#placeOne(task, group, onlyNode);
-        if (placement === undefined) {
-          failed = this.#explain(group, onlyNode, unplaced.size);
-          break;
-        }
-        placed.push({ task, placement });
-      }
-      this.#index.leave();
-      if (failed !== undefined) break;
-    }
-    if (failed === undefined) {
-      for (const { task, placement } of placed) {
+    const { lowestPriority } = this.#state;
+    let result = this.#placeWhole(unit, false, unplaced.size);
+    if (!Array.isArray(result) && unit.some(({ priority }) => priority > lowestPriority))
+      result = this.#placeWhole(unit, true, unplaced.size);
+    if (Array.isArray(result)) {
+      for (const { task, placement } of result) {
         placements.push(placement);
         task.waitsIn?.remove(task);
         this.#announce(task, placement);
@@ -357,16 +336,7 @@ export class Scheduler {
       for (const waiting of unit) this.#waiting.done(waiting);
       return;
     }
-    this.#evictions = evictions;
-    for (const { task, placement } of placed.reverse()) {
-      this.#state.detach(task);
-      task.ports = noPorts;
-      for (const victimId of placement.preempts) {
-        const victim = this.#tasks.get(victimId) as TaskRecord;
-        victim.evictedFrom = undefined;
-        this.#state.attach(victim, this.#state.nodes.get(placement.node) as NodeRecord);
-      }
-    }
+    const failed = result;
     const gang = unit[0]?.group.spec.gang;
     for (const waiting of unit) {
       const { group } = waiting;
@@ -379,11 +349,66 @@ export class Scheduler {
     }
   }
 
+  /**
+   * Places all of the unit, or nothing and says why. One service may take the only node that another can use: what did not fit goes
+   * first in the next attempt.
+   */
+  #placeWhole(unit: readonly Waiting[], mayPreempt: boolean, explained: number): Placed[] | Explanation {
+    const evictions = this.#evictions;
+    let order = unit;
+    for (let attempt = 1; ; attempt++) {
+      const placed: Placed[] = [];
+      const stuck = this.#placeInOrder(order, mayPreempt, placed);
+      if (stuck === undefined) return placed;
+      const isLast = stuck === order[0] || attempt >= Math.min(unit.length, mostAttempts);
+      const failed = isLast ? this.#explain(stuck.group, stuck.onlyNode, explained) : undefined;
+      this.#takeBack(placed);
+      this.#evictions = evictions;
+      if (failed !== undefined) return failed;
+      order = [stuck, ...order.filter((waiting) => waiting !== stuck)];
+    }
+  }
+
+  /** Places the tasks in this order; the first that fits nowhere, with what was `placed` before it. */
+  #placeInOrder(order: readonly Waiting[], mayPreempt: boolean, placed: Placed[]): Waiting | undefined {
+    for (const waiting of order) {
+      const { group, onlyNode } = waiting;
+      this.#index.enter(group);
+      let task = waiting.first;
+      for (; task !== undefined; task = task.next) {
+        const placement = this.#placeOne(task, group, onlyNode, mayPreempt);
+        if (placement === undefined) break;
+        placed.push({ task, placement });
+      }
+      this.#index.leave();
+      if (task !== undefined) return waiting;
+    }
+    return undefined;
+  }
+
+  /** Undoes placements, and the preemptions that made room for them. */
+  #takeBack(placed: readonly Placed[]): void {
+    for (const { task, placement } of [...placed].reverse()) {
+      this.#state.detach(task);
+      task.ports = noPorts;
+      for (const victimId of placement.preempts) {
+        const victim = this.#tasks.get(victimId) as TaskRecord;
+        victim.evictedFrom = undefined;
+        this.#state.attach(victim, this.#state.nodes.get(placement.node) as NodeRecord);
+      }
+    }
+  }
+
   /** Finds a node for the task of the group that has entered, counts the task there and says so. */
-  #placeOne(task: TaskRecord, group: GroupRecord, onlyNode: string | undefined): Placement | undefined {
+  #placeOne(
+    task: TaskRecord,
+    group: GroupRecord,
+    onlyNode: string | undefined,
+    mayPreempt: boolean,
+  ): Placement | undefined {
     const node = onlyNode === undefined ? this.#index.best() : this.#only(group, onlyNode);
     if (node !== undefined) return this.#place(task, group, node, noVictims);
-    if (group.priority <= this.#state.lowestPriority) return undefined;
+    if (!mayPreempt || group.priority <= this.#state.lowestPriority) return undefined;
     const search = new PreemptionSearch(this.#state, group);
     if (onlyNode === undefined) this.#index.visit((seen, cost) => search.consider(seen, cost));
     else for (const seen of this.#passing(group, onlyNode)) search.consider(seen, 0);
@@ -426,6 +451,15 @@ export class Scheduler {
   #passing(group: GroupRecord, id: string): readonly NodeRecord[] {
     const node = this.#state.nodes.get(id);
     return node !== undefined && factFilters.every((filter) => filter.passes(this.#state, group, node)) ? [node] : [];
+  }
+
+  /** Why it waits, with a node that would take it or without. */
+  #explanationOf(group: GroupRecord, onlyNode: string | undefined, fits: boolean): Explanation {
+    const explanation = explainGroup(this.#state, group, onlyNode);
+    if (!fits) return explanation;
+    const summary =
+      group.gang === undefined ? "it has not been looked at yet" : `gang ${group.gang} does not fit as a whole`;
+    return { ...explanation, summary };
   }
 
   #explain(group: GroupRecord, onlyNode: string | undefined, already: number): Explanation {
@@ -498,6 +532,14 @@ export interface SchedulerSnapshot {
   readonly tasks: readonly SchedulerTask[];
   readonly failures: readonly { readonly group: string; readonly node: string; readonly count: number }[];
 }
+
+interface Placed {
+  readonly task: TaskRecord;
+  readonly placement: Placement;
+}
+
+/** Orders in which the services of a gang are tried, of as many as it has. */
+const mostAttempts = 8;
 
 const noVictims: readonly string[] = Object.freeze([]);
 

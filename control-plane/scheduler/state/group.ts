@@ -24,9 +24,14 @@ export interface GroupContext {
 
 /**
  * Points of one task in a domain of equal share, innermost level. Above every other term together, so that a preference
- * that someone wrote down is kept as long as a node of the domain fits; each level further out weighs a hundred times more.
+ * that someone wrote down is kept as long as a node of the domain fits.
  */
 const spreadWeight = 1_000_000;
+/**
+ * How much more the outermost level weighs than the innermost. A level outweighs that many tasks of the next one further in (of
+ * two levels; each of several has its root), and with 100,000 tasks of a service costs are still exact integers.
+ */
+const outermostFactor = 90_000;
 
 /**
  * Parses and looks up everything in a group once.
@@ -162,7 +167,8 @@ function spreadLevel(
       shares === undefined
         ? () => 1
         : (value) => (Object.hasOwn(shares, value) ? (shares[value] as number) : otherShare) / average,
-    weight: spreadWeight * 100 ** (levels.length - 1 - index),
+    weight:
+      spreadWeight * Math.floor(outermostFactor ** (1 / Math.max(1, levels.length - 1))) ** (levels.length - 1 - index),
     maxSkew: level.maxSkew ?? Number.POSITIVE_INFINITY,
     over: level.over,
   };
