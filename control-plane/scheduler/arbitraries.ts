@@ -214,7 +214,16 @@ export type Command =
   | { readonly kind: "ask"; readonly group: number; readonly count: number; readonly onlyNode: number | undefined }
   | { readonly kind: "end"; readonly task: number }
   | { readonly kind: "fail"; readonly group: number; readonly node: number; readonly count: number }
-  | { readonly kind: "regroup"; readonly group: number; readonly milliCpus: number }
+  | {
+      readonly kind: "regroup";
+      readonly group: number;
+      readonly milliCpus: number;
+      readonly minAvailable: number;
+      /** Of a group that has one. */
+      readonly priority: number;
+    }
+  /** The group goes with its tasks; it returns when it is asked for. */
+  | { readonly kind: "forget"; readonly group: number }
   | { readonly kind: "move-volume"; readonly node: number }
   | { readonly kind: "schedule" };
 
@@ -246,8 +255,11 @@ export const commandArbitrary: fc.Arbitrary<Command> = fc.oneof(
       kind: fc.constant("regroup" as const),
       group: fc.nat(5),
       milliCpus: fc.constantFrom(50, 200, 1_000),
+      minAvailable: fc.nat(2),
+      priority: fc.constantFrom(-5, 5, 10),
     }),
   },
+  { weight: 1, arbitrary: fc.record({ kind: fc.constant("forget" as const), group: fc.nat(5) }) },
   { weight: 1, arbitrary: fc.record({ kind: fc.constant("move-volume" as const), node: fc.nat(8) }) },
   { weight: 4, arbitrary: fc.constant({ kind: "schedule" as const }) },
 );

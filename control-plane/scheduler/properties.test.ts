@@ -28,6 +28,8 @@ function perform(
       scheduler.removeNode(`n${command.node}`);
       break;
     case "ask":
+      if (!scheduler.snapshot().groups.some(({ id }) => id === (at(groups, command.group) as TaskGroup).id))
+        scheduler.upsertGroup(at(groups, command.group) as TaskGroup);
       for (let i = 0; i < command.count; i++) {
         scheduler.addTask({
           id: `t${String(world.created++).padStart(4, "0")}`,
@@ -46,9 +48,14 @@ function perform(
       break;
     case "regroup": {
       const group = at(groups, command.group) as TaskGroup;
-      scheduler.upsertGroup({ ...group, reservations: { ...group.reservations, milliCpus: command.milliCpus } });
+      const { milliCpus, minAvailable } = command;
+      const priority = (group.priority ?? 0) === 0 ? 0 : command.priority;
+      scheduler.upsertGroup({ ...group, priority, minAvailable, reservations: { ...group.reservations, milliCpus } });
       break;
     }
+    case "forget":
+      scheduler.removeGroup((at(groups, command.group) as TaskGroup).id);
+      break;
     case "move-volume":
       scheduler.upsertVolume({ ...volumes[0], homeNode: `n${command.node}` });
       break;

@@ -91,8 +91,12 @@ export class Scheduler {
    */
   upsertGroup(spec: TaskGroup): void {
     const old = this.#state.groups.get(spec.id);
+    const budget = old?.service.minAvailable ?? 0;
+    const { lowestPriority } = this.#state;
     const group = this.#state.upsertGroup(spec);
     this.#index.prepare(group);
+    // More groups may preempt from now on.
+    if (this.#state.lowestPriority < lowestPriority) this.#waiting.wakeAll();
     if (old === undefined) return;
     for (const [index, count] of old.failures)
       this.#state.setFailures(group, this.#state.byIndex[index] as NodeRecord, count);
@@ -103,7 +107,7 @@ export class Scheduler {
       this.#add(told, group, task.sequence, task.evictedFrom);
     }
     this.#index.forget(old);
-    this.#waiting.wakeAll();
+    if (old.service.minAvailable < budget) this.#waiting.wakeAll();
   }
 
   /** Forgets a group and its tasks. Unknown ids are ignored. */
@@ -112,12 +116,14 @@ export class Scheduler {
     if (group === undefined) return;
     for (const task of this.#tasksOf(group)) this.removeTask(task.id);
     this.#index.forget(group);
+    const budget = group.service.minAvailable;
     this.#state.removeGroup(group);
-    this.#waiting.wakeAll();
+    if (group.service.minAvailable < budget) this.#waiting.wakeAll();
   }
 
   /** A volume that groups use. One that is used and was never told is shared and reachable everywhere. */
   upsertVolume(spec: SchedulerVolume): void {
+    if (JSON.stringify(this.#state.volumes.get(spec.id)?.spec) === JSON.stringify(spec)) return;
     this.#state.upsertVolume(spec);
     this.#index.clear();
     this.#waiting.wakeAll();

@@ -108,6 +108,56 @@ describe("what fits nowhere is looked at again", () => {
     ],
     ["when a budget lets go of a victim", { ...budgeted, event: (s) => s.upsertGroup({ ...kept, minAvailable: 0 }) }],
     [
+      "when the version of a victim's service that kept it is gone",
+      {
+        ...budgeted,
+        there: [[aGroup("kept", { id: "kept@0", reservations: cpus(4_000) }), "a"]],
+        others: [kept],
+        event: (s) => s.removeGroup(kept.id),
+      },
+    ],
+    [
+      "when what is in its place matters less",
+      {
+        nodes: [aNode("a")],
+        there: [[boss, "a"]],
+        waits: vital,
+        event: (s) => s.upsertGroup({ ...boss, priority: 0 }),
+      },
+    ],
+    [
+      "when there is something less important only later, and enough of what may not be stopped ends beside it",
+      {
+        nodes: [aNode("a")],
+        there: [[half, "a"]],
+        waits: plain,
+        event: (s) => {
+          s.upsertGroup(batch);
+          for (const id of ["batch.1", "batch.2"]) s.addTask({ id, group: batch.id, node: "a" });
+          s.schedule();
+          s.removeTask("half.1");
+        },
+      },
+    ],
+    [
+      "when what is in its place needs less",
+      {
+        nodes: [aNode("a")],
+        there: [[half, "a"]],
+        waits: plain,
+        event: (s) => s.upsertGroup({ ...half, reservations: cpus(1_000) }),
+      },
+    ],
+    [
+      "when it needs less itself",
+      {
+        nodes: [aNode("a")],
+        there: [[half, "a"]],
+        waits: plain,
+        event: (s) => s.upsertGroup({ ...plain, reservations: cpus(1_000) }),
+      },
+    ],
+    [
       "when a victim's service gets another task, of whatever version and priority",
       {
         ...budgeted,
@@ -210,6 +260,22 @@ describe("what fits nowhere is looked at again", () => {
         waits: plain,
         event: (s) => s.removeTask("db.2"),
       },
+    ],
+    [
+      "when a service goes that had no task, or is told again",
+      {
+        nodes: [aNode("a", small)],
+        waits: vital,
+        others: [half, kept],
+        event: (s) => {
+          s.upsertGroup(kept);
+          s.removeGroup(half.id);
+        },
+      },
+    ],
+    [
+      "when a volume is told again as it was",
+      { ...written, event: (s) => s.upsertVolume({ id: "v", name: "data", access: "single-writer" }) },
     ],
     [
       "when another service gets a task, and one ends, under a skew",

@@ -58,7 +58,7 @@ export class WaitingRoom implements StateListener {
     for (const { priority } of service.groups) this.#loosened = Math.min(this.#loosened, priority);
   }
 
-  /** Everything is worth another look: a volume, a group or a budget has changed. */
+  /** Everything is worth another look: a volume, a budget or what may be stopped has changed. */
   wakeAll(): void {
     for (const waiting of this.#blocked) this.#wake(waiting);
   }
