@@ -14,7 +14,8 @@ export interface Preemption {
 /**
  * Where the group fits if tasks of lower priority make room: the node whose most important victim matters least, then
  * with the fewest victims, then the cheapest. Leaves each service its `minAvailable`, and takes none of the group's own
- * service or gang. What hangs on other nodes too (skew, single-writer volumes) is not made room for. Tell it every node that the facts rules let pass, in any order, then ask for `best`.
+ * service or gang. What hangs on other nodes too (skew, single-writer volumes) is not made room for. Tell it every node that
+ * the facts rules let pass, in any order, then ask for `best`.
  */
 export class PreemptionSearch {
   best: Preemption | undefined;
@@ -31,14 +32,12 @@ export class PreemptionSearch {
     const { best } = this;
     const fewest = fewestVictims(this.#state, this.#group, node);
     if (fewest === Number.POSITIVE_INFINITY) return;
-    const lowest = this.#state.lowestPriority;
+    let most = Number.POSITIVE_INFINITY;
     // Victims of the lowest priority can be beaten only by fewer of them, or on a cheaper node.
-    if (best !== undefined && highest(best.victims) === lowest) {
-      const count = best.victims.length;
-      if (fewest > count || (fewest === count && compareNodes(cost, node, this.#bestCost, best.node) > 0)) return;
+    if (best !== undefined && highest(best.victims) === this.#state.lowestPriority) {
+      most = best.victims.length;
+      if (fewest > most || (fewest === most && compareNodes(cost, node, this.#bestCost, best.node) > 0)) return;
     }
-    const most =
-      best !== undefined && highest(best.victims) === lowest ? best.victims.length : Number.POSITIVE_INFINITY;
     const victims = victimsOn(this.#state, this.#group, node, fewest, most);
     if (victims === undefined) return;
     if (best !== undefined && compare(victims, cost, node, best, this.#bestCost) >= 0) return;

@@ -150,7 +150,10 @@ export interface TaskGroup {
   readonly priority?: number | undefined;
   /** Disruption budget: preemption and rebalancing leave at least this many of the service's tasks in place; default 0. */
   readonly minAvailable?: number | undefined;
-  /** Groups with the same gang are placed all together, every pending task of them, or not at all. */
+  /**
+   * Groups with the same gang are placed all together, every pending task of them, or not at all. Preemption may later stop one
+   * task of it, as of any group: `minAvailable` keeps them.
+   */
   readonly gang?: string | undefined;
 }
 
@@ -175,7 +178,10 @@ export interface Placement {
   readonly node: string;
   /** Port numbers given, in the order of `TaskGroup.ports`. */
   readonly ports: readonly number[];
-  /** Tasks to stop first, in order. The scheduler already counts them as gone. */
+  /**
+   * Tasks to stop first, in order. The scheduler already counts them as gone: what they held, later placements may get, on this
+   * node or (a single-writer volume) on any.
+   */
   readonly preempts: readonly string[];
 }
 

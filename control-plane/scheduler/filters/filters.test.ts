@@ -1,7 +1,14 @@
+import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { effort, groupArbitrary, nodeArbitrary, volumes } from "../arbitraries.ts";
 import { aGroup, aNode, mebibyte } from "../builders.ts";
+import { PlacementIndex } from "../index/index.ts";
 import { Scheduler } from "../scheduler.ts";
+import { factScores } from "../scores/index.ts";
+import { ClusterState } from "../state/cluster.ts";
+import type { GroupRecord } from "../state/records.ts";
 import type { SchedulerNode, SchedulerVolume, TaskGroup } from "../types.ts";
+import { factFilters } from "./index.ts";
 
 interface Case {
   readonly node?: Partial<SchedulerNode>;
@@ -34,6 +41,36 @@ const volume = (overrides: Partial<SchedulerVolume>): SchedulerVolume => ({
   name: "data",
   access: "shared",
   ...overrides,
+});
+
+describe("filters and scores that look at facts", () => {
+  it("look at no more of a group than their keys say: groups that share a view are treated alike", () => {
+    let shared = 0;
+    fc.assert(
+      fc.property(groupArbitrary(0), groupArbitrary(1), fc.nat(30), nodeArbitrary("n1"), (one, other, n, spec) => {
+        const fields = Object.keys(one) as (keyof TaskGroup)[];
+        const field = fields[n % fields.length] as keyof TaskGroup;
+        const state = new ClusterState({ strategy: "spread", seed: 0 });
+        const index = new PlacementIndex(state);
+        for (const volume of volumes) state.upsertVolume(volume);
+        const node = state.upsertNode(spec);
+        const [a, b] = [one, { ...one, [field]: other[field], id: "changed@1" }].map((group) => {
+          const record = state.upsertGroup(group);
+          index.prepare(record);
+          return record;
+        }) as [GroupRecord, GroupRecord];
+        if (a.rules.view !== b.rules.view) return;
+        shared++;
+        const seen = (group: GroupRecord): unknown => [
+          factFilters.map((filter) => filter.passes(state, group, node)),
+          factScores.map((score) => score.points(state, group, node)),
+        ];
+        expect([field, seen(b)]).toEqual([field, seen(a)]);
+      }),
+      effort(1_000),
+    );
+    expect(shared).toBeGreaterThan(100);
+  });
 });
 
 describe("each filter refuses for its reason, and says what would help", () => {
