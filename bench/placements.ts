@@ -3,7 +3,9 @@ import { tmpdir } from "node:os";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { defaultControllerSettings } from "../control-plane/controllers/deps.ts";
-import { planCommit, runScheduling, SchedulerFeed } from "../control-plane/controllers/scheduling/loop.ts";
+import { SchedulerFeed } from "../control-plane/controllers/scheduling/feed.ts";
+import { runScheduling } from "../control-plane/controllers/scheduling/loop.ts";
+import { planCommit } from "../control-plane/controllers/scheduling/plan.ts";
 import { ClusterIndex } from "../control-plane/domain/index.ts";
 import type { SchedulerNode, TaskGroup } from "../control-plane/scheduler/index.ts";
 import { EtcdClient } from "../control-plane/store/client.ts";
@@ -223,9 +225,9 @@ async function placeWithStore(index: ClusterIndex, store: EtcdStore, commits: nu
       const { placements } = feed.scheduler.schedule([], { mostPlacements: perTransaction });
       if (placements.length === 0) return;
       const plan = planCommit(index, placements, defaultControllerSettings.blockPrefix);
-      feed.hold(placements);
+      const hold = feed.hold(placements);
       await store.commit(plan.writes, { expect: plan.expect });
-      feed.release(placements);
+      feed.release(hold);
     }
   };
   await Promise.all(Array.from({ length: commits }, place));

@@ -2,7 +2,7 @@ import { silentLog } from "../../lib/log/log.ts";
 import type { PlannedMove, RebalanceRequest } from "../../proto/gen/embassy/v1/api.ts";
 import { MountType } from "../../proto/gen/embassy/v1/stack.ts";
 import { DesiredState, type Service, type Task } from "../../proto/gen/embassy/v1/state.ts";
-import { SchedulerFeed } from "../controllers/scheduling/loop.ts";
+import { SchedulerFeed } from "../controllers/scheduling/feed.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { seatsOf } from "../domain/service-tasks.ts";
 import { hasEnded, observedState, taskName } from "../domain/tasks.ts";

@@ -5,7 +5,8 @@ import { hasEnded, isNodeUp, observedState } from "../domain/tasks.ts";
 import { TestCluster } from "../domain/testing.ts";
 import type { Write } from "../store/types.ts";
 import { blockId, planBlocks } from "./ipam/plan.ts";
-import { planCommit, SchedulerFeed } from "./scheduling/loop.ts";
+import { SchedulerFeed } from "./scheduling/feed.ts";
+import { planCommit } from "./scheduling/plan.ts";
 import { writesOf } from "./services/loop.ts";
 import { planService } from "./services/plan.ts";
 import { planSweep } from "./sweep/plan.ts";
@@ -44,9 +45,9 @@ export class SteppedCluster extends TestCluster {
     const { placements, unplaced } = this.feed.scheduler.schedule();
     const plan = planCommit(this.index, placements, blockPrefix);
     for (const { tasks, explanation } of unplaced) for (const id of tasks) plan.unplaced.set(id, explanation.summary);
-    this.feed.hold(placements);
+    const hold = this.feed.hold(placements);
     await commit([...plan.writes, ...this.#unplaced(plan.unplaced)]);
-    this.feed.release(placements);
+    this.feed.release(hold);
     for (const network of this.index.view.networks.values()) {
       const rest = { nowMs: this.nowMs, restMs: 60_000 };
       const { actions } = planBlocks(this.index, network, blockPrefix, () => undefined, rest);

@@ -1,11 +1,11 @@
 import { describe, expect, it } from "vitest";
 import { Placement, Resources } from "../../../proto/gen/embassy/v1/stack.ts";
-import { TaskState } from "../../../proto/gen/embassy/v1/state.ts";
+import { NodeState, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
 import { aService, aStack, replicas } from "../../domain/testing.ts";
 import { writesOf } from "../services/loop.ts";
 import { planService } from "../services/plan.ts";
 import { SteppedCluster } from "../testing.ts";
-import { planCommit } from "./loop.ts";
+import { planCommit } from "./plan.ts";
 
 async function pending(count: number, over = {}): Promise<SteppedCluster> {
   const cluster = new SteppedCluster();
@@ -42,7 +42,7 @@ describe("scheduling", () => {
     expect(placements).toHaveLength(3);
     const { writes, expect: expected } = planCommit(cluster.index, placements, 27);
     cluster.store.leading = false;
-    cluster.feed.hold(placements);
+    const hold = cluster.feed.hold(placements);
     await expect(cluster.store.commit(writes, { expect: expected, fenced: true })).rejects.toMatchObject({
       subject: "leader",
     });
@@ -51,8 +51,27 @@ describe("scheduling", () => {
     if (held !== undefined)
       await cluster.store.commit([{ table: "tasks", id: held.id, value: { ...held, waitsFor: "db" } }]);
     expect(cluster.feed.scheduler.schedule().placements).toEqual([]);
-    cluster.feed.release(placements);
+    cluster.feed.release(hold);
     expect(cluster.feed.scheduler.schedule().placements).toHaveLength(3);
+  });
+
+  it("counts no task on a node that is lost while the commit is under way", async () => {
+    using cluster = await pending(3);
+    const service = cluster.service("s", "web");
+    let n = 0;
+    const { actions } = planService(cluster.index, service, cluster.nowMs);
+    await cluster.store.commit(writesOf(cluster.index, service, actions, cluster.nowMs, () => `t${n++}`));
+    const { scheduler } = cluster.feed;
+    const { placements } = scheduler.schedule();
+    const { writes } = planCommit(cluster.index, placements, 27);
+    const hold = cluster.feed.hold(placements);
+    await cluster.setNode("b", NodeState.NODE_STATE_DOWN);
+    await cluster.store.commit(writes);
+    cluster.feed.release(hold);
+    const nodes = () => new Set(scheduler.snapshot().tasks.map(({ node }) => node));
+    expect(nodes()).toEqual(new Set(["a", "c"]));
+    await cluster.setNode("b", NodeState.NODE_STATE_READY);
+    expect(nodes()).toEqual(new Set(["a", "b", "c"]));
   });
 
   it("gives a node its block with its first task, and expects the ones it has", async () => {

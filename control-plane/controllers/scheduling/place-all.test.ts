@@ -7,7 +7,8 @@ import { TestCluster } from "../../domain/testing.ts";
 import type { CommitOptions, Write } from "../../store/types.ts";
 import { type ControllerDeps, defaultControllerSettings } from "../deps.ts";
 import { blocksNeeded } from "../ipam/plan.ts";
-import { placeAll, SchedulerFeed } from "./loop.ts";
+import { SchedulerFeed } from "./feed.ts";
+import { placeAll } from "./loop.ts";
 
 const reserved = { milliCpus: 10, memoryBytes: 0, pids: 0, generic: {} };
 const spec = ServiceSpec.create({ name: "web", resources: Resources.create({ reservations: reserved }) });

@@ -1,0 +1,199 @@
+import { messageOf } from "../../../lib/errors/errors.ts";
+import type { Log } from "../../../lib/log/log.ts";
+import { ServiceSpec } from "../../../proto/gen/embassy/v1/stack.ts";
+import type { Task } from "../../../proto/gen/embassy/v1/state.ts";
+import type { ClusterIndex } from "../../domain/index.ts";
+import { groupId, schedulerNode, taskGroup } from "../../domain/scheduler-facts.ts";
+import { hasFailed } from "../../domain/service-tasks.ts";
+import { hasEnded, isNodeLost, isWanted, observedState, taskName } from "../../domain/tasks.ts";
+import { type Placement, Scheduler } from "../../scheduler/index.ts";
+import type { Change } from "../../store/types.ts";
+
+/** Of one placement beside the specification: its other fields, and its key three times. */
+const usualPlacementBytes = 320;
+
+/** Placements of a commit under way. */
+export interface Hold {
+  readonly placements: readonly Placement[];
+  /** How many of them the view does not show yet. */
+  left: number;
+}
+
+interface Held {
+  readonly hold: Hold;
+  readonly node: string;
+  /** Its node was lost meanwhile: the view decides when it shows the task. */
+  lost: boolean;
+}
+
+/** Keeps the scheduler told of what the view holds. */
+export class SchedulerFeed {
+  readonly scheduler = new Scheduler();
+  /** Tasks whose service the scheduler does not take, and why. */
+  readonly refused = new Map<string, string>();
+  readonly #index: ClusterIndex;
+  readonly #log: Log;
+  readonly #groups = new Map<string, Set<string>>();
+  readonly #groupOf = new Map<string, string>();
+  /** Bytes of the largest specification so far. */
+  #largestSpec = 0;
+  /** By task: placed by the scheduler, and not yet in the view. */
+  readonly #held = new Map<string, Held>();
+  /** Tasks that failed and are still on record, by group and node: the scheduler prefers other nodes. */
+  readonly #failures = new Map<string, Map<string, Set<string>>>();
+  readonly #failureOf = new Map<string, { readonly group: string; readonly node: string }>();
+
+  constructor(index: ClusterIndex, log: Log) {
+    this.#index = index;
+    this.#log = log;
+    for (const [id] of index.view.nodes.entries()) this.#node(id);
+    for (const [id] of index.view.tasks.entries()) this.#task(id);
+  }
+
+  /** Tells what the changes alter; true when something that waits might be placed now. */
+  apply(changes: readonly Change[]): boolean {
+    let worth = false;
+    for (const change of changes) {
+      switch (change.table) {
+        case "nodes":
+        case "nodeStatuses":
+          this.#node(change.id);
+          for (const task of this.#index.tasksOfNode(change.id)) this.#task(task.id);
+          worth = true;
+          break;
+        case "tasks":
+          // The scheduler has it there since it decided so.
+          if (!this.#shows(change.id, change.after)) this.#task(change.id);
+          worth ||= change.after === undefined || change.after.nodeId === "";
+          break;
+        case "taskStatuses":
+          if (change.before?.state === change.after?.state) break;
+          this.#task(change.id);
+          worth ||= change.after === undefined || hasEnded(change.after.state);
+          break;
+        case "blocks":
+          // A network that was full has room again.
+          worth ||= change.after === undefined;
+          break;
+        default:
+          break;
+      }
+    }
+    return worth;
+  }
+
+  /** How many placements a commit of so many bytes takes for sure, by the largest specification there has been; at least 1. */
+  placementsWithin(bytes: number): number {
+    return Math.max(1, Math.floor(bytes / (this.#largestSpec + usualPlacementBytes)));
+  }
+
+  /** Until the release these tasks are where the scheduler placed them, whatever the view says. */
+  hold(placements: readonly Placement[]): Hold {
+    const hold: Hold = { placements, left: placements.length };
+    for (const { task, node } of placements) this.#held.set(task, { hold, node, lost: false });
+    return hold;
+  }
+
+  /** The view decides again, of those that it does not show yet: placed when the commit has happened, waiting when not. */
+  release(hold: Hold): void {
+    if (hold.left === 0) return;
+    const left = hold.placements.filter(({ task }) => this.#held.get(task)?.hold === hold);
+    hold.left = 0;
+    for (const { task } of left) this.#held.delete(task);
+    for (const { task } of left) this.#task(task);
+  }
+
+  /** Does the view show the task where it was placed in a commit under way? */
+  #shows(id: string, after: Task | undefined): boolean {
+    const held = this.#held.get(id);
+    if (held === undefined || after === undefined || held.node !== after.nodeId || held.lost) return false;
+    this.#held.delete(id);
+    held.hold.left--;
+    return true;
+  }
+
+  #node(id: string): void {
+    const spec = this.#index.view.nodes.get(id);
+    if (isNodeLost(this.#index.view, id)) {
+      for (const held of this.#held.values()) if (held.node === id) held.lost = true;
+    }
+    if (spec === undefined) this.scheduler.removeNode(id);
+    else this.scheduler.upsertNode(schedulerNode(spec, this.#index.nodeStatus(id)));
+  }
+
+  #task(id: string): void {
+    const { view } = this.#index;
+    const task = view.tasks.get(id);
+    this.#noteFailure(id, task);
+    const waits = task?.nodeId === "";
+    const counts = task !== undefined && !hasEnded(observedState(view, task)) && (!waits || isWanted(task));
+    if (!counts) {
+      this.#forget(id);
+      return;
+    }
+    if (waits && this.#held.has(id)) return;
+    const group = groupId(task);
+    try {
+      if (!this.#groups.has(group)) {
+        this.scheduler.upsertGroup(taskGroup(task));
+        this.#groups.set(group, new Set());
+        if (task.spec !== undefined) {
+          this.#largestSpec = Math.max(this.#largestSpec, ServiceSpec.encode(task.spec).finish().length);
+        }
+        for (const [node, tasks] of this.#failures.get(group) ?? []) {
+          this.scheduler.setFailures(group, node, tasks.size);
+        }
+      }
+      this.#groups.get(group)?.add(id);
+      this.#groupOf.set(id, group);
+      this.scheduler.addTask({
+        id,
+        group,
+        name: taskName(view, task),
+        node: waits ? undefined : task.nodeId,
+        onlyNode: task.onlyNode === "" ? undefined : task.onlyNode,
+        ports: waits || task.hostPorts.length === 0 ? undefined : task.hostPorts.map(({ published }) => published),
+      });
+      this.refused.delete(id);
+    } catch (error) {
+      this.#log.warn("the scheduler does not take a task", { taskId: id, error });
+      this.refused.set(id, messageOf(error));
+    }
+  }
+
+  #noteFailure(id: string, task: Task | undefined): void {
+    const known = this.#failureOf.get(id);
+    const failed = task !== undefined && hasFailed(this.#index, task);
+    if (failed === (known !== undefined)) return;
+    const place = known ?? (task === undefined ? undefined : { group: groupId(task), node: task.nodeId });
+    if (place === undefined) return;
+    const byNode = this.#failures.get(place.group) ?? new Map<string, Set<string>>();
+    const tasks = byNode.get(place.node) ?? new Set<string>();
+    if (failed) {
+      tasks.add(id);
+      this.#failureOf.set(id, place);
+    } else {
+      tasks.delete(id);
+      this.#failureOf.delete(id);
+    }
+    if (tasks.size > 0) byNode.set(place.node, tasks);
+    else byNode.delete(place.node);
+    if (byNode.size > 0) this.#failures.set(place.group, byNode);
+    else this.#failures.delete(place.group);
+    this.scheduler.setFailures(place.group, place.node, tasks.size);
+  }
+
+  #forget(id: string): void {
+    this.refused.delete(id);
+    this.scheduler.removeTask(id);
+    const group = this.#groupOf.get(id);
+    if (group === undefined) return;
+    this.#groupOf.delete(id);
+    const tasks = this.#groups.get(group);
+    tasks?.delete(id);
+    if (tasks?.size === 0) {
+      this.#groups.delete(group);
+      this.scheduler.removeGroup(group);
+    }
+  }
+}
