@@ -4,7 +4,7 @@ import { effort } from "./arbitraries.ts";
 import { BruteForce } from "./brute-force.ts";
 import { aGroup, aNode, mebibyte, someTasks } from "./builders.ts";
 import { Scheduler } from "./scheduler.ts";
-import type { Strategy, TaskGroup } from "./types.ts";
+import type { SchedulerNode, Strategy, TaskGroup } from "./types.ts";
 
 /** mulberry32: numbers below `limit`, the same for the same seed. */
 function numbers(seed: number): (limit: number) => number {
@@ -16,6 +16,19 @@ function numbers(seed: number): (limit: number) => number {
     return Math.floor((((t ^ (t >>> 14)) >>> 0) / 4_294_967_296) * limit);
   };
 }
+
+const spreads: readonly (TaskGroup["spread"] | undefined)[] = [
+  [{ over: "node.labels.zone" }],
+  [{ over: "node.labels.zone", shares: { a: 3 } }],
+  [{ over: "node.labels.zone", maxSkew: 2 }],
+];
+
+/** Nodes with a task of wide are too many for the shared view. */
+const affinities: readonly (TaskGroup["affinities"] | undefined)[] = [
+  [{ kind: "service", service: "wide", over: "node.id", weight: -40 }],
+  [{ kind: "service", service: "g7", over: "node.labels.zone", weight: 70 }],
+  [{ kind: "node", constraint: "node.labels.zone == b", weight: 30 }],
+];
 
 /**
  * Large enough for what small clusters never reach: a service with a view of its own, bits chosen anew because searches
@@ -40,7 +53,10 @@ describe("a crowded cluster of 300 nodes", () => {
               reservations: { milliCpus: 100 + next(1_500), memoryBytes: (64 + next(3_000)) * mebibyte },
               constraints: any ? [] : [`node.labels.zone == ${"abc"[next(3)]}`],
               ports: next(6) === 0 ? [{ port: 80 + next(3), protocol: "tcp" }] : undefined,
-              spread: next(6) === 0 ? [{ over: "node.labels.zone" }] : undefined,
+              spread: spreads[next(12)],
+              affinities: affinities[next(16)],
+              links: next(12) === 0 ? [{ service: "wide", bytesPerSecond: 1 }] : undefined,
+              strategy: next(8) === 0 ? "binpack" : undefined,
             }),
           );
         }
@@ -48,6 +64,7 @@ describe("a crowded cluster of 300 nodes", () => {
         for (const group of groups) scheduler.upsertGroup(group);
         const brute = new BruteForce(scheduler.snapshot(), { strategy });
         const alive: string[] = [];
+        const away: string[] = [];
         let created = 0;
         const ask = (group: TaskGroup, count: number): void => {
           const tasks = someTasks(group, count, created);
@@ -78,19 +95,47 @@ describe("a crowded cluster of 300 nodes", () => {
             scheduler.removeTask(ended);
             brute.remove(ended);
           }
-          if (round % 20 === 0) {
-            const node = {
-              ...(nodes[next(300)] as (typeof nodes)[number]),
+          const changed = nodes[next(300)] as SchedulerNode;
+          if (round % 5 === 0 && !away.includes(changed.id)) {
+            const node: SchedulerNode = {
+              ...changed,
               labels: { zone: "abc"[next(3)] as string },
+              availability: next(4) === 0 ? "drain" : "active",
             };
             scheduler.upsertNode(node);
             brute.state.upsertNode(node);
+          }
+          if (round % 10 === 0) {
+            const { id } = groups[1 + next(groups.length - 1)] as TaskGroup;
+            const [node, failures] = [`n${next(300)}`, next(4)];
+            scheduler.setFailures(id, node, failures);
+            const record = brute.state.nodes.get(node);
+            if (record !== undefined) brute.state.setFailures(brute.group(id), record, failures);
+          }
+          if (round % 12 === 0) {
+            // Its tasks go with it, and it is another node when it returns.
+            const lost = brute.state.nodes.get(`n${next(300)}`);
+            for (const task of lost?.tasks.map(({ id }) => id) ?? []) {
+              alive.splice(alive.indexOf(task), 1);
+              scheduler.removeTask(task);
+              brute.remove(task);
+            }
+            if (lost !== undefined) {
+              scheduler.removeNode(lost.id);
+              brute.state.removeNode(lost);
+              away.push(lost.id);
+            }
+            if (away.length > 3) {
+              const back = aNode(away.shift() as string, { labels: { zone: "abc"[next(3)] as string } });
+              scheduler.upsertNode(back);
+              brute.state.upsertNode(back);
+            }
           }
         }
         // The state is as full as it was meant to be.
         expect(alive.length).toBeGreaterThan(600);
       }),
-      effort(3),
+      effort(2),
     );
   });
 });
