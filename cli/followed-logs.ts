@@ -8,14 +8,31 @@ import { messages } from "./stream.ts";
 const firstRetryMs = 100;
 const longestRetryMs = 2_000;
 
+/** Tells of outages, each once, however many streams it breaks: that it began, and that the last stream is back. */
+export class Outages {
+  readonly #say: (text: string) => void;
+  #broken = 0;
+
+  constructor(say: (text: string) => void) {
+    this.#say = say;
+  }
+
+  broke(): void {
+    if (this.#broken++ === 0) this.#say("the connection to the cluster broke off, trying again");
+  }
+
+  back(): void {
+    if (--this.#broken === 0) this.#say("connected again: the log goes on with the next line");
+  }
+}
+
 /**
  * The chunks of a followed log, without marks, until all its tasks have ended and are read. A call that breaks off is made again
- * for as long as the signal is not aborted, behind the last chunk of each task; `say` is told once that it broke, and once that
- * it goes on. Throws what the first call fails with, and what the cluster answers a later one with.
+ * for as long as the signal is not aborted, behind the last chunk of each task. Throws what the first call fails with, and what the cluster answers a later one with.
  */
 export async function* followed(
   call: (resume: LogsResumption | undefined) => ClientReadableStream<LogChunk>,
-  say: (text: string) => void,
+  outages: Outages,
   signal: AbortSignal,
 ): AsyncGenerator<LogChunk> {
   const positions = new Map<string, LogPosition>();
@@ -28,7 +45,7 @@ export async function* followed(
       stream.once("metadata", () => {
         wasAnswered = true;
         delayMs = firstRetryMs;
-        if (isBroken) say("connected again: the log goes on with the next line");
+        if (isBroken) outages.back();
         isBroken = false;
       });
       for await (const chunk of messages(stream, signal)) {
@@ -41,7 +58,7 @@ export async function* followed(
     } catch (error) {
       if (!wasAnswered || !hasCode(error, "unavailable") || unansweredStatus(error) === undefined) throw error;
     }
-    if (!isBroken) say("the connection to the cluster broke off, trying again");
+    if (!isBroken) outages.broke();
     isBroken = true;
     await delay(delayMs, undefined, { signal }).catch(() => signal.throwIfAborted());
   }

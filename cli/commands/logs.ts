@@ -31,11 +31,12 @@ export const registerLogs: Register = (program, cli) => {
       await withCluster(cli, global, async (client) => {
         const { messages, merged, mergedByTime } = await import("../stream.ts");
         const request = { follow: options.follow === true, tail: options.tail, sinceMs: options.since ?? 0 };
-        const { followed } = await import("../followed-logs.ts");
+        const { followed, Outages } = await import("../followed-logs.ts");
         const say = (text: string) => cli.err.write(`${styled(cli.err, "yellow", "warning:")} ${text}\n`);
+        const outages = new Outages(say);
         const streams = [...new Set(targets)].map((target) =>
           request.follow
-            ? followed((resume) => client.logs({ ...request, target, resume }), say, cli.signal)
+            ? followed((resume) => client.logs({ ...request, target, resume }), outages, cli.signal)
             : messages(client.logs({ ...request, target, resume: undefined }), cli.signal),
         );
         // A task that two targets mean writes once.

@@ -155,6 +155,25 @@ it("a call that goes on reads each task from its position, new ones whole, and t
   );
 });
 
+it("a followed stack goes on with tasks that had no place yet, and with services that come later", async () => {
+  using cluster = new SteppedCluster();
+  const web = aService("web", { mode: replicas(1) });
+  await cluster.deploy(aStack("s", [web]));
+  await cluster.plan();
+  const { call, signal, got } = callOf({ target: "s", follow: true, tail: 0 }, 2);
+  const answer = ({ taskId, tail }: AgentLogsRequest) => {
+    const name = cluster.index.view.tasks.get(taskId)?.serviceName;
+    return [{ ...line(1, `${name} ${tail}`), position: at(1) }];
+  };
+  const following = streamLogs({ index: cluster.index, agents: agentsOf(answer, answer) }, call, signal);
+  await cluster.addNodes("a");
+  await cluster.settle();
+  await cluster.deploy(aStack("s", [web, aService("later", { mode: replicas(1) })]));
+  await cluster.settle();
+  await following.catch(() => undefined);
+  expect(got.map(wordsOf).toSorted()).toEqual(["later -1", "web -1"]);
+});
+
 it("a followed task whose node has not heard of it yet is asked for again", async () => {
   using cluster = new SteppedCluster();
   const { second } = await twoAttempts(cluster);

@@ -70,13 +70,12 @@ async function followLogs(
   };
   // One that comes later is read from its beginning, however few lines were asked of those that were there.
   const whole: Request = { follow: true, tail: -1, sinceMs: request.sinceMs };
-  const services = new Set(tasks.map(({ serviceId }) => serviceId));
   const onlyOne = index.view.tasks.get(request.target) !== undefined;
   using _ = index.subscribe((changes) => {
     if (onlyOne) return;
     for (const { table, id } of changes) {
       const task = table === "tasks" || table === "taskStatuses" ? index.view.tasks.get(id) : undefined;
-      if (task === undefined || task.nodeId === "" || !services.has(task.serviceId)) continue;
+      if (task === undefined || task.nodeId === "" || followed.has(id) || !mayName(request.target, task)) continue;
       // Its log is there once the node has said something of it.
       if (index.view.taskStatuses.get(id) !== undefined && named(index, request.target, task)) follow(task, whole);
     }
@@ -154,6 +153,12 @@ async function tailsOf(
 async function* startingWith<T>(first: T, rest: AsyncGenerator<T>): AsyncGenerator<T> {
   yield first;
   yield* rest;
+}
+
+/** May the target name the task? Cheap, for each change of the cluster; `named` is right. */
+function mayName(target: string, { stack, serviceId, serviceName }: Task): boolean {
+  const names = [stack, serviceId, serviceName, `${stack}_${serviceName}`];
+  return names.some((name) => target === name || target.startsWith(`${name}.`));
 }
 
 function named(index: ClusterIndex, target: string, task: Task): boolean {
