@@ -229,7 +229,7 @@ function checkRules(snapshot: SchedulerSnapshot, placements: readonly Placement[
       expect(sum((g) => g.reservations.memoryBytes)).toBeLessThanOrEqual(node.capacity.memoryBytes);
     if ((reservations.pids ?? 0) > 0)
       expect(sum((g) => g.reservations.pids ?? 0)).toBeLessThanOrEqual(node.capacity.pids ?? Infinity);
-    if (reservations.generic !== undefined) {
+    if ((reservations.generic?.["gpu"] ?? 0) > 0) {
       expect(sum((g) => g.reservations.generic?.["gpu"] ?? 0)).toBeLessThanOrEqual(node.capacity.generic?.["gpu"] ?? 0);
     }
     if (maxPerNode > 0) expect(here.filter((other) => groupOf(other) === group).length).toBeLessThanOrEqual(maxPerNode);

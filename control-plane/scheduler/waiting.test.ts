@@ -293,6 +293,17 @@ describe("what fits nowhere is looked at again", () => {
       "when another service gets a task, and one ends, under a single writer",
       { ...written, event: (s) => [s.addTask({ id: "half.9", group: half.id, node: "a" }), s.removeTask("half.2")] },
     ],
+    [
+      "when a reader of its volume ends",
+      {
+        ...written,
+        there: [
+          [writer, "a"],
+          [aGroup("view", { volumes: [{ volume: "v", readOnly: true }] }), "a"],
+        ],
+        event: (s) => s.removeTask("view.2"),
+      },
+    ],
     ["when a node joins under a single writer", { ...written, event: (s) => s.upsertNode(aNode("c")) }],
     [
       "when a victim's service gets no more than its budget",

@@ -17,9 +17,9 @@ export class WaitingRoom implements StateListener {
   readonly #state: ClusterState;
   readonly #awake = new Set<Waiting>();
   readonly #blocked = new Set<Waiting>();
-  /** Blocked for want of a node: by the power of two of the CPU needed, so that a node is tried with what it could hold. */
+  /** Blocked, by the power of two of the CPU needed, so that a node is tried with what it could hold. */
   readonly #byNeed: Set<Waiting>[] = [];
-  /** Blocked where the answer hangs on more than one node. */
+  /** Of the blocked, those whose answer hangs on more than one node. */
   readonly #hanging = new Set<Waiting>();
   readonly #gangs = new Map<string, Set<Waiting>>();
   /** Nodes that have got better since the last `take`. */
@@ -47,7 +47,9 @@ export class WaitingRoom implements StateListener {
   /** A task of the group has left the node. */
   freed(group: GroupRecord, node: NodeRecord): void {
     group.service.changes++;
-    for (const { volume } of group.volumes ?? []) this.#state.volume(volume).endings++;
+    for (const { volume, readOnly } of group.volumes ?? []) {
+      if (readOnly !== true) this.#state.volume(volume).endings++;
+    }
     if (this.#blocked.size > 0) this.#better.add(node);
   }
 
@@ -138,10 +140,11 @@ export class WaitingRoom implements StateListener {
     this.#awake.delete(waiting);
     this.#blocked.add(waiting);
     const { group } = waiting;
-    const hanging = group.rules.domainFilters.length > 0;
-    waiting.blockedIn = hanging ? this.#hanging : this.#ofNeed(group);
+    waiting.blockedIn = this.#ofNeed(group);
     waiting.blockedIn.add(waiting);
-    if (hanging) waiting.blockedAt = this.#countOf(group);
+    if (group.rules.domainFilters.length === 0) return;
+    this.#hanging.add(waiting);
+    waiting.blockedAt = this.#countOf(group);
   }
 
   /** Wakes what may fit after the changes so far; true when there was any. */
@@ -157,7 +160,6 @@ export class WaitingRoom implements StateListener {
         for (let power = 0; power <= most && power < this.#byNeed.length; power++) {
           for (const waiting of this.#byNeed[power] ?? []) if (this.#mayFit(waiting, node)) this.#wake(waiting);
         }
-        for (const waiting of this.#hanging) if (this.#mayFit(waiting, node)) this.#wake(waiting);
       }
     }
     this.#better.clear();
@@ -179,7 +181,7 @@ export class WaitingRoom implements StateListener {
     return fewestVictims(state, group, node) < Number.POSITIVE_INFINITY;
   }
 
-  /** What hangs on one node only, by what has to be free there; with preemption that may be anything. */
+  /** Those that need as much to be free on a node; with preemption that may be anything. */
   #ofNeed(group: GroupRecord): Set<Waiting> {
     const cpu = group.needs.find(({ dimension }) => dimension === cpuDimension)?.amount ?? 0;
     const power = group.priority > this.#state.lowestPriority ? 0 : powerOf(cpu);
@@ -203,6 +205,7 @@ export class WaitingRoom implements StateListener {
 
   #unblock(waiting: Waiting): boolean {
     if (!this.#blocked.delete(waiting)) return false;
+    this.#hanging.delete(waiting);
     waiting.blockedIn?.delete(waiting);
     waiting.blockedIn = undefined;
     return true;

@@ -152,7 +152,7 @@ export class Waiting {
   readonly priority: number;
   readonly gang: string | undefined;
   order = Number.POSITIVE_INFINITY;
-  /** While it is blocked: the list that it is in, and a count of what its domain rules hang on as it was then. */
+  /** While it is blocked: those that need as much, and a count of what its domain rules hang on as it was then. */
   blockedIn: Set<Waiting> | undefined = undefined;
   blockedAt = 0;
 
