@@ -9,8 +9,8 @@ const fanout = 1 << fanoutBits;
 const out = Number.POSITIVE_INFINITY;
 
 /**
- * A tournament over the nodes of a cell: each inner place holds the least key below it and, once bits are in use, the union
- * of the bits below it. A leaf out of the race has key Infinity and no bits.
+ * A tournament over the nodes of a cell: each inner place holds the least key below it and whose it is; once bits are in
+ * use, not whose it is but the union of the bits below it. A leaf out of the race has key Infinity and no bits.
  *
  * All levels lie in one array, leaves first; the parent of place i of a level is place i >> 3 of the next.
  */
@@ -20,7 +20,7 @@ export class Tree {
   /** Start of each level; the last level is one place, the root. */
   #levels: number[] = [0];
   #capacity = 0;
-  /** Node index by leaf, -1 for none. */
+  /** Node index by leaf, -1 for none; above, until bits are in use, by place: the node whose key it holds. */
   nodes: Int32Array = new Int32Array(0);
   /** Leaves in use or once used. */
   used = 0;
@@ -64,20 +64,23 @@ export class Tree {
   #setKey(leaf: number, key: number): void {
     const keys = this.#keys;
     const levels = this.#levels;
+    const { nodes } = this;
     let index = leaf;
     let before = keys[leaf] as number;
     let now = key;
     keys[leaf] = key;
     for (let level = 1; level < levels.length; level++) {
+      const below = levels[level - 1] as number;
       const place = (levels[level] as number) + (index >> fanoutBits);
       const old = keys[place] as number;
       // Only where the place's least key left or was beaten does anything change above.
-      if (now >= old) {
-        if (before > old) return;
-        now = leastOf(keys, (levels[level - 1] as number) + (index & -fanout));
-        if (now === old) return;
-      }
+      if (now > old && before > old) return;
+      const least = now < old ? below + index : leastOf(keys, below + (index & -fanout));
+      const node = nodes[least] as number;
+      now = keys[least] as number;
+      if (now === old && node === nodes[place]) return;
       keys[place] = now;
+      nodes[place] = node;
       before = old;
       index >>= fanoutBits;
     }
@@ -94,7 +97,7 @@ export class Tree {
       const children = (levels[level - 1] as number) + (index & -fanout);
       index >>= fanoutBits;
       const place = (levels[level] as number) + index;
-      const least = leastOf(keys, children);
+      const least = keys[leastOf(keys, children)] as number;
       const union = unionOf(bits, children);
       if (keys[place] === least && bits[place] === union) return;
       keys[place] = least;
@@ -123,7 +126,9 @@ export class Tree {
         const children = below + ((place - start) << fanoutBits);
         // The padding of a level has no children of its own.
         if (children >= start) break;
-        this.#keys[place] = leastOf(this.#keys, children);
+        const least = leastOf(this.#keys, children);
+        this.#keys[place] = this.#keys[least] as number;
+        this.nodes[place] = this.nodes[least] as number;
         if (this.#withBits) this.#bits[place] = unionOf(this.#bits, children);
       }
     }
@@ -144,20 +149,14 @@ export class Tree {
     const bits = this.#bits;
     const levels = this.#levels;
     const top = levels.length - 1;
-    // Mostly the leaf of least key will do, and it lies where the root's key comes from.
-    if (required === 0) {
+    // Mostly the node of least key will do.
+    if (!this.#withBits) {
       const least = keys[keys.length - 1] as number;
       if (least >= limit) {
         this.vain = 0;
         return -1;
       }
-      let place = 0;
-      for (let level = top - 1; level >= 0; level--) {
-        place <<= fanoutBits;
-        const start = levels[level] as number;
-        while (keys[start + place] !== least) place++;
-      }
-      const node = this.nodes[place] as number;
+      const node = this.nodes[keys.length - 1] as number;
       if (judge.accepts(node)) {
         this.foundKey = least;
         this.vain = 0;
@@ -222,7 +221,7 @@ export class Tree {
     const bits = this.#bits;
     const capacity = this.#capacity;
     this.#allocate(capacity * 2);
-    this.nodes.set(nodes);
+    this.nodes.set(nodes.subarray(0, capacity));
     this.#keys.set(keys.subarray(0, capacity));
     this.#bits.set(bits.subarray(0, capacity));
     this.rebuild();
@@ -240,18 +239,23 @@ export class Tree {
     }
     this.#keys = new Float64Array(end).fill(out);
     this.#bits = new Int32Array(end);
-    this.nodes = new Int32Array(capacity).fill(-1);
+    this.nodes = new Int32Array(end).fill(-1);
   }
 }
 
 /** One search at a time, so one way down suffices. */
 const path = new Int32Array(16);
 
+/** Place of the least key among the children from this place on, the first of equal ones. */
 function leastOf(keys: Float64Array, from: number): number {
-  let least = keys[from] as number;
+  let least = from;
+  let leastKey = keys[from] as number;
   for (let i = from + 1; i < from + fanout; i++) {
     const key = keys[i] as number;
-    if (key < least) least = key;
+    if (key < leastKey) {
+      least = i;
+      leastKey = key;
+    }
   }
   return least;
 }
