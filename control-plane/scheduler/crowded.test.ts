@@ -4,6 +4,7 @@ import { effort } from "./arbitraries.ts";
 import { BruteForce } from "./brute-force.ts";
 import { aGroup, aNode, mebibyte, someTasks } from "./builders.ts";
 import { Scheduler } from "./scheduler.ts";
+import { tasksOn } from "./state/records.ts";
 import type { SchedulerNode, Strategy, TaskGroup } from "./types.ts";
 
 /** mulberry32: numbers below `limit`, the same for the same seed. */
@@ -115,7 +116,7 @@ describe("a crowded cluster of 300 nodes", () => {
           if (round % 12 === 0) {
             // Its tasks go with it, and it is another node when it returns.
             const lost = brute.state.nodes.get(`n${next(300)}`);
-            for (const task of lost?.tasks.map(({ id }) => id) ?? []) {
+            for (const { id: task } of lost === undefined ? [] : tasksOn(lost)) {
               alive.splice(alive.indexOf(task), 1);
               scheduler.removeTask(task);
               brute.remove(task);

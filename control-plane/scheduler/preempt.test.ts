@@ -7,7 +7,7 @@ import { givePorts } from "./filters/host-port.ts";
 import { filters } from "./filters/index.ts";
 import { Scheduler } from "./scheduler.ts";
 import { compareNodes, costOf } from "./scores/index.ts";
-import type { GroupRecord, NodeRecord, TaskRecord } from "./state/records.ts";
+import { type GroupRecord, type NodeRecord, type TaskRecord, tasksOn } from "./state/records.ts";
 import type { Resources, TaskGroup } from "./types.ts";
 
 const cpus = (milliCpus: number): Resources => ({ milliCpus, memoryBytes: 0 });
@@ -174,7 +174,7 @@ function bestChoice(brute: BruteForce, group: GroupRecord): Choice | undefined {
   let best: Choice | undefined;
   for (const node of state.nodes.values()) {
     const cost = costOf(state, group, node);
-    const candidates = node.tasks.filter(
+    const candidates = tasksOn(node).filter(
       (task) => task.group.priority < group.priority && task.group.service !== group.service,
     );
     for (let set = 1; set < 2 ** candidates.length; set++) {

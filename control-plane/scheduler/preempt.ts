@@ -3,7 +3,14 @@ import { maxPerNode } from "./filters/max-per-node.ts";
 import { fitsDomain } from "./index/fits.ts";
 import { compareNodes } from "./scores/index.ts";
 import type { ClusterState } from "./state/cluster.ts";
-import type { GroupRecord, Need, NodeRecord, ServiceRecord, TaskRecord } from "./state/records.ts";
+import {
+  type GroupRecord,
+  type Need,
+  type NodeRecord,
+  type ServiceRecord,
+  type TaskRecord,
+  tasksOn,
+} from "./state/records.ts";
 
 export interface Preemption {
   readonly node: NodeRecord;
@@ -89,7 +96,7 @@ function victimsOn(
   if (!fitsDomain(state, group, node)) return undefined;
 
   const room = new Room(state, group, node);
-  const candidates = node.tasks
+  const candidates = tasksOn(node)
     .filter((task) => mayGo(group, task) && room.helps(task))
     .sort((a, b) => a.group.priority - b.group.priority || (a.id < b.id ? -1 : 1));
   // The least important first: the first priority up to which enough can go is the lowest that has to.
@@ -256,7 +263,7 @@ export function fewestVictims(state: ClusterState, group: GroupRecord, node: Nod
     if (lacking <= 0) continue;
     let all = 0;
     let largest = 0;
-    for (const task of node.tasks) {
+    for (let task = node.firstTask; task !== undefined; task = task.nextOnNode) {
       if (!mayGo(group, task)) continue;
       const held = amountOf(task.group, dimension);
       all += held;

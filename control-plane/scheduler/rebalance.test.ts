@@ -256,11 +256,11 @@ function reaches(
   const { state } = brute;
   if (moves < 0) return false;
   const met = planRebalance(state, { goal, mostMoves: 0 }).before <= goal.bound;
-  if (met && left.every((node) => node.tasks.length === 0)) return true;
+  if (met && left.every((node) => node.taskCount === 0)) return true;
   for (const task of moves === 0 ? [] : brute.tasks.values()) {
     const from = task.node as NodeRecord;
     for (const to of state.nodes.values()) {
-      if (to === from || (goal.kind === "fragmentation" && to.tasks.length === 0)) continue;
+      if (to === from || (goal.kind === "fragmentation" && to.taskCount === 0)) continue;
       state.detach(task);
       const fits = filters.every((filter) => filter.passes(state, task.group, to));
       state.attach(task, fits ? to : from);

@@ -1,8 +1,9 @@
 import { factFilters, filters } from "./filters/index.ts";
 import { compareNodes, costOf } from "./scores/index.ts";
 import { leastShare, spread } from "./scores/spread.ts";
-import { type ClusterState, cpuDimension, memoryDimension } from "./state/cluster.ts";
-import type { GroupRecord, NodeRecord, ServiceRecord, TaskRecord } from "./state/records.ts";
+import type { ClusterState } from "./state/cluster.ts";
+import { type GroupRecord, type NodeRecord, type ServiceRecord, type TaskRecord, tasksOn } from "./state/records.ts";
+import { cpuDimension, memoryDimension } from "./state/table.ts";
 
 export interface RebalanceOptions {
   /**
@@ -149,7 +150,7 @@ function relieveSiblings(plan: Plan, group: GroupRecord, domains: readonly Domai
   const emptiest = [...domains].sort((a, b) => a.count / a.share - b.count / b.share || (a.name < b.name ? -1 : 1));
   for (const from of fullest) {
     const tasks = from.nodes
-      .flatMap((node) => node.tasks.filter((task) => task.group === group))
+      .flatMap((node) => tasksOn(node).filter((task) => task.group === group))
       .sort((a, b) => countOn(b) - countOn(a) || (a.id < b.id ? -1 : 1));
     for (const to of emptiest) {
       if (from.count / from.share - to.count / to.share <= bound) break;
@@ -262,13 +263,13 @@ function emptyNodes(state: ClusterState, plan: Plan, bound: number): void {
 }
 
 function leastUsedFirst(state: ClusterState): readonly NodeRecord[] {
-  return usedNodes(state).sort((a, b) => a.tasks.length - b.tasks.length || (a.spec.id < b.spec.id ? -1 : 1));
+  return usedNodes(state).sort((a, b) => a.taskCount - b.taskCount || (a.spec.id < b.spec.id ? -1 : 1));
 }
 
 /** The first `most` sets of the nodes, which come with the fewest tasks first: those with the fewest tasks together first. */
 function* setsOf(nodes: readonly NodeRecord[], most: number): Generator<readonly NodeRecord[]> {
   const tasksOf = (set: readonly number[]): number =>
-    set.reduce((sum, i) => sum + (nodes[i] as NodeRecord).tasks.length, 0);
+    set.reduce((sum, i) => sum + (nodes[i] as NodeRecord).taskCount, 0);
   let coming = nodes.length === 0 ? [] : [{ set: [0], tasks: tasksOf([0]) }];
   for (let n = 0; n < most; n++) {
     const next = coming.reduce((a, b) => (b.tasks < a.tasks ? b : a), coming[0] ?? { set: [], tasks: 0 });
@@ -290,12 +291,12 @@ function* setsOf(nodes: readonly NodeRecord[], most: number): Generator<readonly
 function emptySet(state: ClusterState, plan: Plan, set: readonly NodeRecord[], used: readonly NodeRecord[]): boolean {
   const start = plan.moves.length;
   const others = used.filter((node) => !set.includes(node));
-  const tasks = set.flatMap((node) => node.tasks).sort((a, b) => sizeOf(b) - sizeOf(a) || (a.id < b.id ? -1 : 1));
+  const tasks = set.flatMap(tasksOn).sort((a, b) => sizeOf(b) - sizeOf(a) || (a.id < b.id ? -1 : 1));
   for (const task of tasks) {
     const why = `node ${task.node?.spec.hostname} can be emptied`;
     // To the node that would be emptied last, so that no task moves twice, if a spread preference has nothing against it.
     const compare = (a: NodeRecord, b: NodeRecord): number =>
-      spread.points(state, task.group, a) - spread.points(state, task.group, b) || b.tasks.length - a.tasks.length;
+      spread.points(state, task.group, a) - spread.points(state, task.group, b) || b.taskCount - a.taskCount;
     if (plan.mayMove(task) && plan.move(task, others, why, compare)) continue;
     plan.undo(start);
     return false;
@@ -327,6 +328,6 @@ function fragmentation(state: ClusterState): number {
 
 function usedNodes(state: ClusterState): NodeRecord[] {
   return [...state.nodes.values()].filter(
-    (node) => node.tasks.length > 0 && node.spec.ready && node.spec.availability === "active",
+    (node) => node.taskCount > 0 && node.spec.ready && node.spec.availability === "active",
   );
 }

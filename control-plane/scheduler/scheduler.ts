@@ -78,7 +78,7 @@ export class Scheduler {
   removeNode(id: string): void {
     const node = this.#state.nodes.get(id);
     if (node === undefined) return;
-    for (let task = node.tasks.at(-1); task !== undefined; task = node.tasks.at(-1)) {
+    for (let task = node.firstTask; task !== undefined; task = node.firstTask) {
       this.#detach(task);
       this.#homeTo(id, task);
     }

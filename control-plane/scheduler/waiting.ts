@@ -2,8 +2,9 @@ import { factFilters } from "./filters/index.ts";
 import { maxPerNode } from "./filters/max-per-node.ts";
 import { fits, fitsDomain } from "./index/fits.ts";
 import { fewestVictims } from "./preempt.ts";
-import { type ClusterState, cpuDimension, type StateListener } from "./state/cluster.ts";
+import type { ClusterState, StateListener } from "./state/cluster.ts";
 import { type GroupRecord, type NodeRecord, type TaskRecord, Waiting } from "./state/records.ts";
+import { cpuDimension } from "./state/table.ts";
 
 /**
  * The tasks that wait, and which of them are worth another look.
@@ -243,10 +244,9 @@ export class WaitingRoom implements StateListener {
   #drop(waiting: Waiting): void {
     this.#awake.delete(waiting);
     this.#unblock(waiting);
-    const { group, onlyNode } = waiting;
+    const { group, onlyNode, gang } = waiting;
     if (onlyNode === undefined) group.waiting = undefined;
     else group.waitingOn?.delete(onlyNode);
-    const { gang } = group.spec;
     const members = gang === undefined ? undefined : this.#gangs.get(gang);
     if (gang === undefined || members === undefined) return;
     members.delete(waiting);

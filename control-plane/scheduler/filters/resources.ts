@@ -1,12 +1,13 @@
-import { type ClusterState, memoryDimension } from "../state/cluster.ts";
+import type { ClusterState } from "../state/cluster.ts";
 import type { GroupRecord, NodeRecord } from "../state/records.ts";
+import { memoryDimension } from "../state/table.ts";
 import type { Filter } from "./filter.ts";
 
 /** Every amount reserved is free on the node. */
 export const resources: Filter = {
   kind: "resources",
   looksAt: "node",
-  passes: (state, group, node) => fitsResources(state, group, node.index),
+  passes: (state, group, node) => state.table.fits(node.index, group.needs),
   reason(state, group, node) {
     const lacking = group.needs.filter(({ dimension, amount }) => amount > state.freeOf(node, dimension));
     const text = lacking
@@ -35,18 +36,6 @@ export function lackingOn(state: ClusterState, group: GroupRecord, node: NodeRec
     .filter(({ dimension, amount }) => amount > state.freeOf(node, dimension))
     .map(({ dimension }) => nameOf(state, dimension))
     .join();
-}
-
-/** The check itself by the node's index, for the index. */
-export function fitsResources(state: ClusterState, group: GroupRecord, index: number): boolean {
-  const { needs } = group;
-  const { free } = state;
-  const base = index * state.stride;
-  for (let i = 0; i < needs.length; i++) {
-    const need = needs[i] as (typeof needs)[number];
-    if (need.amount > (free[base + need.dimension] as number)) return false;
-  }
-  return true;
 }
 
 /**

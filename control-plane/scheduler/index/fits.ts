@@ -1,11 +1,10 @@
 import type { Filter } from "../filters/filter.ts";
-import { fitsResources } from "../filters/resources.ts";
 import type { ClusterState } from "../state/cluster.ts";
 import type { GroupRecord, NodeRecord } from "../state/records.ts";
 
 /** Do the rules that look at the tasks of the node at this index let it pass? Resources first: they refuse most often. */
 export function fits(state: ClusterState, group: GroupRecord, index: number): boolean {
-  if (!fitsResources(state, group, index)) return false;
+  if (!state.table.fits(index, group.needs)) return false;
   const others = group.rules.nodeFilters;
   if (others.length === 0) return true;
   const node = state.byIndex[index] as NodeRecord;

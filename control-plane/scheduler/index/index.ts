@@ -34,9 +34,6 @@ export class PlacementIndex implements StateListener, Floors {
   /** Node indexes, as -1 - index where facts have changed. The first has position `#logStart`. */
   #log: number[] = [];
   #logStart = 0;
-  /** Position of the node's last entry, and the furthest position that any view has read. */
-  #lastEntry: Float64Array = new Float64Array(16).fill(-1);
-  #read = 0;
 
   #current: Entry | undefined;
   #deciding: GroupRecord | undefined;
@@ -123,7 +120,6 @@ export class PlacementIndex implements StateListener, Floors {
     const own = slot === group.ownView;
     const cursor = this.#logStart + this.#log.length;
     const entry: Entry = { view: new View(this.#state, group, own), cursor, usedAt: ++this.#uses, slot };
-    this.#read = entry.cursor;
     this.#entries.add(entry);
     slot.entry = entry;
     this.#makeRoom(entry);
@@ -157,18 +153,10 @@ export class PlacementIndex implements StateListener, Floors {
       else view.refresh(index, false);
     }
     entry.cursor = end;
-    this.#read = end;
   }
 
   #append(index: number, facts: boolean): void {
-    if (index >= this.#lastEntry.length) {
-      const grown = new Float64Array(Math.max(index + 1, this.#lastEntry.length * 2)).fill(-1);
-      grown.set(this.#lastEntry);
-      this.#lastEntry = grown;
-    }
-    const last = this.#lastEntry[index] as number;
-    if (!facts && last >= this.#read && last >= this.#logStart) return;
-    this.#lastEntry[index] = this.#logStart + this.#log.push(facts ? -1 - index : index) - 1;
+    this.#log.push(facts ? -1 - index : index);
     if (this.#log.length > 2 * this.#state.byIndex.length + 4_096) this.#trim();
   }
 

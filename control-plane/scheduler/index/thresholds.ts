@@ -31,16 +31,10 @@ export class Thresholds {
   /** The bits that the node has. */
   bitsOf(state: ClusterState, node: NodeRecord): number {
     const chosen = this.#chosen;
-    const base = node.index * state.stride;
-    const { free } = state;
     let bits = 0;
     for (let i = 0; i < chosen.length; i++) {
       const { needs, ports } = chosen[i] as Threshold;
-      let has = true;
-      for (let j = 0; has && j < needs.length; j++) {
-        const need = needs[j] as Need;
-        has = (free[base + need.dimension] as number) >= need.amount;
-      }
+      let has = state.table.fits(node.index, needs);
       if (has && ports.length > 0 && node.ports !== undefined) has = !ports.some((port) => node.ports?.has(port));
       if (has) bits |= 1 << i;
     }

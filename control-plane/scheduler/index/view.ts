@@ -70,7 +70,7 @@ export class View implements Judge {
     this.#owner = own ? rules : undefined;
     this.#touchedAt = new Int32Array(Math.max(16, state.byIndex.length));
     this.#places = new Int32Array(2 * this.#touchedAt.length).fill(-1);
-    for (const node of state.nodes.values()) this.#admit(node, true);
+    for (const node of state.byIndex) if (node !== undefined) this.#admit(node, true);
     for (const { tree } of this.#cells) tree.rebuild();
   }
 
@@ -146,6 +146,8 @@ export class View implements Judge {
   leave(): void {
     if (this.#own || this.#owner === undefined) return;
     this.#owner = undefined;
+    // Mostly of a service's first task; emptying the list would cost as much as all the rest of this.
+    if (this.#touched.length === 0) return;
     this.refreshAll(this.#touched);
     this.#touched.length = 0;
   }
@@ -209,7 +211,6 @@ export class View implements Judge {
     const chosen = this.#chosen;
     const step = version === this.#offsetsAt + 1 && chosen !== undefined && group.rules.domainFilters.length === 0;
     if (version === this.#offsetsAt && this.#offsets.length === cells.length) return this.#offsets;
-    this.#offsets.length = cells.length;
     for (let i = 0; i < cells.length; i++) {
       const cell = cells[i] as Cell;
       if (step && (group.rules.domainScores.length === 0 || !share(cell.domains, chosen.domains))) continue;
@@ -312,7 +313,7 @@ export class View implements Judge {
       if (most !== undefined && most > 0 && owner.service.countOn(node) >= most) return Number.POSITIVE_INFINITY;
       points += pointsFor(this.#state, owner, node);
     }
-    return (points + keyShift) * tieRange + (this.#state.ties[index] as number);
+    return (points + keyShift) * tieRange + this.#state.table.tie(index);
   }
 
   #admit(node: NodeRecord, later: boolean): void {

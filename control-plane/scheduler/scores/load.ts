@@ -1,7 +1,7 @@
 import type { ClusterState } from "../state/cluster.ts";
 import type { Score } from "./score.ts";
 
-/** How full the node is (spread) or how empty (binpack), 0 to 2,000: see `ClusterState.fullness`. */
+/** How full the node is (spread) or how empty (binpack), 0 to 2,000: see `NodeTable.fullness`. */
 export const load: Score = {
   name: "load",
   varies: "load",
@@ -11,6 +11,6 @@ export const load: Score = {
 
 /** The same by the node's index, for the index. */
 export function loadPoints(state: ClusterState, index: number, binpack: boolean): number {
-  const full = state.fullness[index] as number;
+  const full = state.table.fullness(index);
   return binpack ? 2_000 - full : full;
 }

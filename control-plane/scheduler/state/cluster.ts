@@ -10,8 +10,10 @@ import {
   ServiceRecord,
   type SpreadLevel,
   type TaskRecord,
+  tasksOn,
   type VolumeRecord,
 } from "./records.ts";
+import { cpuDimension, memoryDimension, NodeTable } from "./table.ts";
 
 /** Told of every change, so that an index can follow. `facts`: what static filters and scores look at has changed. */
 export interface StateListener {
@@ -24,8 +26,8 @@ export interface Floors {
   floor(group: GroupRecord, level: SpreadLevel): number;
 }
 
-export const cpuDimension = 0;
-export const memoryDimension = 1;
+/** Indexes tried in each range for a node. The ranges fill to nine tenths. */
+const reach = 64;
 
 /**
  * Nodes, groups and placed tasks, and every count that decisions look at. All changes go through the methods here, which
@@ -38,31 +40,20 @@ export class ClusterState {
   readonly groups = new Map<string, GroupRecord>();
   readonly services = new Map<string, ServiceRecord>();
   readonly volumes = new Map<string, VolumeRecord>();
-  /** Node by index; holes where nodes have left. */
+  /** Node by index, with holes; its length is a power of two. */
   readonly byIndex: (NodeRecord | undefined)[] = [];
   readonly listeners: StateListener[] = [];
   /** Set by whoever builds the state, before the first group with a `maxSkew` is decided. */
   floors: Floors = { floor: () => 0 };
   /** Resource kinds by column. */
   readonly dimensions: string[] = ["cpu", "memory", "pids"];
-  /** Free amount at `index * stride + dimension`; may be negative where tasks were put by others than the scheduler. */
-  free: Float64Array;
-  stride = 3;
-  /**
-   * How full a node is, by index, 0 to 2,000: a thousand for the share reserved of CPU or memory, whichever is larger, and
-   * one for each task up to a thousand.
-   */
-  fullness: Int32Array;
-  /** `NodeRecord.tie` by index. */
-  ties: Uint32Array;
-  /** CPU and memory of a node at twice its index. */
-  #capacities: Float64Array;
+  /** Of each node, by index, what placing a task changes. */
+  readonly table = new NodeTable();
   /** Counts every change, so that a memo can tell whether it is still valid. */
   version = 0;
   /** Counts changes that may let something fit that did not: a node told, a task gone. */
   gains = 0;
   readonly #spaces = new Map<string, DomainSpace>();
-  readonly #vacant: number[] = [];
   readonly #needs = new Map<string, readonly Need[]>();
   readonly #failing = new Set<GroupRecord>();
   /** Groups by priority. */
@@ -73,10 +64,6 @@ export class ClusterState {
   constructor(options: { readonly strategy: Strategy; readonly seed: number }) {
     this.strategy = options.strategy;
     this.seed = options.seed;
-    this.free = new Float64Array(16 * this.stride);
-    this.fullness = new Int32Array(16);
-    this.ties = new Uint32Array(16);
-    this.#capacities = new Float64Array(32);
   }
 
   upsertNode(spec: SchedulerNode): NodeRecord {
@@ -84,26 +71,24 @@ export class ClusterState {
     this.gains++;
     let node = this.nodes.get(spec.id);
     if (node === undefined) {
-      const index = this.#vacant.pop() ?? this.byIndex.length;
-      node = new NodeRecord(index, spec, hash(spec.id, this.seed));
+      const tie = hash(spec.id, this.seed);
+      const index = this.#vacantIndex(tie);
+      node = new NodeRecord(index, spec, tie);
       this.byIndex[index] = node;
       this.nodes.set(spec.id, node);
-      if ((index + 1) * this.stride > this.free.length) this.#resize(Math.max(16, index * 2), this.stride);
-      this.ties[index] = node.tie;
     } else {
-      for (const task of node.tasks) this.#countDomains(task, node, -1);
+      for (const task of tasksOn(node)) this.#countDomains(task, node, -1);
       node.spec = spec;
     }
+    this.table.set(node.index, node.tie, spec.capacity.milliCpus, spec.capacity.memoryBytes);
     for (const kind of Object.keys(spec.capacity.generic ?? {})) this.dimension(`generic/${kind}`);
     for (const space of this.#spaces.values()) space.refresh(node);
-    for (let d = 0; d < this.stride; d++) this.free[node.index * this.stride + d] = this.capacity(node, d);
-    for (const task of node.tasks) {
+    for (let d = 0; d < this.dimensions.length; d++) this.table.setFree(node.index, d, this.capacity(node, d));
+    for (const task of tasksOn(node)) {
       this.#countDomains(task, node, 1);
-      this.#countNeeds(task.group, node, -1);
+      this.table.take(node.index, task.group.needs, 1);
     }
-    this.#capacities[2 * node.index] = spec.capacity.milliCpus;
-    this.#capacities[2 * node.index + 1] = spec.capacity.memoryBytes;
-    this.#weigh(node);
+    this.table.weigh(node.index, node.taskCount);
     for (const listener of this.listeners) listener.nodeChanged(node, true);
     return node;
   }
@@ -114,8 +99,28 @@ export class ClusterState {
     for (const listener of this.listeners) listener.nodeRemoved(node);
     this.nodes.delete(node.spec.id);
     this.byIndex[node.index] = undefined;
-    this.#vacant.push(node.index);
     for (const group of this.#failing) group.failures.delete(node.index);
+  }
+
+  /**
+   * An index by the tie, roughly in its order. Nodes of equal cost are taken in the order of their ties, so that one
+   * placement after the other finds in the cache what is kept by index. From each power of two to the next the indexes are
+   * a range with an order of its own; where a node finds no room in any of them, a new one begins.
+   */
+  #vacantIndex(tie: number): number {
+    const { byIndex } = this;
+    for (let start = byIndex.length >> 1; start > 0; start >>= 1) {
+      const place = Math.floor((tie / 2 ** 32) * start);
+      for (let i = 0; i < reach; i++) {
+        const index = start + ((place + i) & (start - 1));
+        if (byIndex[index] === undefined) return index;
+      }
+    }
+    // Ties that crowd together must not begin ranges without end.
+    if (this.nodes.size < byIndex.length / 2) return byIndex.indexOf(undefined);
+    for (let more = Math.max(16, byIndex.length); more > 0; more--) byIndex.push(undefined);
+    this.table.lengthen(byIndex.length);
+    return this.#vacantIndex(tie);
   }
 
   upsertGroup(spec: TaskGroup): GroupRecord {
@@ -183,13 +188,9 @@ export class ClusterState {
     this.version++;
     const { group } = task;
     const { service } = group;
-    task.node = node;
-    // The first push to an empty array makes room for 17, more than most nodes of a large cluster need at once.
-    if (node.tasks.length === 0) node.tasks = [task];
-    else node.tasks.push(task);
-    task.position = node.tasks.length - 1;
-    this.#countNeeds(group, node, -1);
-    this.#weigh(node);
+    node.push(task);
+    this.table.take(node.index, group.needs, 1);
+    this.table.weigh(node.index, node.taskCount);
     service.counts.add(node.index, 1);
     service.placed++;
     group.placed++;
@@ -208,15 +209,9 @@ export class ClusterState {
     this.version++;
     this.gains++;
     const { service } = group;
-    const last = node.tasks.pop() as TaskRecord;
-    if (last !== task) {
-      node.tasks[task.position] = last;
-      last.position = task.position;
-    }
-    task.node = undefined;
-    task.position = -1;
-    this.#countNeeds(group, node, 1);
-    this.#weigh(node);
+    node.remove(task);
+    this.table.take(node.index, group.needs, -1);
+    this.table.weigh(node.index, node.taskCount);
     service.counts.add(node.index, -1);
     service.placed--;
     group.placed--;
@@ -245,7 +240,7 @@ export class ClusterState {
 
   /** Free amount of a resource on a node. */
   freeOf(node: NodeRecord, dimension: number): number {
-    return this.free[node.index * this.stride + dimension] as number;
+    return this.table.free(node.index, dimension);
   }
 
   /** What a node announces of a resource; Infinity where it sets no limit. */
@@ -261,7 +256,7 @@ export class ClusterState {
     const known = this.dimensions.indexOf(kind);
     if (known >= 0) return known;
     const added = this.dimensions.push(kind) - 1;
-    this.#resize(this.free.length / this.stride, this.dimensions.length);
+    this.table.widen(this.dimensions.length);
     return added;
   }
 
@@ -313,51 +308,12 @@ export class ClusterState {
     }
   }
 
-  #countNeeds(group: GroupRecord, node: NodeRecord, sign: 1 | -1): void {
-    const base = node.index * this.stride;
-    for (const need of group.needs) {
-      this.free[base + need.dimension] = (this.free[base + need.dimension] as number) + sign * need.amount;
-    }
-  }
-
-  #weigh(node: NodeRecord): void {
-    const { index } = node;
-    const base = index * this.stride;
-    const cpus = this.#capacities[2 * index] as number;
-    const memory = this.#capacities[2 * index + 1] as number;
-    const cpuShare = cpus > 0 ? 1 - (this.free[base + cpuDimension] as number) / cpus : 1;
-    const memoryShare = memory > 0 ? 1 - (this.free[base + memoryDimension] as number) / memory : 1;
-    const share = Math.min(1, Math.max(cpuShare, memoryShare));
-    this.fullness[index] = Math.round(1_000 * share) + Math.min(node.tasks.length, 1_000);
-  }
-
   #takePorts(task: TaskRecord, node: NodeRecord): void {
     node.ports ??= new Map();
     for (const [i, port] of (task.group.ports ?? []).entries()) {
       const number = task.ports[i] ?? port.port;
       if (number !== 0 && !node.ports.has(portKey(number, port.protocol)))
         node.ports.set(portKey(number, port.protocol), task);
-    }
-  }
-
-  #resize(rows: number, stride: number): void {
-    const old = this.free;
-    const oldStride = this.stride;
-    this.free = new Float64Array(rows * stride);
-    this.stride = stride;
-    if (rows !== this.fullness.length) {
-      const { fullness, ties } = this;
-      const capacities = this.#capacities;
-      this.fullness = new Int32Array(rows);
-      this.ties = new Uint32Array(rows);
-      this.#capacities = new Float64Array(2 * rows);
-      this.fullness.set(fullness.subarray(0, rows));
-      this.ties.set(ties.subarray(0, rows));
-      this.#capacities.set(capacities.subarray(0, 2 * rows));
-    }
-    for (let row = 0; row * oldStride < old.length && row < rows; row++) {
-      for (let d = 0; d < Math.min(stride, oldStride); d++)
-        this.free[row * stride + d] = old[row * oldStride + d] as number;
     }
   }
 }

@@ -10,10 +10,11 @@ export class NodeRecord {
   readonly index: number;
   readonly id: string;
   spec: SchedulerNode;
+  /** Tasks placed here, in no order: a list linked through `TaskRecord.nextOnNode`. */
+  firstTask: TaskRecord | undefined = undefined;
+  taskCount = 0;
   /** Breaks ties of cost: a hash of id and seed, so equal nodes are taken in an order that favours no class. */
   readonly tie: number;
-  /** Tasks placed here, in no order. */
-  tasks: TaskRecord[] = [];
   /** Taken ports (see `portKey`), made when the first is taken. */
   ports: Map<number, TaskRecord> | undefined;
 
@@ -27,6 +28,33 @@ export class NodeRecord {
     this.spec = spec;
     this.tie = tie;
   }
+
+  push(task: TaskRecord): void {
+    const { firstTask } = this;
+    task.node = this;
+    task.nextOnNode = firstTask;
+    if (firstTask !== undefined) firstTask.previousOnNode = task;
+    this.firstTask = task;
+    this.taskCount++;
+  }
+
+  remove(task: TaskRecord): void {
+    const { previousOnNode, nextOnNode } = task;
+    if (previousOnNode === undefined) this.firstTask = nextOnNode;
+    else previousOnNode.nextOnNode = nextOnNode;
+    if (nextOnNode !== undefined) nextOnNode.previousOnNode = previousOnNode;
+    task.previousOnNode = undefined;
+    task.nextOnNode = undefined;
+    task.node = undefined;
+    this.taskCount--;
+  }
+}
+
+/** The tasks placed on the node, in no order. */
+export function tasksOn(node: NodeRecord): TaskRecord[] {
+  const tasks: TaskRecord[] = [];
+  for (let task = node.firstTask; task !== undefined; task = task.nextOnNode) tasks.push(task);
+  return tasks;
 }
 
 export class TaskRecord {
@@ -35,8 +63,9 @@ export class TaskRecord {
   name: string;
   /** Where it counts; undefined while it waits, and while its node is unknown. */
   node: NodeRecord | undefined = undefined;
-  /** Its index in `node.tasks`. */
-  position = -1;
+  /** Its neighbours in the node's list. */
+  previousOnNode: TaskRecord | undefined = undefined;
+  nextOnNode: TaskRecord | undefined = undefined;
   onlyNode: string | undefined;
   pinned = false;
   /** Preempted: counts nowhere, and waits for the caller to report its end. Holds the id of the node it was on. */
