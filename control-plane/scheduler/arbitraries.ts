@@ -271,12 +271,16 @@ export const clusterArbitrary = fc
     groups: fc.tuple(...[0, 1, 2].map((i) => groupArbitrary(i).map((group) => ({ ...group, id: `s${i}` })))),
     strategy: fc.constantFrom<Strategy>("spread", "binpack"),
     counts: fc.tuple(fc.nat(5), fc.nat(5), fc.nat(5)),
+    bound: fc.boolean(),
   })
-  .map(({ nodes, groups, strategy, counts }) => () => {
+  .map(({ nodes, groups, strategy, counts, bound }) => () => {
     const scheduler = new Scheduler({ strategy });
     for (const node of nodes) scheduler.upsertNode(node);
     for (const volume of volumes) scheduler.upsertVolume(volume);
     for (const group of groups) scheduler.upsertGroup(group);
     for (const [i, group] of groups.entries()) scheduler.schedule(someTasks(group, counts[i] as number));
+    // The last one also has a task for each node, as a global service does.
+    const group = groups[2] as TaskGroup;
+    if (bound) scheduler.schedule(nodes.map(({ id }) => ({ id: `bound ${id}`, group: group.id, onlyNode: id })));
     return scheduler;
   });

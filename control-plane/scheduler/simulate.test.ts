@@ -39,6 +39,27 @@ describe("simulate", () => {
     );
   });
 
+  it("replaces no task of a drained or lost node that may run only there", () => {
+    const agent = aGroup("agent");
+    const scheduler = new Scheduler();
+    scheduler.upsertGroup(agent);
+    for (const id of ["a", "b", "c"]) {
+      scheduler.upsertNode(aNode(id));
+      scheduler.addTask({ id: `agent.${id}`, group: agent.id, onlyNode: id });
+    }
+    scheduler.schedule();
+    const changes: readonly Change[] = [
+      { kind: "drain", node: "a" },
+      { kind: "lose", node: "b" },
+    ];
+    expect(simulate(scheduler, changes)).toEqual({
+      moves: [],
+      stopped: ["agent.a", "agent.b"],
+      preempted: [],
+      unplaced: [],
+    });
+  });
+
   it("tells the moves of a drain, what no longer fits, and what preemption stops", () => {
     const web = aGroup("web", { reservations: { milliCpus: 3_000, memoryBytes: 0 } });
     const scheduler = new Scheduler();
@@ -70,8 +91,12 @@ function happened(scheduler: Scheduler, changes: readonly Change[]): readonly st
         ...(nodes.find(({ id }) => id === change.node) as (typeof nodes)[number]),
         availability: "drain",
       });
-    if (change.kind === "drain" || change.kind === "lose")
-      for (const task of tasks) if (task.node === change.node) wait(task);
+    if (change.kind === "drain" || change.kind === "lose") {
+      for (const task of tasks) {
+        if (task.onlyNode === change.node) scheduler.removeTask(task.id);
+        else if (task.node === change.node) wait(task);
+      }
+    }
     if (change.kind === "lose") scheduler.removeNode(change.node);
     if (change.kind === "resize") {
       scheduler.upsertGroup({

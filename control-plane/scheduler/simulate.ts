@@ -4,10 +4,10 @@ import type { Resources, SchedulerNode, SchedulerTask, TaskGroup, Unplaced } fro
 
 /** A change to try: what the control plane would do when it happened. */
 export type Change =
-  /** The node takes no more tasks, and those that it has are replaced elsewhere. */
+  /** The node takes no more tasks, and those that it has are replaced elsewhere; those that may run nowhere else end. */
   | { readonly kind: "drain"; readonly node: string }
   | { readonly kind: "add"; readonly node: SchedulerNode }
-  /** The node is gone, and its tasks are replaced. */
+  /** The node is gone; its tasks are replaced or end as with `drain`. */
   | { readonly kind: "lose"; readonly node: string }
   /** The group's tasks reserve this from now on, so that each is replaced. */
   | { readonly kind: "resize"; readonly group: string; readonly reservations: Resources }
@@ -25,7 +25,7 @@ export interface Move {
 /** What changes lead to. Lists are in the order in which things are decided. */
 export interface Outcome {
   readonly moves: readonly Move[];
-  /** Tasks that scaling down stops. */
+  /** Tasks that scaling down stops, and those that may run only on a node drained or lost. */
   readonly stopped: readonly string[];
   /** Tasks that preemption stops, with what waits for their place. */
   readonly preempted: readonly { readonly task: string; readonly by: string }[];
@@ -70,11 +70,19 @@ function applyChange(scheduler: Scheduler, change: Change, before: Map<string, s
     const { node: _node, ports: _ports, ...waiting } = task;
     scheduler.addTask(waiting);
   };
+  const leave = (node: SchedulerNode): void => {
+    for (const task of tasks) {
+      if (task.onlyNode === node.id) {
+        scheduler.removeTask(task.id);
+        stopped.push(task.id);
+      } else if (task.node === node.id) replace(task);
+    }
+  };
   switch (change.kind) {
     case "drain": {
       const node = found(nodes, change.node, "node");
       scheduler.upsertNode({ ...node, availability: "drain" });
-      for (const task of tasks) if (task.node === node.id) replace(task);
+      leave(node);
       return;
     }
     case "add":
@@ -82,7 +90,7 @@ function applyChange(scheduler: Scheduler, change: Change, before: Map<string, s
       return;
     case "lose": {
       const node = found(nodes, change.node, "node");
-      for (const task of tasks) if (task.node === node.id) replace(task);
+      leave(node);
       scheduler.removeNode(node.id);
       return;
     }
