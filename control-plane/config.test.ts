@@ -12,6 +12,7 @@ const flags: Flags = {
   etcdQuota: "4g",
   heartbeatInterval: "1500ms",
   leaseTtl: "5s",
+  silentHold: "5m",
   networkPool: "10.96.0.0/12",
   networkPrefix: "20",
   blockPrefix: "27",
@@ -24,6 +25,7 @@ describe("parseConfig", () => {
     expect(parseConfig(flags)).toMatchObject({
       heartbeatIntervalMs: 1_500,
       leaseTtlMs: 5_000,
+      silentHoldMs: 300_000,
       networkPrefix: 20,
       etcd: { kind: "embedded", quotaBytes: 4 * 2 ** 30 },
     });
@@ -47,6 +49,7 @@ describe("parseConfig", () => {
     [{ heartbeatInterval: "1500" }, "--heartbeat-interval"],
     [{ heartbeatInterval: "10ms" }, "--heartbeat-interval"],
     [{ leaseTtl: "1s" }, "--lease-ttl"],
+    [{ silentHold: "25h" }, "--silent-hold"],
     [{ leaseTtl: "2500ms" }, "--lease-ttl"],
     [{ leaseTtl: "2s" }, "--lease-ttl"],
     [{ networkPool: "10.96.0.1/12" }, "--network-pool"],

@@ -34,6 +34,8 @@ export interface Config {
   readonly etcd: EtcdConfig;
   readonly heartbeatIntervalMs: number;
   readonly leaseTtlMs: number;
+  /** 0: no hold. */
+  readonly silentHoldMs: number;
   /** Subnets of networks are taken from it. */
   readonly networkPool: string;
   readonly networkPrefix: number;
@@ -59,6 +61,7 @@ export interface Flags {
   readonly etcdQuota: string;
   readonly heartbeatInterval: string;
   readonly leaseTtl: string;
+  readonly silentHold: string;
   readonly networkPool: string;
   readonly networkPrefix: string;
   readonly blockPrefix: string;
@@ -187,6 +190,8 @@ export function parseConfig(flags: Flags): Config {
   if (leaseTtlMs < 2 * heartbeatIntervalMs) {
     throw bad("--lease-ttl", flags.leaseTtl, `twice the --heartbeat-interval (${flags.heartbeatInterval}) or more`);
   }
+  const silentHoldMs = parseDuration("--silent-hold", flags.silentHold);
+  if (silentHoldMs > 86_400_000) throw bad("--silent-hold", flags.silentHold, "from 0s to 24h");
   const networkPool = parsePool("--network-pool", flags.networkPool);
   const vipPool = parsePool("--vip-pool", flags.vipPool);
   if (overlaps(networkPool, vipPool)) {
@@ -204,6 +209,7 @@ export function parseConfig(flags: Flags): Config {
     etcd: parseEtcd(flags),
     heartbeatIntervalMs,
     leaseTtlMs,
+    silentHoldMs,
     networkPool: formatCidr(networkPool),
     networkPrefix,
     blockPrefix,

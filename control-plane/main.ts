@@ -127,8 +127,8 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
   );
   registerClusterMetrics({ registry, store, leadership, member: cluster.member });
   const index = owned.use(new ClusterIndex(store));
-  const { blockPrefix } = config;
-  const controllers = createControllers({ store, index, log, clock, settings: { blockPrefix } });
+  const { blockPrefix, silentHoldMs } = config;
+  const controllers = createControllers({ store, index, log, clock, settings: { blockPrefix, silentHoldMs } });
   const { heartbeatIntervalMs, leaseTtlMs, vipPool } = config;
   const managerIdentity = () => certificates.identities.manager;
   const peers = owned.use(new Peers({ view: store.view, member, identity: managerIdentity }));
@@ -354,6 +354,11 @@ function commands(): Command {
     .option("--etcd-quota <size>", "most that the embedded etcd may hold, up to 8g", "4g")
     .option("--heartbeat-interval <time>", "between a node's signs of life", "1500ms")
     .option("--lease-ttl <time>", "without a sign of life a node is down, and a leader deposed", "5s")
+    .option(
+      "--silent-hold <time>",
+      "how long nodes keep their tasks when most went silent together (0s: as one alone)",
+      "5m",
+    )
     .option("--network-pool <cidr>", "subnets of networks are taken from it", "10.96.0.0/12")
     .option("--network-prefix <n>", "prefix length of a network's subnet", "20")
     .option("--block-prefix <n>", "prefix length of what a node gets of a network at a time", "27")

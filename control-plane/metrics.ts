@@ -1,5 +1,5 @@
 import { Counter, Gauge, Histogram, type Registry } from "prom-client";
-import { TaskState } from "../proto/gen/embassy/v1/state.ts";
+import { NodeState, TaskState } from "../proto/gen/embassy/v1/state.ts";
 import type { StoreMetrics } from "./store/metrics.ts";
 import type { Leadership, TableName, View } from "./store/types.ts";
 
@@ -75,6 +75,18 @@ export function registerClusterMetrics({ registry, store, leadership, member }: 
     },
   });
   new Gauge({
+    name: "embassy_nodes",
+    help: "Nodes by state; silent: lost together with most, and not yet replaced.",
+    labelNames: ["state"],
+    registers,
+    collect() {
+      this.reset();
+      for (const state of ["ready", "silent", "down"]) this.set({ state }, 0);
+      for (const [id] of store.view.nodes.entries())
+        this.inc({ state: nodeState(store.view.nodeStatuses.get(id)?.state) });
+    },
+  });
+  new Gauge({
     name: "embassy_tasks",
     help: "Tasks by observed state; those that no node has reported on are pending.",
     labelNames: ["state"],
@@ -93,4 +105,9 @@ function* ids(view: View): Iterable<string> {
 function stateName(state: TaskState | undefined): string {
   const [name] = Object.entries(TaskState).find(([, value]) => value === state) ?? [];
   return (name ?? "TASK_STATE_PENDING").replace(/^TASK_STATE_/, "").toLowerCase();
+}
+
+function nodeState(state: NodeState | undefined): string {
+  const [name] = Object.entries(NodeState).find(([, value]) => value === state) ?? [];
+  return (name ?? "NODE_STATE_UNKNOWN").replace(/^NODE_STATE_/, "").toLowerCase();
 }

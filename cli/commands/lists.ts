@@ -186,6 +186,7 @@ const nodeStates: Record<NodeState, string> = {
   [NodeState.NODE_STATE_UNKNOWN]: "unknown",
   [NodeState.NODE_STATE_READY]: "ready",
   [NodeState.NODE_STATE_DOWN]: "down",
+  [NodeState.NODE_STATE_SILENT]: "silent",
 };
 
 const availabilities: Record<Availability, string> = {

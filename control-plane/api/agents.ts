@@ -6,7 +6,7 @@ import { errorOf, unansweredStatus } from "../../lib/grpc/status.ts";
 import type { TlsIdentity } from "../../lib/grpc/tls.ts";
 import { AgentClient } from "../../proto/gen/embassy/v1/api.ts";
 import type { ClusterIndex } from "../domain/index.ts";
-import { isNodeUp } from "../domain/tasks.ts";
+import { isNodeSilent, isNodeUp } from "../domain/tasks.ts";
 
 const idleMs = 60_000;
 const firstAnswerMs = 5_000;
@@ -42,11 +42,10 @@ export class Agents implements Disposable {
     this.#firstAnswerMs = limits.firstAnswerMs ?? firstAnswerMs;
   }
 
-  /** The agent of a node, until it is disposed. Throws `unavailable` when the node is down or has not said where its agent is. */
+  /** The agent of a node, until it is disposed. Throws `unavailable` when the node is not up or has not said where its agent is. */
   open(nodeId: string): OpenAgent {
-    const name = this.#nameOf(nodeId);
     const address = this.#index.nodeStatus(nodeId)?.description?.agentAddress ?? "";
-    if (!isNodeUp(this.#index.view, nodeId) || address === "") throw isDown(name);
+    if (!isNodeUp(this.#index.view, nodeId) || address === "") throw this.#isDown(nodeId);
     let entry = this.#clients.get(nodeId);
     // A channel that could not connect answers with that old failure until its own time to try again has come. Those who
     // call again have waited already: they get an attempt of their own.
@@ -97,7 +96,7 @@ export class Agents implements Disposable {
       giveUp(lost(name, `${silence} (${entry.address}: silent for ${this.#firstAnswerMs / 1_000} s)`));
     }, this.#firstAnswerMs);
     using subscription = this.#index.subscribe(() => {
-      if (!isNodeUp(this.#index.view, nodeId)) giveUp(isDown(name));
+      if (!isNodeUp(this.#index.view, nodeId)) giveUp(this.#isDown(nodeId));
     });
     // An agent sends its headers before it looks for anything to send. Once it has, keepalive finds it when it is gone.
     call.once("metadata", () => {
@@ -124,6 +123,15 @@ export class Agents implements Disposable {
     return this.#index.view.nodes.get(nodeId)?.name ?? nodeId;
   }
 
+  #isDown(nodeId: string): ClusterError {
+    const name = this.#nameOf(nodeId);
+    const state = isNodeSilent(this.#index.view, nodeId) ? "silent" : "down";
+    return new ClusterError(`node ${name} is not reachable: it is ${state}`, {
+      code: "unavailable",
+      subject: `node/${name}`,
+    });
+  }
+
   [Symbol.dispose](): void {
     for (const { client, timer } of this.#clients.values()) {
       clearTimeout(timer);
@@ -131,13 +139,6 @@ export class Agents implements Disposable {
     }
     this.#clients.clear();
   }
-}
-
-function isDown(name: string): ClusterError {
-  return new ClusterError(`node ${name} is not reachable: it is down`, {
-    code: "unavailable",
-    subject: `node/${name}`,
-  });
 }
 
 function lost(name: string, what: string, cause?: ClusterError): ClusterError {

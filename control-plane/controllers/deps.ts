@@ -18,6 +18,8 @@ export interface ControllerSettings {
   readonly blockPrefix: number;
   /** How long a node may take to reconnect when the member that held its session is lost. */
   readonly reconnectGraceMs: number;
+  /** How long nodes keep their tasks when most went silent together; 0: no longer than others. */
+  readonly silentHoldMs: number;
   /** How long a block rests when its node no longer takes part in the network. */
   readonly blockRestMs: number;
 }
@@ -25,6 +27,7 @@ export interface ControllerSettings {
 export const defaultControllerSettings: ControllerSettings = {
   blockPrefix: 27,
   reconnectGraceMs: 10_000,
+  silentHoldMs: 300_000,
   blockRestMs: 60_000,
 };
 

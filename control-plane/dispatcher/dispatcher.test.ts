@@ -309,6 +309,89 @@ describe("the whole path", () => {
   });
 });
 
+describe("most nodes fall silent together", () => {
+  const leaseTtlMs = 1_000;
+  /** Three nodes with a task each, of which a goes on to beat and the others are gone and quiet; and the leader's loops. */
+  const setUp = async (silentHoldMs: number) => {
+    const cluster = new TestCluster();
+    await cluster.addNodes("a", "b", "c");
+    const server = await DispatcherServer.start(cluster, "m", {}, { leaseTtlMs, heartbeatIntervalMs: 300 });
+    await until(cluster, () => cluster.index.view.memberSessions.get("m") !== undefined);
+    const open = async (name: string) => await (await server.node(name)).hello().open();
+    const beating = (await open("a")).beat(100);
+    const others = [await open("b"), await open("c")];
+    const stop = new AbortController();
+    const { index, store } = cluster;
+    const settings = { silentHoldMs, reconnectGraceMs: 60_000 };
+    const leading = createControllers({ index, store, log: silentLog, clock: systemClock, settings }).run(stop.signal);
+    await cluster.deploy(aStack("s", [aService("web")]));
+    await until(cluster, () => stackProgress(index, "s").converged);
+    const tasks = () => cluster.tasks("s", "web").map(({ id }) => id);
+    const before = tasks();
+    for (const node of others) node.close();
+    await until(cluster, () => ["b", "c"].every((id) => index.view.sessions.get(id)?.quiet === true));
+    expect(index.view.sessions.get("a")?.quiet).toBe(false);
+    return {
+      cluster,
+      before,
+      tasks,
+      // Leases of the memory store count from 1: the member's, then those of a, b and c.
+      lose: (node: "b" | "c") => store.expireLease({ b: 3n, c: 4n }[node]),
+      open,
+      state: (id: string) => index.nodeStatus(id)?.state,
+      async [Symbol.asyncDispose]() {
+        beating[Symbol.dispose]();
+        stop.abort();
+        await leading;
+        await server[Symbol.asyncDispose]();
+        cluster[Symbol.dispose]();
+      },
+    };
+  };
+
+  it("and keep their tasks until they come back", async () => {
+    await using one = await setUp(60_000);
+    const { cluster, before, tasks, state } = one;
+    one.lose("b");
+    await until(cluster, () => state("b") === NodeState.NODE_STATE_SILENT);
+    expect(["a", "c"].map(state)).toEqual([NodeState.NODE_STATE_READY, NodeState.NODE_STATE_READY]);
+    expect(cluster.index.nodeStatus("b")?.message).toMatch(/^2 of 3 nodes went silent together, .* for 1 min$/);
+    one.lose("c");
+    await until(cluster, () => state("c") === NodeState.NODE_STATE_SILENT);
+    using _ = (await one.open("b")).beat(100);
+    await until(cluster, () => state("b") === NodeState.NODE_STATE_READY);
+    expect(tasks()).toEqual(before);
+    // Most are heard again, and c has the grace.
+    expect(state("c")).toBe(NodeState.NODE_STATE_SILENT);
+    await cluster.drain("c");
+    await until(cluster, () => state("c") === NodeState.NODE_STATE_DOWN && stackProgress(cluster.index, "s").converged);
+    expect(tasks().filter((id) => before.includes(id))).toHaveLength(3);
+    expect(cluster.index.tasksOfNode("c").every(({ desired }) => desired === DesiredState.DESIRED_STATE_SHUTDOWN)).toBe(
+      true,
+    );
+  });
+
+  it("and have them replaced after the hold", async () => {
+    await using one = await setUp(500);
+    const { cluster, before, state } = one;
+    one.lose("b");
+    one.lose("c");
+    const silent = new Set<string>();
+    using _ = cluster.index.subscribe(() => {
+      for (const id of ["b", "c"]) if (state(id) === NodeState.NODE_STATE_SILENT) silent.add(id);
+    });
+    await until(
+      cluster,
+      () =>
+        cluster.index.tasksOfNode("a").filter(({ desired }) => desired === DesiredState.DESIRED_STATE_RUNNING)
+          .length === 3,
+    );
+    await until(cluster, () => stackProgress(cluster.index, "s").converged);
+    expect([...silent].sort()).toEqual(["b", "c"]);
+    expect(one.tasks().filter((id) => !before.includes(id))).toHaveLength(2);
+  });
+});
+
 describe("a node whose lease ends", () => {
   it("is down at once while its member lives", async () => {
     await using one = await oneTask();
@@ -318,7 +401,7 @@ describe("a node whose lease ends", () => {
     const status = index.nodeStatus("a");
     if (status === undefined) throw new Error("a node has a status");
     const lease = await store.grantLease(5_000);
-    const session = { nodeId: "a", sessionId: "s", clusterd: "m", openedAtMs: 1 };
+    const session = { nodeId: "a", sessionId: "s", clusterd: "m", openedAtMs: 1, quiet: false };
     await store.commit([
       { table: "sessions", id: "a", value: session, lease },
       { table: "nodeStatuses", id: "a", value: { ...status, clusterd: "m", incarnation } },

@@ -20,6 +20,7 @@ import { NetworkHub, type NetworkProgress } from "./network.ts";
 import { Presence } from "./presence.ts";
 import { removedNode, Session, type SessionDeps, type SessionSettings } from "./session.ts";
 import { StatusBatcher } from "./statuses.ts";
+import { Vigils } from "./vigils.ts";
 
 export interface DispatcherDeps {
   readonly store: Pick<Store, "view" | "commit" | "grantLease" | "keepAlive" | "revokeLease">;
@@ -60,6 +61,7 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   const sessions = new Map<string, Session>();
   const presence = new Presence({ store, clock, log, member, nodeLeaseTtlMs: settings.leaseTtlMs });
   const statuses = new StatusBatcher({ store, clock, log });
+  const vigils = new Vigils({ store, clock, log, leaseTtlMs: settings.leaseTtlMs });
   const network = new NetworkHub({ index, log, settings });
   const cutOver = new CutOver({
     index,
@@ -81,6 +83,7 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     presence,
     statuses,
     cutOver,
+    vigils,
   };
 
   presence.onChange(() => {
@@ -90,7 +93,10 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   index.subscribe((changes, revision) => {
     cutOver.observe(changes, revision);
     network.apply(changes);
-    for (const change of changes) tellSessions(sessions, change);
+    for (const change of changes) {
+      tellSessions(sessions, change);
+      if (change.table === "sessions") vigils.recordChanged(change.id, change.after?.sessionId);
+    }
   });
 
   const service = {
@@ -122,6 +128,7 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     released: async (taskId, revision) => await cutOver.released(taskId, revision),
     async run(signal) {
       await presence.run(signal);
+      vigils[Symbol.dispose]();
       const stopping = new ClusterError("this control-plane member is stopping", { code: "unavailable" });
       for (const session of sessions.values()) session.close(stopping);
       await statuses.stop();

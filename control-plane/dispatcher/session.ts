@@ -13,6 +13,7 @@ import type { Store, Write } from "../store/types.ts";
 import type { CutOver } from "./cutover.ts";
 import type { Presence } from "./presence.ts";
 import type { StatusBatcher } from "./statuses.ts";
+import type { Vigils } from "./vigils.ts";
 
 export interface SessionSettings {
   readonly heartbeatIntervalMs: number;
@@ -30,6 +31,7 @@ export interface SessionDeps {
   readonly presence: Presence;
   readonly statuses: StatusBatcher;
   readonly cutOver: Pick<CutOver, "isHeld">;
+  readonly vigils: Pick<Vigils, "begin" | "heard">;
 }
 
 const openAttempts = 5;
@@ -114,7 +116,7 @@ export class Session {
 
   /** The node's sign of life, and what is wrong with its network. */
   heartbeat(networkProblem: string): void {
-    this.#lastHeardMs = this.#deps.clock.monotonicMs();
+    this.#heard();
     void this.#renew();
     void this.#noteNetwork(networkProblem);
   }
@@ -140,7 +142,7 @@ export class Session {
   }
 
   report(statuses: readonly TaskStatus[]): void {
-    this.#lastHeardMs = this.#deps.clock.monotonicMs();
+    this.#heard();
     this.#deps.statuses.submit(this.nodeId, this.#newest(statuses));
   }
 
@@ -171,6 +173,11 @@ export class Session {
   /** The control plane has other members than before. */
   managersChanged(): void {
     if (this.#greeted) void this.#sendManagers().catch(() => this.close());
+  }
+
+  #heard(): void {
+    this.#lastHeardMs = this.#deps.clock.monotonicMs();
+    this.#deps.vigils.heard(this.nodeId, this.id);
   }
 
   async #sendManagers(): Promise<void> {
@@ -204,7 +211,7 @@ export class Session {
   }
 
   async #register(): Promise<void> {
-    const { store, index, clock, member, settings, presence } = this.#deps;
+    const { store, index, clock, member, settings, presence, vigils } = this.#deps;
     const { view } = index;
     for (let attempt = 1; ; attempt++) {
       if (view.nodes.get(this.nodeId) === undefined) throw removedNode(this.nodeId);
@@ -216,7 +223,7 @@ export class Session {
         {
           table: "sessions",
           id: this.nodeId,
-          value: { nodeId: this.nodeId, sessionId: this.id, clusterd: member, openedAtMs: nowMs },
+          value: { nodeId: this.nodeId, sessionId: this.id, clusterd: member, openedAtMs: nowMs, quiet: false },
           lease,
         },
         {
@@ -238,6 +245,7 @@ export class Session {
       try {
         await store.commit(writes, { expect });
         this.#lease = lease;
+        vigils.begin(this.nodeId, this.id, lease);
         return;
       } catch (error) {
         if (!hasCode(error, "conflict") || attempt === openAttempts) throw error;

@@ -51,6 +51,7 @@ export class DispatcherServer implements AsyncDisposable {
     cluster: TestCluster,
     member = "m",
     peers: Partial<DispatcherDeps["peers"]> = {},
+    settings: Partial<typeof testSettings> = {},
   ): Promise<DispatcherServer> {
     const { store, index } = cluster;
     const pair = await createAuthority("test", Date.now());
@@ -66,7 +67,7 @@ export class DispatcherServer implements AsyncDisposable {
         settled: async () => await Promise.resolve(true),
         ...peers,
       },
-      settings: testSettings,
+      settings: { ...testSettings, ...settings },
       renew: async (nodeId, csrDer) => ({
         certificatePem: await authority.sign(csrDer, { commonName: nodeId, role: "node", nowMs: Date.now() }),
         caPem: authority.certificate,
@@ -185,6 +186,12 @@ export class TestNode {
 
   heartbeat(networkProblem = ""): void {
     this.#stream.write({ message: { $case: "heartbeat", value: { networkProblem } } });
+  }
+
+  /** Gives signs of life until it is disposed. */
+  beat(everyMs: number): Disposable {
+    const timer = setInterval(() => this.heartbeat(), everyMs);
+    return { [Symbol.dispose]: () => clearInterval(timer) };
   }
 
   /** Reports as given, with the next sequence number unless there is one. */

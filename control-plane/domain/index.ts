@@ -1,4 +1,12 @@
-import type { Network, NodeSpec, NodeStatus, Service, StackRecord, Task } from "../../proto/gen/embassy/v1/state.ts";
+import {
+  type Network,
+  type NodeSpec,
+  NodeState,
+  type NodeStatus,
+  type Service,
+  type StackRecord,
+  type Task,
+} from "../../proto/gen/embassy/v1/state.ts";
 import type { Change, Store, Table, View } from "../store/types.ts";
 
 /** Which ids of a table belong to a key; a value may belong to several. Order of insertion. */
@@ -63,6 +71,7 @@ export class ClusterIndex implements Disposable {
   readonly #blocksByNetwork = new Grouping<{ networkId: string }>((block) => [block.networkId]);
   readonly #blocksByNode = new Grouping<{ nodeId: string }>((block) => [block.nodeId]);
   readonly #nodesByName = new Grouping<NodeSpec>((node) => [node.name]);
+  readonly #silentNodes = new Set<string>();
   readonly #stacksByName = new Grouping<StackRecord>((stack) => [stack.spec?.name ?? ""]);
   readonly #listeners = new Set<ChangeListener>();
   readonly #subscription: Disposable;
@@ -80,6 +89,9 @@ export class ClusterIndex implements Disposable {
       this.#index({ table: "blocks", id, before: undefined, after });
     }
     for (const [id, after] of store.view.nodes.entries()) this.#index({ table: "nodes", id, before: undefined, after });
+    for (const [id, after] of store.view.nodeStatuses.entries()) {
+      this.#index({ table: "nodeStatuses", id, before: undefined, after });
+    }
     for (const [id, after] of store.view.stacks.entries()) {
       this.#index({ table: "stacks", id, before: undefined, after });
     }
@@ -141,6 +153,11 @@ export class ClusterIndex implements Disposable {
     return this.view.nodeStatuses.get(nodeId);
   }
 
+  /** Nodes whose status is silent, in no order. */
+  get silentNodes(): ReadonlySet<string> {
+    return this.#silentNodes;
+  }
+
   stackNames(): string[] {
     return [...this.#stacksByName.keys()].sort();
   }
@@ -177,6 +194,10 @@ export class ClusterIndex implements Disposable {
         return;
       case "nodes":
         this.#nodesByName.change(change.id, change.before, change.after);
+        return;
+      case "nodeStatuses":
+        if (change.after?.state === NodeState.NODE_STATE_SILENT) this.#silentNodes.add(change.id);
+        else this.#silentNodes.delete(change.id);
         return;
       case "stacks":
         this.#stacksByName.change(change.id, change.before, change.after);

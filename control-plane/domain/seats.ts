@@ -2,7 +2,7 @@ import { Availability, type NodeSpec, type Service, type Task } from "../../prot
 import { type Constraint, parseConstraint } from "../scheduler/index.ts";
 import type { ClusterIndex } from "./index.ts";
 import { isGlobal, parsePlatform, schedulerNode } from "./scheduler-facts.ts";
-import { isNodeUp, isWanted } from "./tasks.ts";
+import { isNodeSilent, isNodeUp, isWanted } from "./tasks.ts";
 
 /** One place in a service that wants one task: a slot of a replicated service, a node of a global one. */
 export interface Seat {
@@ -30,8 +30,8 @@ export function wantedSeats(index: ClusterIndex, service: Service): Seat[] {
 }
 
 /**
- * Nodes that a global service runs on: up, not drained, of its platforms, and meeting its constraints; a paused one only
- * if it has a task already. Resources do not count here: a node that is short of them has a task that says so.
+ * Nodes that a global service runs on: up, not drained, of its platforms, and meeting its constraints; a paused or silent
+ * one only if it has a task already. Resources do not count here: a node that is short of them has a task that says so.
  */
 function globalNodes(index: ClusterIndex, service: Service): NodeSpec[] {
   const { view } = index;
@@ -50,8 +50,10 @@ function globalNodes(index: ClusterIndex, service: Service): NodeSpec[] {
   const platforms = (placement?.platforms ?? []).map(parsePlatform);
   const nodes: NodeSpec[] = [];
   for (const spec of view.nodes.values()) {
-    if (spec.availability === Availability.AVAILABILITY_DRAIN || !isNodeUp(view, spec.id)) continue;
-    if (spec.availability === Availability.AVAILABILITY_PAUSE && !present.has(spec.id)) continue;
+    const silent = isNodeSilent(view, spec.id);
+    if (spec.availability === Availability.AVAILABILITY_DRAIN || !(silent || isNodeUp(view, spec.id))) continue;
+    const closed = silent || spec.availability === Availability.AVAILABILITY_PAUSE;
+    if (closed && !present.has(spec.id)) continue;
     const node = schedulerNode(spec, view.nodeStatuses.get(spec.id));
     const suits = platforms.some(
       ({ os, arch }) => (os === "" || os === node.os) && (arch === "" || arch === node.arch),

@@ -32,6 +32,11 @@ export function isNodeLost(view: View, nodeId: string): boolean {
   return view.nodes.get(nodeId) === undefined || view.nodeStatuses.get(nodeId)?.state === NodeState.NODE_STATE_DOWN;
 }
 
+/** Did the node's session end together with most, so that it keeps its tasks for a while? It is neither up nor lost. */
+export function isNodeSilent(view: View, nodeId: string): boolean {
+  return view.nodes.get(nodeId) !== undefined && view.nodeStatuses.get(nodeId)?.state === NodeState.NODE_STATE_SILENT;
+}
+
 /** What is known of a task: its node's last word, or what follows from its record, or that its node is gone. */
 export function observedState(view: View, task: Task): TaskState {
   const reported = view.taskStatuses.get(task.id)?.state ?? TaskState.TASK_STATE_PENDING;
@@ -45,7 +50,10 @@ export function observedStatus(view: View, task: Task): TaskStatus {
   const reported = view.taskStatuses.get(task.id);
   const state = observedState(view, task);
   const base: TaskStatus = reported ?? emptyStatus(task.id);
-  if (base.state === state) return base;
+  if (base.state === state) {
+    const unheard = !hasEnded(state) && task.nodeId !== "" && isNodeSilent(view, task.nodeId);
+    return unheard ? { ...base, message: "its node is silent" } : base;
+  }
   const message = state === TaskState.TASK_STATE_ORPHANED ? "its node is gone" : base.message;
   return { ...base, state, message };
 }

@@ -65,6 +65,12 @@ describe("blocks", () => {
     expect(plan(one, undefined, 0).actions).toMatchObject([{ kind: "free", why: "its node was removed" }]);
   });
 
+  it("are kept while a node is silent, whatever it is that needs them", async () => {
+    using one = await cluster(1, { ports: [PublishedPort.create({ target: 80 })] });
+    for (const id of ["a", "b", "c"]) await one.setNode(id, NodeState.NODE_STATE_SILENT);
+    expect(plan(one, 0, 60_000)).toMatchObject({ actions: [], unneeded: new Set() });
+  });
+
   it("that are all given leave a task unplaced with the reason", async () => {
     using one = new SteppedCluster();
     await one.addNodes("a", "b");

@@ -2,7 +2,7 @@ import { blocksOf, formatCidr, parseCidr, sizeOf } from "../../../lib/cidr/cidr.
 import { PublishMode } from "../../../proto/gen/embassy/v1/stack.ts";
 import type { Block, Network } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
-import { hasEnded, isNodeLost, isNodeUp, observedState } from "../../domain/tasks.ts";
+import { hasEnded, isNodeUp, observedState } from "../../domain/tasks.ts";
 
 /** Addresses of a block that are not for tasks: its first, the host's own (.1) and its last. */
 const reservedInBlock = 3;
@@ -73,7 +73,7 @@ function publishesOnEveryHost(index: ClusterIndex, networkId: string): boolean {
 /**
  * Which nodes get or give back blocks of one network. A node takes part when it holds a task of the network, or when a
  * service of the network publishes ports on every host. All blocks of a node are freed together, `restedSince` being
- * when it last needed any; those of a lost node are kept, since its containers may still use them when it returns.
+ * when it last needed any; those of a node that is not up are kept, since its containers may still use them when it returns.
  * Pure; gives before frees, nodes by id.
  */
 export function planBlocks(
@@ -117,7 +117,7 @@ export function planBlocks(
   const unneeded = new Set<string>();
   for (const [nodeId, ids] of owned) {
     const gone = view.nodes.get(nodeId) === undefined;
-    if (needed.has(nodeId) || (!gone && isNodeLost(view, nodeId))) continue;
+    if (needed.has(nodeId) || (!gone && !isNodeUp(view, nodeId))) continue;
     unneeded.add(nodeId);
     const since = restedSince(nodeId);
     if (!gone && (since === undefined || rest.nowMs < since + rest.restMs)) continue;

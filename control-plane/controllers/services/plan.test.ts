@@ -22,7 +22,7 @@ import {
   TaskState,
 } from "../../../proto/gen/embassy/v1/state.ts";
 import { stackProgress } from "../../domain/progress.ts";
-import { hasEnded, isUp, observedState } from "../../domain/tasks.ts";
+import { hasEnded, isUp, observedState, observedStatus } from "../../domain/tasks.ts";
 import { aService, aStack, replicas } from "../../domain/testing.ts";
 import { SteppedCluster } from "../testing.ts";
 import { planService } from "./plan.ts";
@@ -77,6 +77,33 @@ describe("a replicated service", () => {
     await cluster.settle();
     expect(cluster.running("s", "web")).toHaveLength(3);
     expect(stackProgress(cluster.index, "s").converged).toBe(true);
+  });
+
+  it("keeps its tasks on a node that is silent, gives it no more, and goes on there when it is heard again", async () => {
+    using cluster = await threeNodes(aService("web"));
+    const before = cluster.running("s", "web");
+    const kept = cluster.tasks("s", "web").find(({ nodeId }) => nodeId === "b");
+    await cluster.setNode("b", NodeState.NODE_STATE_SILENT);
+    await cluster.settle();
+    expect(cluster.running("s", "web")).toEqual(before);
+    if (kept === undefined) throw new Error("a task is on b");
+    expect(observedStatus(cluster.index.view, kept)).toMatchObject({
+      state: TaskState.TASK_STATE_RUNNING,
+      message: "its node is silent",
+    });
+    await cluster.deploy(aStack("s", [aService("web", { mode: replicas(6) })]));
+    await cluster.settle();
+    expect(cluster.running("s", "web").filter((one) => one.endsWith("@b"))).toHaveLength(1);
+    expect(cluster.running("s", "web")).toHaveLength(6);
+    await cluster.setNode("b", NodeState.NODE_STATE_READY);
+    await cluster.settle();
+    expect(cluster.running("s", "web")).toEqual(expect.arrayContaining(before));
+    expect(cluster.index.view.tasks.get(kept.id)?.desired).toBe(DesiredState.DESIRED_STATE_RUNNING);
+    await cluster.setNode("b", NodeState.NODE_STATE_SILENT);
+    await cluster.setNode("b", NodeState.NODE_STATE_DOWN);
+    await cluster.settle();
+    expect(cluster.running("s", "web").filter((one) => one.endsWith("@b"))).toEqual([]);
+    expect(cluster.running("s", "web")).toHaveLength(6);
   });
 
   it("leaves a drained node, each task only once its successor is prepared", async () => {
@@ -370,6 +397,16 @@ describe("a global service", () => {
     expect(cluster.running("s", "agent").sort()).toEqual(["b@b", "d@d"]);
   });
 
+  it("gives no task to a node that is silent, and leaves one that is there", async () => {
+    using cluster = await threeNodes(aService("agent", { mode: everywhere }));
+    await cluster.setNode("a", NodeState.NODE_STATE_SILENT);
+    await cluster.addNodes("d");
+    await cluster.setNode("d", NodeState.NODE_STATE_SILENT);
+    await cluster.settle();
+    expect(cluster.running("s", "agent").sort()).toEqual(["a@a", "b@b", "c@c"]);
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+  });
+
   it("gives no task to a node that is paused, and leaves one that is there", async () => {
     using cluster = await threeNodes(aService("agent", { mode: everywhere }));
     await cluster.setAvailability("a", Availability.AVAILABILITY_PAUSE);
@@ -468,7 +505,7 @@ describe("removal", () => {
 type Step =
   | { readonly kind: "scale"; readonly to: number }
   | { readonly kind: "update"; readonly startFirst: boolean; readonly parallelism: number }
-  | { readonly kind: "node"; readonly id: string; readonly to: "up" | "down" | "active" | "drain" | "pause" }
+  | { readonly kind: "node"; readonly id: string; readonly to: "up" | "down" | "silent" | "active" | "drain" | "pause" }
   | { readonly kind: "crash"; readonly pick: number }
   | { readonly kind: "work"; readonly rounds: number };
 
@@ -482,7 +519,14 @@ const steps: fc.Arbitrary<Step> = fc.oneof(
   fc.record({
     kind: fc.constant("node" as const),
     id: fc.constantFrom("a", "b", "c"),
-    to: fc.constantFrom("up" as const, "down" as const, "active" as const, "drain" as const, "pause" as const),
+    to: fc.constantFrom(
+      "up" as const,
+      "down" as const,
+      "silent" as const,
+      "active" as const,
+      "drain" as const,
+      "pause" as const,
+    ),
   }),
   fc.record({ kind: fc.constant("crash" as const), pick: fc.nat(20) }),
   fc.record({ kind: fc.constant("work" as const), rounds: fc.integer({ min: 0, max: 3 }) }),
@@ -511,6 +555,7 @@ describe("whatever happens", () => {
           } else if (step.kind === "node") {
             if (step.to === "up") await cluster.setNode(step.id, NodeState.NODE_STATE_READY);
             else if (step.to === "down") await cluster.setNode(step.id, NodeState.NODE_STATE_DOWN);
+            else if (step.to === "silent") await cluster.setNode(step.id, NodeState.NODE_STATE_SILENT);
             else await cluster.setAvailability(step.id, { active: 0, pause: 1, drain: 2 }[step.to] as Availability);
           } else if (step.kind === "crash") {
             const running = cluster.tasks("s", "web").filter(({ id }) => isUp(cluster.index.view.taskStatuses.get(id)));

@@ -22,11 +22,17 @@ export function emptyTouched(): Touched {
 /** Adds what the changes touch; its cost grows with the changes and with what they name, not with the cluster. */
 export function touch(index: ClusterIndex, changes: readonly Change[], touched: Touched): void {
   const { items } = touched;
+  // Services of which a task, or the node of one, changed.
+  const services = new Set<string>();
   for (const change of changes) {
     switch (change.table) {
       case "tasks":
+        items.endpoints.add(change.id);
+        services.add((change.after ?? change.before)?.serviceId ?? "");
+        break;
       case "taskStatuses":
         items.endpoints.add(change.id);
+        services.add(index.view.tasks.get(change.id)?.serviceId ?? "");
         break;
       case "serviceStatuses": {
         items.services.add(change.id);
@@ -54,18 +60,25 @@ export function touch(index: ClusterIndex, changes: readonly Change[], touched: 
         }
         break;
       case "nodes":
-        touchNode(index, change.id, items);
+        touchNode(index, change.id, items, services);
         break;
       case "nodeStatuses":
         if (
           change.before?.state !== change.after?.state ||
           change.before?.description?.underlayAddress !== change.after?.description?.underlayAddress
         ) {
-          touchNode(index, change.id, items);
+          touchNode(index, change.id, items, services);
         }
         break;
       default:
         break;
+    }
+  }
+  // Whether an endpoint on a silent node is led to hangs on the service's other endpoints.
+  if (index.silentNodes.size === 0) return;
+  for (const serviceId of services) {
+    for (const task of index.tasksOfService(serviceId)) {
+      if (index.silentNodes.has(task.nodeId)) items.endpoints.add(task.id);
     }
   }
 }
@@ -83,13 +96,16 @@ export function touchNetwork(index: ClusterIndex, networkId: string, items: Touc
   }
 }
 
-function touchNode(index: ClusterIndex, nodeId: string, items: Touched["items"]): void {
+function touchNode(index: ClusterIndex, nodeId: string, items: Touched["items"], services: Set<string>): void {
   items.hosts.add(nodeId);
   for (const blockId of index.blockIdsOfNode(nodeId)) {
     const networkId = index.view.blocks.get(blockId)?.networkId;
     if (networkId !== undefined) items.networks.add(networkId);
   }
-  for (const task of index.tasksOfNode(nodeId)) items.endpoints.add(task.id);
+  for (const task of index.tasksOfNode(nodeId)) {
+    items.endpoints.add(task.id);
+    services.add(task.serviceId);
+  }
 }
 
 function touchEndpoints(index: ClusterIndex, serviceId: string, endpoints: Set<string>): void {

@@ -12,6 +12,7 @@ import { type NetworkSettings, NetworkStateTracker, networkStateFor } from "./tr
 
 const settings: NetworkSettings = { clusterId: "c", vipPool: "10.112.0.0/16", addressPools: ["10.96.0.0/12"] };
 const nodes = ["a", "b", "c"];
+const nodeStates = [NodeState.NODE_STATE_READY, NodeState.NODE_STATE_DOWN, NodeState.NODE_STATE_SILENT];
 
 /** What a host holds after it has applied messages. */
 class Host {
@@ -107,6 +108,52 @@ describe("the network state of a node", () => {
     expect(slots()).toEqual([]);
   });
 
+  it("leads to endpoints on silent nodes only where a service has no others, and keeps their hosts", async () => {
+    using cluster = new SteppedCluster();
+    await cluster.addNodes(...nodes);
+    await cluster.deploy(aStack("s", [aService("web"), aService("db", { mode: replicas(1) })]));
+    await cluster.settle();
+    cluster.frozen = true;
+    const [db] = cluster.tasks("s", "db");
+    const other = nodes.find((node) => node !== db?.nodeId) ?? "";
+    const state = () => networkStateFor(cluster.index, other, settings);
+    const tracker = new NetworkStateTracker(cluster.index, other, settings);
+    const host = new Host();
+    host.apply(tracker.complete());
+    using _ = cluster.index.subscribe((changes) => {
+      const touched = emptyTouched();
+      touch(cluster.index, changes, touched);
+      const delta = tracker.delta(touched);
+      if (delta !== undefined) host.apply(delta);
+      expect(host.items).toEqual(held(state()));
+    });
+    const ready = (name: string) => {
+      const ids = new Map(cluster.tasks("s", name).map(({ id, nodeId }) => [id, nodeId]));
+      const told = state().endpoints.filter(({ taskId }) => ids.has(taskId));
+      return {
+        told: told.length,
+        ready: told
+          .filter((one) => one.ready)
+          .map(({ nodeId }) => nodeId)
+          .sort(),
+      };
+    };
+    for (const node of nodes) if (node !== other) await cluster.setNode(node, NodeState.NODE_STATE_SILENT);
+    expect(ready("web")).toEqual({ told: 3, ready: [other] });
+    expect(ready("db")).toEqual({ told: 1, ready: [db?.nodeId] });
+    expect(state().hosts.map(({ id }) => id)).toEqual(nodes);
+    expect(
+      state()
+        .networks[0]?.blocks.map(({ nodeId }) => nodeId)
+        .sort(),
+    ).toEqual(nodes);
+    // The one that is heard is not healthy: then the silent ones are as good.
+    const mine = cluster.tasks("s", "web").find(({ nodeId }) => nodeId === other);
+    if (mine === undefined) throw new Error("a task is there");
+    await cluster.report(mine, TaskState.TASK_STATE_RUNNING, { health: Health.HEALTH_UNHEALTHY });
+    expect(ready("web")).toEqual({ told: 3, ready: nodes.filter((node) => node !== other) });
+  });
+
   it("names links by their provider, and the provider's address in the consumer's environment", async () => {
     using cluster = new SteppedCluster();
     await cluster.addNodes("a");
@@ -133,7 +180,11 @@ describe("the network state of a node", () => {
       }),
       fc.record({ kind: fc.constant("remove" as const) }),
       fc.record({ kind: fc.constant("crash" as const), pick: fc.nat(20) }),
-      fc.record({ kind: fc.constant("node" as const), id: fc.constantFrom(...nodes), up: fc.boolean() }),
+      fc.record({
+        kind: fc.constant("node" as const),
+        id: fc.constantFrom(...nodes),
+        to: fc.constantFrom(...nodeStates),
+      }),
       fc.record({ kind: fc.constant("drain" as const), id: fc.constantFrom(...nodes), on: fc.boolean() }),
     );
     await fc.assert(
@@ -173,8 +224,7 @@ describe("the network state of a node", () => {
             ];
             await cluster.deploy(aStack("s", services));
           } else if (step.kind === "remove") await cluster.removeStack("s");
-          else if (step.kind === "node")
-            await cluster.setNode(step.id, step.up ? NodeState.NODE_STATE_READY : NodeState.NODE_STATE_DOWN);
+          else if (step.kind === "node") await cluster.setNode(step.id, step.to);
           else if (step.kind === "drain") await cluster.setAvailability(step.id, (step.on ? 2 : 0) as Availability);
           else {
             const running = [...cluster.index.view.tasks.values()].filter(({ id }) =>

@@ -57,7 +57,13 @@ export function availabilityToJSON(object: Availability): string {
   }
 }
 
-export const NodeState = { NODE_STATE_UNKNOWN: 0, NODE_STATE_READY: 1, NODE_STATE_DOWN: 2 } as const;
+export const NodeState = {
+  NODE_STATE_UNKNOWN: 0,
+  NODE_STATE_READY: 1,
+  NODE_STATE_DOWN: 2,
+  /** NODE_STATE_SILENT - its session ended at about the same time as most: keeps its tasks for a while, takes no new ones */
+  NODE_STATE_SILENT: 3,
+} as const;
 
 export type NodeState = typeof NodeState[keyof typeof NodeState];
 
@@ -65,6 +71,7 @@ export namespace NodeState {
   export type NODE_STATE_UNKNOWN = typeof NodeState.NODE_STATE_UNKNOWN;
   export type NODE_STATE_READY = typeof NodeState.NODE_STATE_READY;
   export type NODE_STATE_DOWN = typeof NodeState.NODE_STATE_DOWN;
+  export type NODE_STATE_SILENT = typeof NodeState.NODE_STATE_SILENT;
 }
 
 export function nodeStateFromJSON(object: any): NodeState {
@@ -78,6 +85,9 @@ export function nodeStateFromJSON(object: any): NodeState {
     case 2:
     case "NODE_STATE_DOWN":
       return NodeState.NODE_STATE_DOWN;
+    case 3:
+    case "NODE_STATE_SILENT":
+      return NodeState.NODE_STATE_SILENT;
     default:
       throw new globalThis.Error("Unrecognized enum value " + object + " for enum NodeState");
   }
@@ -91,6 +101,8 @@ export function nodeStateToJSON(object: NodeState): string {
       return "NODE_STATE_READY";
     case NodeState.NODE_STATE_DOWN:
       return "NODE_STATE_DOWN";
+    case NodeState.NODE_STATE_SILENT:
+      return "NODE_STATE_SILENT";
     default:
       throw new globalThis.Error("Unrecognized enum value " + object + " for enum NodeState");
   }
@@ -443,7 +455,7 @@ export interface NodeSpec_LabelsEntry {
   value: string;
 }
 
-/** status/nodes/<id>, written by the dispatcher */
+/** status/nodes/<id>, written by the dispatcher, and by the leader when the node is lost */
 export interface NodeStatus {
   id: string;
   description: NodeDescription | undefined;
@@ -513,6 +525,8 @@ export interface NodeSession {
   /** which control-plane member holds it */
   clusterd: string;
   openedAtMs: number;
+  /** no sign of life for half of its lease, by that member's clock */
+  quiet: boolean;
 }
 
 /** spec/tasks/<id>: one attempt at one slot, never reused. Written by the leader. */
@@ -2822,7 +2836,7 @@ export const Allocation: MessageFns<Allocation> = {
 };
 
 function createBaseNodeSession(): NodeSession {
-  return { nodeId: "", sessionId: "", clusterd: "", openedAtMs: 0 };
+  return { nodeId: "", sessionId: "", clusterd: "", openedAtMs: 0, quiet: false };
 }
 
 export const NodeSession: MessageFns<NodeSession> = {
@@ -2838,6 +2852,9 @@ export const NodeSession: MessageFns<NodeSession> = {
     }
     if (message.openedAtMs !== 0) {
       writer.uint32(32).int64(message.openedAtMs);
+    }
+    if (message.quiet !== false) {
+      writer.uint32(40).bool(message.quiet);
     }
     return writer;
   },
@@ -2887,6 +2904,14 @@ export const NodeSession: MessageFns<NodeSession> = {
             message.openedAtMs = longToNumber(reader.int64());
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.quiet = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2917,6 +2942,7 @@ export const NodeSession: MessageFns<NodeSession> = {
         : isSet(object.opened_at_ms)
         ? globalThis.Number(object.opened_at_ms)
         : 0,
+      quiet: isSet(object.quiet) ? globalThis.Boolean(object.quiet) : false,
     };
   },
 
@@ -2934,6 +2960,9 @@ export const NodeSession: MessageFns<NodeSession> = {
     if (message.openedAtMs !== undefined) {
       obj.openedAtMs = Math.round(message.openedAtMs);
     }
+    if (message.quiet !== undefined) {
+      obj.quiet = message.quiet;
+    }
     return obj;
   },
 
@@ -2946,6 +2975,7 @@ export const NodeSession: MessageFns<NodeSession> = {
     message.sessionId = object.sessionId ?? "";
     message.clusterd = object.clusterd ?? "";
     message.openedAtMs = object.openedAtMs ?? 0;
+    message.quiet = object.quiet ?? false;
     return message;
   },
 };
