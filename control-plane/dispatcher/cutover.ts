@@ -2,7 +2,7 @@ import type { Clock } from "../../lib/clock/clock.ts";
 import type { Log } from "../../lib/log/log.ts";
 import { DesiredState } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
-import { isNodeLost } from "../domain/tasks.ts";
+import { isNodeLost, isNodeSilent } from "../domain/tasks.ts";
 import type { Change } from "../store/types.ts";
 import type { NetworkHub } from "./network.ts";
 
@@ -26,7 +26,7 @@ export interface CutOverDeps {
 
 /**
  * Ordered cut-over: a task that is to stop leaves every host's DNS and ambassadors first, and only then is its node told.
- * Hosts that are lost do not count, and nobody is waited for longer than `longestHoldMs`.
+ * Hosts that are lost or silent do not count, and nobody is waited for longer than `longestHoldMs`.
  */
 export class CutOver {
   readonly #deps: CutOverDeps;
@@ -78,7 +78,7 @@ export class CutOver {
   async #hold(taskId: string, nodeId: string, revision: number, elsewhere: boolean): Promise<void> {
     const { clock, index, log, network, serves, releasedElsewhere, onRelease } = this.#deps;
     const enough = new AbortController();
-    const acked = network.released(taskId, revision, (id) => isNodeLost(index.view, id));
+    const acked = network.released(taskId, revision, (id) => isNodeLost(index.view, id) || isNodeSilent(index.view, id));
     this.#held.set(taskId, { enough, acked });
     const sleep = async (ms: number) => await clock.sleep(ms, enough.signal).catch(() => undefined);
     const others = async () => {

@@ -5,6 +5,7 @@ import { DesiredState, NodeState, type Task, TaskState, TaskStatus } from "../..
 import { createControllers } from "../controllers/index.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { aService, aStack, replicas, TestCluster } from "../domain/testing.ts";
+import { CutOver } from "./cutover.ts";
 import { DispatcherServer } from "./testing.ts";
 
 /** Resolves once the view holds what is looked for. */
@@ -218,6 +219,33 @@ describe("ordered cut-over", () => {
     await again.until(() =>
       again.assignments.get("t")?.desired === DesiredState.DESIRED_STATE_SHUTDOWN ? true : undefined,
     );
+  });
+
+  it("does not wait for hosts that are down or silent", async () => {
+    await using one = await oneTask();
+    const { cluster } = one;
+    await cluster.addNodes("c", "d");
+    await cluster.setNode("b", NodeState.NODE_STATE_DOWN);
+    await cluster.setNode("c", NodeState.NODE_STATE_SILENT);
+    const asked = Promise.withResolvers<string[]>();
+    const cutOver = new CutOver({
+      index: cluster.index,
+      network: {
+        knowsEndpoint: () => true,
+        released: async (_task, _revision, isLost) => {
+          asked.resolve(["a", "b", "c", "d"].filter((id) => !isLost(id)));
+          return await Promise.resolve();
+        },
+      },
+      releasedElsewhere: async () => await Promise.resolve(true),
+      serves: () => true,
+      clock: systemClock,
+      log: silentLog,
+      onRelease: () => undefined,
+    });
+    using _ = cluster.index.subscribe((changes, revision) => cutOver.observe(changes, revision));
+    await one.change({ desired: DesiredState.DESIRED_STATE_SHUTDOWN });
+    expect(await asked.promise).toEqual(["a", "d"]);
   });
 
   it("does not wait for a host whose stream is gone", async () => {
