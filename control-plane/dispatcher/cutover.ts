@@ -78,7 +78,11 @@ export class CutOver {
   async #hold(taskId: string, nodeId: string, revision: number, elsewhere: boolean): Promise<void> {
     const { clock, index, log, network, serves, releasedElsewhere, onRelease } = this.#deps;
     const enough = new AbortController();
-    const acked = network.released(taskId, revision, (id) => isNodeLost(index.view, id) || isNodeSilent(index.view, id));
+    const acked = network.released(
+      taskId,
+      revision,
+      (id) => isNodeLost(index.view, id) || isNodeSilent(index.view, id),
+    );
     this.#held.set(taskId, { enough, acked });
     const sleep = async (ms: number) => await clock.sleep(ms, enough.signal).catch(() => undefined);
     const others = async () => {

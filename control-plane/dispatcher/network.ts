@@ -4,7 +4,14 @@ import { send } from "../../lib/grpc/server.ts";
 import type { Log } from "../../lib/log/log.ts";
 import type { NetworkDown, NetworkState, NetworkUp } from "../../proto/gen/embassy/v1/dispatcher.ts";
 import type { ClusterIndex } from "../domain/index.ts";
-import { emptyTouched, type ItemKind, itemKinds, type Touched, touch } from "../domain/network-state/touched.ts";
+import {
+  emptyTouched,
+  type ItemKind,
+  itemKinds,
+  SilentServices,
+  type Touched,
+  touch,
+} from "../domain/network-state/touched.ts";
 import { type NetworkSettings, NetworkStateTracker } from "../domain/network-state/tracker.ts";
 import type { Change } from "../store/types.ts";
 
@@ -26,6 +33,7 @@ export interface NetworkDeps {
 export class NetworkHub {
   readonly #deps: NetworkDeps;
   readonly #streams = new Map<string, NetworkStream>();
+  #silent = new SilentServices();
 
   constructor(deps: NetworkDeps) {
     this.#deps = deps;
@@ -56,9 +64,12 @@ export class NetworkHub {
 
   /** Tells every host what the changes mean for it. */
   apply(changes: readonly Change[]): void {
-    if (this.#streams.size === 0) return;
+    if (this.#streams.size === 0) {
+      this.#silent = new SilentServices();
+      return;
+    }
     const touched = emptyTouched();
-    touch(this.#deps.index, changes, touched);
+    touch(this.#deps.index, changes, touched, this.#silent);
     if (touched.members.size === 0 && itemKinds.every((kind) => touched.items[kind].size === 0)) return;
     for (const stream of this.#streams.values()) stream.touched(touched);
   }

@@ -8,6 +8,7 @@ import {
   type Task,
 } from "../../proto/gen/embassy/v1/state.ts";
 import type { Change, Store, Table, View } from "../store/types.ts";
+import { isHeardServing } from "./tasks.ts";
 
 /** Which ids of a table belong to a key; a value may belong to several. Order of insertion. */
 class Grouping<T> {
@@ -72,6 +73,8 @@ export class ClusterIndex implements Disposable {
   readonly #blocksByNode = new Grouping<{ nodeId: string }>((block) => [block.nodeId]);
   readonly #nodesByName = new Grouping<NodeSpec>((node) => [node.name]);
   readonly #silentNodes = new Set<string>();
+  /** Of this revision. */
+  readonly #heard = new Map<string, boolean>();
   readonly #stacksByName = new Grouping<StackRecord>((stack) => [stack.spec?.name ?? ""]);
   readonly #listeners = new Set<ChangeListener>();
   readonly #subscription: Disposable;
@@ -97,6 +100,7 @@ export class ClusterIndex implements Disposable {
     }
     this.#subscription = store.subscribe((changes, revision) => {
       for (const change of changes) this.#index(change);
+      this.#heard.clear();
       for (const listener of this.#listeners) listener(changes, revision);
     });
   }
@@ -156,6 +160,16 @@ export class ClusterIndex implements Disposable {
   /** Nodes whose status is silent, in no order. */
   get silentNodes(): ReadonlySet<string> {
     return this.#silentNodes;
+  }
+
+  /** Has the service a task that is well and on a node that is up? */
+  isHeard(serviceId: string): boolean {
+    let heard = this.#heard.get(serviceId);
+    if (heard === undefined) {
+      heard = this.tasksOfService(serviceId).some((task) => isHeardServing(this.view, task));
+      this.#heard.set(serviceId, heard);
+    }
+    return heard;
   }
 
   stackNames(): string[] {

@@ -95,6 +95,12 @@ export function isUp(status: TaskStatus | undefined): boolean {
   );
 }
 
+/** Is it meant to run, does it, and is its node heard? Such a task is led to before those on silent nodes. */
+export function isHeardServing(view: View, task: Task): boolean {
+  const wanted = task.desired === DesiredState.DESIRED_STATE_RUNNING;
+  return wanted && isUp(view.taskStatuses.get(task.id)) && isNodeUp(view, task.nodeId);
+}
+
 /** `<stack>_<service>.<slot>`; of a global service `<stack>_<service>.<node name>`. */
 export function taskName(view: View, task: Task): string {
   return `${task.stack}_${task.serviceName}.${slotName(view, task)}`;

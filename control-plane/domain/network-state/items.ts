@@ -1,9 +1,9 @@
 import type { NetEndpoint, NetHost, NetNetwork, NetService } from "../../../proto/gen/embassy/v1/dispatcher.ts";
 import { EndpointMode, PublishMode } from "../../../proto/gen/embassy/v1/stack.ts";
-import { DesiredState, type Task, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
+import { DesiredState, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../index.ts";
 import { openedPorts, resolvedLinks } from "../links.ts";
-import { isNodeLost, isNodeSilent, isNodeUp, isUp } from "../tasks.ts";
+import { isNodeLost, isNodeSilent, isUp } from "../tasks.ts";
 
 /** Networks that a node takes part in: those that it owns a block of. */
 export function networksOfNode(index: ClusterIndex, nodeId: string): Set<string> {
@@ -100,23 +100,10 @@ export function serviceItem(
   };
 }
 
-/** Runs, and is meant to. */
-function serves(index: ClusterIndex, task: Task): boolean {
-  const state = index.view.taskStatuses.get(task.id)?.state;
-  return task.desired === DesiredState.DESIRED_STATE_RUNNING && state === TaskState.TASK_STATE_RUNNING;
-}
-
-/** Is it to be led to? One on a silent node only where its service has no other: nobody knows whether it is there. */
-function isReady(index: ClusterIndex, task: Task): boolean {
-  const { view } = index;
-  if (!isUp(view.taskStatuses.get(task.id))) return false;
-  if (!isNodeSilent(view, task.nodeId)) return true;
-  return !index
-    .tasksOfService(task.serviceId)
-    .some((other) => isNodeUp(view, other.nodeId) && serves(index, other) && isUp(view.taskStatuses.get(other.id)));
-}
-
-/** A task that runs, is meant to, and whose node is not lost. */
+/**
+ * A task that runs, is meant to, and whose node is not lost. One on a silent node is led to only where its service has no
+ * other that is well: nobody knows whether it is there.
+ */
 export function endpointItem(
   index: ClusterIndex,
   _receiver: string,
@@ -126,7 +113,9 @@ export function endpointItem(
   const task = index.view.tasks.get(id);
   const status = index.view.taskStatuses.get(id);
   if (task === undefined || status === undefined) return undefined;
-  if (!serves(index, task)) return undefined;
+  if (task.desired !== DesiredState.DESIRED_STATE_RUNNING || status.state !== TaskState.TASK_STATE_RUNNING) {
+    return undefined;
+  }
   const service = index.view.services.get(task.serviceId);
   if (service === undefined || service.removed || isNodeLost(index.view, task.nodeId)) return undefined;
   const addresses = status.addresses.filter(({ networkId }) => networks.has(networkId));
@@ -137,6 +126,6 @@ export function endpointItem(
     slot: task.slot,
     nodeId: task.nodeId,
     addresses,
-    ready: isReady(index, task),
+    ready: isUp(status) && !(isNodeSilent(index.view, task.nodeId) && index.isHeard(task.serviceId)),
   };
 }

@@ -19,8 +19,11 @@ export function emptyTouched(): Touched {
   };
 }
 
-/** Adds what the changes touch; its cost grows with the changes and with what they name, not with the cluster. */
-export function touch(index: ClusterIndex, changes: readonly Change[], touched: Touched): void {
+/**
+ * Adds what the changes touch; its cost grows with the changes and with what they name, not with the cluster. To be called for
+ * every batch of changes, with the same `silent`.
+ */
+export function touch(index: ClusterIndex, changes: readonly Change[], touched: Touched, silent: SilentServices): void {
   const { items } = touched;
   // Services of which a task, or the node of one, changed.
   const services = new Set<string>();
@@ -74,11 +77,26 @@ export function touch(index: ClusterIndex, changes: readonly Change[], touched: 
         break;
     }
   }
-  // Whether an endpoint on a silent node is led to hangs on the service's other endpoints.
-  if (index.silentNodes.size === 0) return;
-  for (const serviceId of services) {
-    for (const task of index.tasksOfService(serviceId)) {
-      if (index.silentNodes.has(task.nodeId)) items.endpoints.add(task.id);
+  silent.touch(index, services, items.endpoints);
+}
+
+/** Whether services with tasks on silent nodes have others, as of the changes before: theirs alone are led to then. */
+export class SilentServices {
+  readonly #heard = new Map<string, boolean>();
+
+  /** Adds the endpoints on silent nodes of those of the services, of which something changed, that now have others or no longer do. */
+  touch(index: ClusterIndex, services: Iterable<string>, endpoints: Set<string>): void {
+    if (index.silentNodes.size === 0) {
+      this.#heard.clear();
+      return;
+    }
+    for (const serviceId of services) {
+      const heard = index.isHeard(serviceId);
+      if (this.#heard.get(serviceId) === heard) continue;
+      this.#heard.set(serviceId, heard);
+      for (const task of index.tasksOfService(serviceId)) {
+        if (index.silentNodes.has(task.nodeId)) endpoints.add(task.id);
+      }
     }
   }
 }

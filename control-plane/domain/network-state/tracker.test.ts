@@ -7,7 +7,7 @@ import { SteppedCluster } from "../../controllers/testing.ts";
 import type { Change } from "../../store/types.ts";
 import { isUp } from "../tasks.ts";
 import { aService, aStack, replicas } from "../testing.ts";
-import { emptyTouched, touch } from "./touched.ts";
+import { emptyTouched, SilentServices, touch } from "./touched.ts";
 import { type NetworkSettings, NetworkStateTracker, networkStateFor } from "./tracker.ts";
 
 const settings: NetworkSettings = { clusterId: "c", vipPool: "10.112.0.0/16", addressPools: ["10.96.0.0/12"] };
@@ -120,9 +120,10 @@ describe("the network state of a node", () => {
     const tracker = new NetworkStateTracker(cluster.index, other, settings);
     const host = new Host();
     host.apply(tracker.complete());
+    const silent = new SilentServices();
     using _ = cluster.index.subscribe((changes) => {
       const touched = emptyTouched();
-      touch(cluster.index, changes, touched);
+      touch(cluster.index, changes, touched, silent);
       const delta = tracker.delta(touched);
       if (delta !== undefined) host.apply(delta);
       expect(host.items).toEqual(held(state()));
@@ -199,9 +200,10 @@ describe("the network state of a node", () => {
           tracker: new NetworkStateTracker(cluster.index, id, settings),
         }));
         for (const { host, tracker } of hosts) host.apply(tracker.complete());
+        const silent = new SilentServices();
         using _ = cluster.index.subscribe((changes: readonly Change[]) => {
           const touched = emptyTouched();
-          touch(cluster.index, changes, touched);
+          touch(cluster.index, changes, touched, silent);
           for (const { host, tracker } of hosts) {
             const delta = tracker.delta(touched);
             if (delta !== undefined) host.apply(delta);
