@@ -82,8 +82,9 @@ export function registerClusterMetrics({ registry, store, leadership, member }: 
     collect() {
       this.reset();
       for (const state of ["ready", "silent", "down"]) this.set({ state }, 0);
-      for (const [id] of store.view.nodes.entries())
-        this.inc({ state: nodeState(store.view.nodeStatuses.get(id)?.state) });
+      for (const [id] of store.view.nodes.entries()) {
+        this.inc({ state: stateWord(NodeState, "NODE_STATE_", store.view.nodeStatuses.get(id)?.state) });
+      }
     },
   });
   new Gauge({
@@ -93,7 +94,8 @@ export function registerClusterMetrics({ registry, store, leadership, member }: 
     registers,
     collect() {
       this.reset();
-      for (const id of ids(store.view)) this.inc({ state: stateName(store.view.taskStatuses.get(id)?.state) });
+      for (const id of ids(store.view))
+        this.inc({ state: stateWord(TaskState, "TASK_STATE_", store.view.taskStatuses.get(id)?.state) });
     },
   });
 }
@@ -102,12 +104,12 @@ function* ids(view: View): Iterable<string> {
   for (const [id] of view.tasks.entries()) yield id;
 }
 
-function stateName(state: TaskState | undefined): string {
-  const [name] = Object.entries(TaskState).find(([, value]) => value === state) ?? [];
-  return (name ?? "TASK_STATE_PENDING").replace(/^TASK_STATE_/, "").toLowerCase();
-}
-
-function nodeState(state: NodeState | undefined): string {
-  const [name] = Object.entries(NodeState).find(([, value]) => value === state) ?? [];
-  return (name ?? "NODE_STATE_UNKNOWN").replace(/^NODE_STATE_/, "").toLowerCase();
+/** "running" for TASK_STATE_RUNNING; what is not there is as 0. */
+function stateWord(
+  states: Readonly<Record<string, string | number>>,
+  prefix: string,
+  state: number | undefined,
+): string {
+  const [name] = Object.entries(states).find(([, value]) => value === (state ?? 0)) ?? [];
+  return (name ?? "").replace(prefix, "").toLowerCase();
 }

@@ -57,6 +57,9 @@ describe("most hosts fall silent together", () => {
     for (const { spec, status } of seen.filter(({ spec: { name } }) => name !== "host-1")) {
       expect(status?.message, spec.name).toMatch(/^[23] of 3 nodes went silent together/);
     }
+    const metrics = `fetch("http://127.0.0.1:7402/metrics").then((r) => r.text()).then(console.log)`;
+    const { stdout } = await cluster.exec("host-1", [clusterctlCommand[0], "-e", metrics]);
+    expect(stdout).toContain('embassy_nodes{state="silent"} 2\nembassy_nodes{state="down"} 0');
     const meanwhile = await tasksOn("host-1");
     expect(everything(meanwhile)).toEqual(before);
     expect(meanwhile).toHaveLength(7);
