@@ -36,7 +36,7 @@ export function schedulerNode(spec: NodeSpec, status: NodeStatus | undefined): S
   };
 }
 
-/** os/arch, or one of the two. */
+/** "os/arch"; either may be empty, for any. */
 export function parsePlatform(text: string): Platform {
   const [os = "", arch = ""] = text.split("/");
   return { os, arch };
