@@ -269,7 +269,7 @@ export const registerLists: Register = (program, cli) => {
     .command("nodes")
     .summary("list nodes")
     .description(
-      "Lists the nodes. One with no network is ready but for its netd: its tasks run on, names and links there follow nothing, and new tasks wait.",
+      "Lists the nodes. One with no network is ready but for its netd: its tasks run on, names and links there follow nothing, and new tasks wait. A silent one stopped giving signs of life together with most others: it keeps its tasks for a while, unless you drain or remove it.",
     )
     .action(async (_options, command) => await show(cli, command, nodes));
   program

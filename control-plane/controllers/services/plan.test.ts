@@ -106,6 +106,25 @@ describe("a replicated service", () => {
     expect(cluster.running("s", "web")).toHaveLength(6);
   });
 
+  it("prepares what replaces a task on a silent node, and starts it when the node is down, or has stopped the old one", async () => {
+    for (const end of [NodeState.NODE_STATE_DOWN, NodeState.NODE_STATE_READY]) {
+      using cluster = await threeNodes(aService("redis", { mode: replicas(1) }));
+      const [old] = cluster.tasks("s", "redis");
+      if (old === undefined) throw new Error("one task");
+      await cluster.setNode(old.nodeId, NodeState.NODE_STATE_SILENT);
+      await cluster.deploy(aStack("s", [aService("redis", { mode: replicas(1), container: image("redis:2") })]));
+      await cluster.settle();
+      const next = () => cluster.tasks("s", "redis").at(-1);
+      const states = () => [old, next()].map((task) => task && observedState(cluster.index.view, task));
+      expect(next()?.nodeId).not.toBe(old.nodeId);
+      expect(states()).toEqual([TaskState.TASK_STATE_RUNNING, TaskState.TASK_STATE_READY]);
+      await cluster.setNode(old.nodeId, end);
+      await cluster.settle();
+      const ended = end === NodeState.NODE_STATE_DOWN ? TaskState.TASK_STATE_ORPHANED : TaskState.TASK_STATE_SHUTDOWN;
+      expect(states()).toEqual([ended, TaskState.TASK_STATE_RUNNING]);
+    }
+  });
+
   it("leaves a drained node, each task only once its successor is prepared", async () => {
     using cluster = await threeNodes(aService("redis", { mode: replicas(1) }));
     const [old] = cluster.tasks("s", "redis");
