@@ -74,7 +74,7 @@ async function logs(
 ): Promise<string[]> {
   const call = agent.logs({ taskId, follow: false, tail: -1, sinceMs: 0, from: undefined, ...options }, patient());
   const lines: string[] = [];
-  for await (const chunk of call as AsyncIterable<LogChunk>) lines.push(chunk.line.toString());
+  for await (const { mark, line } of call as AsyncIterable<LogChunk>) if (!mark) lines.push(line.toString());
   return lines;
 }
 
