@@ -24,6 +24,9 @@ export function effort(byDefault: number): { numRuns: number; seed?: number } {
 const zone = fc.constantFrom("a", "b", "c", undefined);
 const rack = fc.constantFrom("1", "2", undefined);
 
+/** Events of one run; some faults need hundreds. */
+export const mostCommands = runs > 0 ? 300 : 80;
+
 function labels(values: Readonly<Record<string, string | undefined>>): Record<string, string> {
   return Object.fromEntries(
     Object.entries(values).filter((entry): entry is [string, string] => entry[1] !== undefined),

@@ -1,6 +1,6 @@
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type Command, commandArbitrary, effort, groupArbitrary, volumes } from "./arbitraries.ts";
+import { type Command, commandArbitrary, effort, groupArbitrary, mostCommands, volumes } from "./arbitraries.ts";
 import { BruteForce } from "./brute-force.ts";
 import { Scheduler, type SchedulerSnapshot } from "./scheduler.ts";
 import type { Placement, ScheduleResult, SchedulerNode, SchedulerTask, Strategy, TaskGroup } from "./types.ts";
@@ -97,7 +97,7 @@ describe("after any sequence of events", () => {
           groupsArbitrary(plain),
           fc.constantFrom<Strategy>("spread", "binpack"),
           fc.nat(3),
-          fc.array(commandArbitrary, { minLength: 20, maxLength: 80 }),
+          fc.array(commandArbitrary, { minLength: 20, maxLength: mostCommands }),
           (groups, strategy, seed, commands) => {
             const world = aWorld(groups, strategy, seed);
             const check = (before: SchedulerSnapshot, result: ScheduleResult): void => {
@@ -129,7 +129,7 @@ describe("after any sequence of events", () => {
         fc.property(
           groupsArbitrary(plain),
           fc.constantFrom<Strategy>("spread", "binpack"),
-          fc.array(commandArbitrary, { minLength: 20, maxLength: 80 }),
+          fc.array(commandArbitrary, { minLength: 20, maxLength: mostCommands }),
           (groups, strategy, commands) => {
             const world = aWorld(groups, strategy, 0);
             const check = (before: SchedulerSnapshot, result: ScheduleResult): void => {
@@ -150,7 +150,7 @@ describe("after any sequence of events", () => {
       fc.property(
         groupsArbitrary(false),
         fc.constantFrom<Strategy>("spread", "binpack"),
-        fc.array(commandArbitrary, { minLength: 20, maxLength: 80 }),
+        fc.array(commandArbitrary, { minLength: 20, maxLength: mostCommands }),
         (groups, strategy, commands) => {
           const decided: string[][] = [[], []];
           for (const log of decided) {

@@ -52,7 +52,6 @@ export class Scheduler {
   /** Placed tasks whose node is not known, by its id. */
   readonly #homeless = new Map<string, Set<TaskRecord>>();
   #sequence = 0;
-  #evictions = 0;
 
   constructor(options: SchedulerOptions = {}) {
     this.#options = options;
@@ -201,11 +200,10 @@ export class Scheduler {
         break;
       }
       const unit = units[i] as Waiting | Waiting[];
-      const evictions = this.#evictions;
       if (unit instanceof Waiting) this.#decide(unit, placements, unplaced, limit);
       else this.#decideGang(unit, placements, unplaced);
-      // Stopping a victim may free more than was needed, for tasks that were given up before.
-      if (this.#evictions !== evictions && this.#waiting.wake()) {
+      // Stopping a victim may free more than was needed, and a placement may loosen a skew or a budget, for what was given up before.
+      if (this.#waiting.isStirred && this.#waiting.wake()) {
         this.#waiting.restore(units.slice(i + 1));
         units = this.#waiting.take();
         i = -1;
@@ -360,7 +358,6 @@ export class Scheduler {
    * first in the next attempt.
    */
   #placeWhole(unit: readonly Waiting[], mayPreempt: boolean, explained: number): Placed[] | Explanation {
-    const evictions = this.#evictions;
     let order = unit;
     for (let attempt = 1; ; attempt++) {
       const placed: Placed[] = [];
@@ -369,7 +366,6 @@ export class Scheduler {
       const isLast = stuck === order[0] || attempt >= Math.min(unit.length, mostAttempts);
       const failed = isLast ? this.#explain(stuck.group, stuck.onlyNode, explained) : undefined;
       this.#takeBack(placed);
-      this.#evictions = evictions;
       if (failed !== undefined) return failed;
       order = [stuck, ...order.filter((waiting) => waiting !== stuck)];
     }
@@ -421,7 +417,6 @@ export class Scheduler {
     const plan = search.best;
     if (plan === undefined) return undefined;
     for (const victim of plan.victims) {
-      this.#evictions++;
       victim.evictedFrom = plan.node.spec.id;
       this.#state.detach(victim);
     }

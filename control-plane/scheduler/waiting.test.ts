@@ -321,6 +321,18 @@ describe("what fits nowhere is looked at again", () => {
     expect(scheduler.schedule()).toEqual({ placements: [], unplaced: [] });
   });
 
+  it.each<readonly [string, Omit<Case, "event">, TaskGroup]>([
+    ["a skew", atMostSkew, { ...skewed, id: "web@2", reservations: cpus(50) }],
+    ["a budget", budgeted, aGroup("kept", { id: "kept@2", priority: 9, constraints: ["node.labels.spare == yes"] })],
+  ])("in the same pass as the placement that loosens %s", (_name, given, next) => {
+    const scheduler = blocked({ ...given, others: [next], event: () => undefined });
+    scheduler.upsertNode(
+      aNode("b", { labels: { zone: "b", spare: "yes" }, capacity: { milliCpus: 250, memoryBytes: 2 ** 28 } }),
+    );
+    const { placements } = scheduler.schedule(someTasks(next, 1));
+    expect(placements.map(({ task }) => task)).toEqual([`${next.id}.1`, "waiting"]);
+  });
+
   it("keeps its turn when it is told again", () => {
     const scheduler = new Scheduler();
     scheduler.upsertGroup(plain);

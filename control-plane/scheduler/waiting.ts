@@ -27,8 +27,12 @@ export class WaitingRoom implements StateListener {
   readonly #better = new Set<NodeRecord>();
   /** Lowest priority of a service of which preemption may take a task again since the last `take`. */
   #loosened = Number.POSITIVE_INFINITY;
+  /** Of the blocked, how many may preempt. */
+  #preempting = 0;
   /** Counts changes of what nodes are. */
   #facts = 0;
+  /** Has something been placed or ended since the last `wake` that may wake something? */
+  isStirred = false;
 
   constructor(state: ClusterState) {
     this.#state = state;
@@ -51,14 +55,18 @@ export class WaitingRoom implements StateListener {
     for (const { volume, readOnly } of group.volumes ?? []) {
       if (readOnly !== true) this.#state.volume(volume).endings++;
     }
-    if (this.#blocked.size > 0) this.#better.add(node);
+    if (this.#blocked.size === 0) return;
+    this.#better.add(node);
+    this.isStirred = true;
   }
 
   /** A task of the group was placed, which may let preemption take another of the same service. */
   placed({ service }: GroupRecord): void {
     service.changes++;
-    if (service.minAvailable === 0 || service.placed <= service.minAvailable) return;
+    if (service.hanging > 0) this.isStirred = true;
+    if (this.#preempting === 0 || service.minAvailable === 0 || service.placed <= service.minAvailable) return;
     for (const { priority } of service.groups) this.#loosened = Math.min(this.#loosened, priority);
+    this.isStirred = true;
   }
 
   /** Everything is worth another look: a volume, a budget or what may be stopped has changed. */
@@ -141,10 +149,13 @@ export class WaitingRoom implements StateListener {
     this.#awake.delete(waiting);
     this.#blocked.add(waiting);
     const { group } = waiting;
-    waiting.blockedIn = this.#ofNeed(group);
+    waiting.mayPreempt = group.priority > this.#state.lowestPriority;
+    if (waiting.mayPreempt) this.#preempting++;
+    waiting.blockedIn = this.#ofNeed(waiting);
     waiting.blockedIn.add(waiting);
     if (group.rules.domainFilters.length === 0) return;
     this.#hanging.add(waiting);
+    group.service.hanging++;
     waiting.blockedAt = this.#countOf(group);
   }
 
@@ -165,6 +176,7 @@ export class WaitingRoom implements StateListener {
     }
     this.#better.clear();
     this.#loosened = Number.POSITIVE_INFINITY;
+    this.isStirred = false;
     return this.#awake.size > before;
   }
 
@@ -183,9 +195,9 @@ export class WaitingRoom implements StateListener {
   }
 
   /** Those that need as much to be free on a node; with preemption that may be anything. */
-  #ofNeed(group: GroupRecord): Set<Waiting> {
+  #ofNeed({ group, mayPreempt }: Waiting): Set<Waiting> {
     const cpu = group.needs.find(({ dimension }) => dimension === cpuDimension)?.amount ?? 0;
-    const power = group.priority > this.#state.lowestPriority ? 0 : powerOf(cpu);
+    const power = mayPreempt ? 0 : powerOf(cpu);
     for (let i = this.#byNeed.length; i <= power; i++) this.#byNeed.push(new Set());
     return this.#byNeed[power] as Set<Waiting>;
   }
@@ -194,8 +206,7 @@ export class WaitingRoom implements StateListener {
   #countOf(group: GroupRecord): number {
     let count = 0;
     for (const { hangsOn } of group.rules.domainFilters) {
-      if (hangsOn === undefined) return this.#state.version;
-      for (const what of hangsOn) {
+      for (const what of hangsOn ?? []) {
         if (what === "facts") count += this.#facts;
         else if (what === "service") count += group.service.changes;
         else for (const { volume } of group.volumes ?? []) count += this.#state.volume(volume).endings;
@@ -206,9 +217,10 @@ export class WaitingRoom implements StateListener {
 
   #unblock(waiting: Waiting): boolean {
     if (!this.#blocked.delete(waiting)) return false;
-    this.#hanging.delete(waiting);
+    if (this.#hanging.delete(waiting)) waiting.group.service.hanging--;
     waiting.blockedIn?.delete(waiting);
     waiting.blockedIn = undefined;
+    if (waiting.mayPreempt) this.#preempting--;
     return true;
   }
 

@@ -18,6 +18,7 @@ export interface Filter {
   /**
    * Of a `domain` rule: all that can turn a refusal, beside a change of the refused node itself. `facts`: what any node is;
    * `service`: placing or ending a task of the group's service; `volumes`: the end of a task that writes to one of the group's.
+   * Absent: nothing else.
    */
   readonly hangsOn?: readonly ("facts" | "service" | "volumes")[];
   /** False when it lets every node pass. Absent: it may refuse. */

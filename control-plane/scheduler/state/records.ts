@@ -184,6 +184,8 @@ export class Waiting {
   /** While it is blocked: those that need as much, and a count of what its domain rules hang on as it was then. */
   blockedIn: Set<Waiting> | undefined = undefined;
   blockedAt = 0;
+  /** While it is blocked: is there anything less important? */
+  mayPreempt = false;
 
   constructor(group: GroupRecord, onlyNode: string | undefined) {
     this.group = group;
@@ -234,6 +236,8 @@ export class ServiceRecord {
   minAvailable = 0;
   /** Counts tasks placed and ended, for what waits for either. */
   changes = 0;
+  /** Blocked entries of its groups that hang on more than one node. */
+  hanging = 0;
 
   constructor(id: string) {
     this.id = id;
