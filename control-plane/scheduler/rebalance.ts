@@ -37,7 +37,8 @@ export interface RebalancePlan {
 /**
  * Plans the fewest moves, as far as taking the greatest relief first finds them. Changes the state that it is given, which
  * therefore is a copy. Leaves alone pinned tasks, tasks bound to a node, gangs and writers of single-writer volumes (which
- * cannot start before they stop), and moves of each service no more than it has above `minAvailable`. Stable: on its own result it plans nothing more, unless budget or `mostMoves` cut it short.
+ * cannot start before they stop), and moves of each service no more than it has above `minAvailable`. Stable: on its own
+ * result it plans nothing more, unless budget or `mostMoves` cut it short.
  */
 export function planRebalance(state: ClusterState, options: RebalanceOptions): RebalancePlan {
   const plan = new Plan(state, options.mostMoves ?? Number.POSITIVE_INFINITY);

@@ -12,8 +12,9 @@ import { compareVersions, parseVersion, type Version } from "./version.ts";
  *     <attribute> < 2.10               and <=, >, >=, on numbers and versions
  *
  * Values compare without regard to case, as in swarm; expressions and label keys with regard to it. A value may stand in
- * single or double quotes, and an architecture under its kernel name (x86_64, aarch64). An absent label equals nothing: `!=`, `not in`, `!~` and `not exists` hold, all others do not;
- * neither does an order comparison with a value that is not a number or version.
+ * single or double quotes, and an architecture under its kernel name (x86_64, aarch64). An absent label equals nothing: `!=`,
+ * `not in`, `!~` and `not exists` hold, all others do not; neither does an order comparison with a value that is not a number
+ * or version.
  */
 export type Operator = "==" | "!=" | "in" | "not in" | "=~" | "!~" | "<" | "<=" | ">" | ">=" | "exists" | "not exists";
 
