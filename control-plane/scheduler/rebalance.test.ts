@@ -122,6 +122,28 @@ describe("rebalance", () => {
     expect(moves.map(({ from, to }) => `${from}>${to}`)).toEqual(["a>c", "b>c"]);
   });
 
+  it("leaves room for a task that may go to few nodes", () => {
+    const reservations = { milliCpus: 500, memoryBytes: 0 };
+    const any = aGroup("any", { reservations });
+    const bound = aGroup("bound", { reservations, constraints: ["node.labels.zone == a"] });
+    const scheduler = new Scheduler();
+    for (const [id, zone, milliCpus] of [
+      ["n0", "b", 1_000],
+      ["n1", "b", 1_000],
+      ["n2", "a", 1_000],
+      ["n3", "a", 3_000],
+    ] as const)
+      scheduler.upsertNode(aNode(id, { labels: { zone }, capacity: { milliCpus, memoryBytes: 2 ** 33 } }));
+    for (const group of [any, bound]) scheduler.upsertGroup(group);
+    place(scheduler, any, { n3: 1, n1: 1, n0: 1 });
+    place(scheduler, bound, { n3: 1, n2: 1 });
+    const { moves } = scheduler.planRebalance({ goal: { kind: "fragmentation", bound: 0.34 } });
+    expect(moves.map(({ task, from }) => [task, from])).toEqual([
+      ["bound@1.0", "n3"],
+      ["any@1.0", "n3"],
+    ]);
+  });
+
   it("needs no more moves than any other choice of moves does, on small clusters", () => {
     fc.assert(
       fc.property(

@@ -292,8 +292,13 @@ function* setsOf(nodes: readonly NodeRecord[], most: number): Generator<readonly
 function emptySet(state: ClusterState, plan: Plan, set: readonly NodeRecord[], used: readonly NodeRecord[]): boolean {
   const start = plan.moves.length;
   const others = used.filter((node) => !set.includes(node));
-  const tasks = set.flatMap(tasksOn).sort((a, b) => sizeOf(b) - sizeOf(a) || (a.id < b.id ? -1 : 1));
-  for (const task of tasks) {
+  const choices = ({ group }: TaskRecord): number =>
+    others.filter((node) => factFilters.every((filter) => filter.passes(state, group, node))).length;
+  const tasks = set
+    .flatMap(tasksOn)
+    .map((task) => ({ task, size: sizeOf(task), choices: choices(task) }))
+    .sort((a, b) => b.size - a.size || a.choices - b.choices || (a.task.id < b.task.id ? -1 : 1));
+  for (const { task } of tasks) {
     const why = `node ${task.node?.spec.hostname} can be emptied`;
     // To the node that would be emptied last, so that no task moves twice, if a spread preference has nothing against it.
     const compare = (a: NodeRecord, b: NodeRecord): number =>
