@@ -44,7 +44,7 @@ export class FlatWriter implements Writer {
   /** A copy of what is written; the writer goes on with nothing. */
   finish(): Buffer<ArrayBuffer> {
     if (this.#forks.length > 0) throw new Error("a fork was not joined");
-    const bytes = Buffer.allocUnsafeSlow(this.#pos);
+    const bytes = Buffer.allocUnsafe(this.#pos);
     this.#buffer.copy(bytes, 0, 0, this.#pos);
     this.reset();
     return bytes;
