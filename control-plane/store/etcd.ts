@@ -7,6 +7,7 @@ import { checkWrites, conflictOf } from "./commit.ts";
 import { isLeaseGone, Leases } from "./leases.ts";
 import { decodeEntry, entry, type Leader, leaderOf, listAll, listKeys } from "./list.ts";
 import { noStoreMetrics, type StoreMetrics } from "./metrics.ts";
+import { OwnWrites } from "./own-writes.ts";
 import { type Codecs, keyOf, leaderKey, placeOf } from "./schema.ts";
 import { type Comparison, decodeOutcome, type EncodedTransaction, encodeTransaction, transact } from "./transaction.ts";
 import type { Change, CommitOptions, Store, View, Write } from "./types.ts";
@@ -29,6 +30,9 @@ export interface EtcdStoreOptions {
 
 /** How long a commit waits for the view to reach it. */
 const viewDeadlineMs = 5_000;
+/** After a doubt about own writes, how long tasks are watched again: the first time, and at most, as doubts go on. */
+const minDoubtMs = 10_000;
+const maxDoubtMs = 600_000;
 const minRetryMs = 50;
 const maxRetryMs = 1_000;
 
@@ -47,6 +51,16 @@ export class EtcdStore implements Store, AsyncDisposable {
   readonly #own = new Map<string, OwnCommit>();
   /** Aborted when the watch is found to have missed something. */
   #missed = new AbortController();
+  /** Aborted to watch anew from where the view is. */
+  #again = new AbortController();
+  /** While this member leads: tasks are not watched, since nobody else writes them. */
+  #ownWrites: OwnWrites | undefined;
+  #doubtMs = minDoubtMs;
+  #undoubtedMs = 0;
+  /** Commits under way that write tasks, and the keys of what else they write. */
+  readonly #taskCommits = new Map<OwnCommit, ReadonlySet<string>>();
+  /** What the watch has told and may be a part of one of them. */
+  readonly #parts = new Set<Part>();
   #leader: Leader | undefined;
   #fence: bigint | undefined;
   #aliveMs: number;
@@ -98,9 +112,14 @@ export class EtcdStore implements Store, AsyncDisposable {
     return { [Symbol.dispose]: () => void this.#leaderListeners.delete(listener) };
   }
 
-  /** The create-revision that fenced commits compare the election key with; undefined: they conflict. */
+  /**
+   * The create-revision that fenced commits compare the election key with, once the view has reached it; undefined: they conflict.
+   * Only fenced commits write tasks, so that with a fence all of them are this store's own.
+   */
   setFence(createRevision: bigint | undefined): void {
     this.#fence = createRevision;
+    if (createRevision === undefined) this.#watchTasks();
+    else this.#leaveTasksOut();
   }
 
   /** Resolves once the view has reached the revision. */
@@ -135,6 +154,8 @@ export class EtcdStore implements Store, AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort(new ClusterError("the store is closed", { code: "unavailable" }));
+    this.#fence = undefined;
+    this.#watchTasks();
     this.#leases[Symbol.dispose]();
     await this.#loops;
   }
@@ -142,36 +163,93 @@ export class EtcdStore implements Store, AsyncDisposable {
   async #commit(writes: readonly Write[], options: CommitOptions): Promise<number> {
     options.signal?.throwIfAborted();
     const comparisons = comparisonsOf(options, this.#fence);
-    const own = { writes, ...encodeTransaction(writes, comparisons, this.#deps.codecs) };
+    this.#leaveTasksOut();
+    const own: OwnCommit = { writes, ...encodeTransaction(writes, comparisons, this.#deps.codecs) };
     const [first] = writes;
     const firstKey = first === undefined ? "" : keyOf(first.table, first.id);
     this.#own.set(firstKey, own);
+    if (writes.some(({ table }) => table === "tasks")) this.#taskCommits.set(own, keysWithoutTasks(writes));
     try {
       return await this.#transact(own, comparisons, options);
     } finally {
       if (this.#own.get(firstKey) === own) this.#own.delete(firstKey);
+      this.#settle(own, undefined);
     }
   }
 
-  async #transact(
-    { request, writes }: OwnCommit,
-    comparisons: readonly Comparison[],
-    options: CommitOptions,
-  ): Promise<number> {
+  async #transact(own: OwnCommit, comparisons: readonly Comparison[], options: CommitOptions): Promise<number> {
+    const { request, writes } = own;
     const answer = await transact(this.#deps.client, request, options.signal).catch((error: unknown) => {
       if (isTwice(error)) checkWrites(writes);
       // The one other failure that is the caller's and not etcd's: it wrote under a lease that has ended.
       const lease = writes.find((write) => write.lease !== undefined)?.lease;
       const gone = lease !== undefined && error instanceof Error && isLeaseGone(error.cause);
+      // It may have happened, and its answer is not to come.
+      if (!gone) this.#doubtOwnWrites("the outcome of a commit is not known");
       throw gone ? conflictOf(`lease/${lease}`) : error;
     });
     const { succeeded, revision: made } = decodeOutcome(answer);
-    if (!succeeded) throw conflictOf(subjectOf(writes, comparisons, answer));
+    const revision = Number(made);
+    this.#settle(own, succeeded ? revision : undefined);
+    if (!succeeded) {
+      const subject = subjectOf(writes, comparisons, answer);
+      if (subject === "leader" || subject.startsWith("tasks/")) this.#doubtOwnWrites(`${subject} is not as it was`);
+      throw conflictOf(subject);
+    }
     // Without a change there is no event that would bring the view to the answer's revision.
     if (!writes.some(({ value }) => value !== undefined) && !hasDeleted(answer)) return this.#view.revision;
-    const revision = Number(made);
+    this.#applyOwn(writes, revision);
     await this.#untilInView(revision, options.signal);
     return revision;
+  }
+
+  /** What the watch told meanwhile is this commit's if it is of its revision, or else another's. */
+  #settle(own: OwnCommit, made: number | undefined): void {
+    this.#taskCommits.delete(own);
+    for (const part of this.#parts) {
+      if (!part.commits.delete(own)) continue;
+      if (part.revision !== made && part.commits.size > 0) continue;
+      this.#parts.delete(part);
+      if (part.revision !== made) this.#ownWrites?.add(part.revision, part.entries);
+    }
+  }
+
+  #applyOwn(writes: readonly Write[], revision: number): void {
+    if (this.#ownWrites === undefined) return;
+    for (const { table, id, value } of writes) {
+      if (value === undefined) this.#deleted?.set(keyOf(table, id), revision);
+    }
+    this.#ownWrites.add(revision, writes);
+  }
+
+  /** From now on what own commits have written of tasks is known by their answers. */
+  #leaveTasksOut(): void {
+    // What a commit under way has written may have been answered already.
+    if (this.#fence === undefined || this.#ownWrites !== undefined || this.#taskCommits.size > 0) return;
+    if (this.#deps.clock.monotonicMs() < this.#undoubtedMs) return;
+    this.#ownWrites = new OwnWrites({
+      revision: () => this.#view.revision,
+      apply: (entries, revision) => this.#view.apply(entries, revision),
+      onGap: () => this.#doubtOwnWrites("a revision is missing"),
+    });
+    this.#again.abort();
+  }
+
+  /** Tasks come by the watch again, from where the view is. */
+  #watchTasks(): void {
+    if (this.#ownWrites === undefined) return;
+    this.#ownWrites[Symbol.dispose]();
+    this.#ownWrites = undefined;
+    this.#parts.clear();
+    this.#again.abort();
+  }
+
+  #doubtOwnWrites(why: string): void {
+    if (this.#ownWrites === undefined) return;
+    this.#deps.log.info("tasks are watched for a while", { why, forMs: this.#doubtMs });
+    this.#undoubtedMs = this.#deps.clock.monotonicMs() + this.#doubtMs;
+    this.#doubtMs = Math.min(2 * this.#doubtMs, maxDoubtMs);
+    this.#watchTasks();
   }
 
   async #untilInView(revision: number, signal: AbortSignal | undefined): Promise<void> {
@@ -194,6 +272,8 @@ export class EtcdStore implements Store, AsyncDisposable {
     const { client, codecs, log } = this.#deps;
     const startedMs = this.#deps.clock.monotonicMs();
     const listing = await listAll(client, codecs, log, signal);
+    // What is told of later revisions may be of a history that is no more.
+    this.#doubtOwnWrites(why);
     this.#view.replace(listing.entries, listing.revision);
     this.#setLeader(listing.leader);
     this.#aliveMs = this.#deps.clock.monotonicMs();
@@ -209,19 +289,25 @@ export class EtcdStore implements Store, AsyncDisposable {
     while (!signal.aborted) {
       try {
         if (gap !== undefined) await this.#list(gap, signal);
+        this.#again = new AbortController();
+        const ownWrites = this.#ownWrites;
         gap = await watchOnce({
           client,
           clock,
           from: this.#view.revision + 1,
           signal,
+          again: this.#again.signal,
+          withoutTasks: ownWrites !== undefined,
           onAlive: () => {
             this.#aliveMs = clock.monotonicMs();
             this.#connected = true;
             retryMs = minRetryMs;
           },
-          onRevision: (watched) => this.#apply(watched),
+          // One that left tasks out tells no whole revisions when they are no longer to be left out.
+          onRevision: (watched) => ownWrites === this.#ownWrites && this.#apply(watched),
           interrupt: this.#missed.signal,
         });
+        if (gap === undefined) continue;
         log.warn("the watch has a gap, listing again", { why: gap });
         this.#missed = new AbortController();
       } catch (error) {
@@ -237,6 +323,7 @@ export class EtcdStore implements Store, AsyncDisposable {
 
   #apply({ events, revision }: WatchedRevision): void {
     if (revision <= this.#view.revision || events.length === 0) return;
+    const ownWrites = this.#ownWrites;
     const own = this.#own.get((events[0] as WatchedEvent).key);
     const entries: Entry[] = [];
     // The events of a transaction come in the order of its operations.
@@ -251,7 +338,25 @@ export class EtcdStore implements Store, AsyncDisposable {
       const entry = this.#decode(event);
       if (entry !== undefined) entries.push(entry);
     }
-    this.#view.apply(entries, revision);
+    // What it says of the leader may have begun another watch, which brings it again.
+    if (ownWrites !== this.#ownWrites) return;
+    if (ownWrites === undefined) {
+      this.#view.apply(entries, revision);
+      return;
+    }
+    // Of a commit that writes tasks too it is a part, and the answer brings all.
+    const commits = this.#mayBeOf(entries);
+    if (commits.size === 0) ownWrites.add(revision, entries);
+    else this.#parts.add({ revision, entries, commits });
+  }
+
+  /** Commits under way that write tasks and some of this too. */
+  #mayBeOf(entries: readonly Entry[]): Set<OwnCommit> {
+    const commits = new Set<OwnCommit>();
+    for (const [commit, keys] of this.#taskCommits) {
+      if (keys.size > 0 && entries.some(({ table, id }) => keys.has(keyOf(table, id)))) commits.add(commit);
+    }
+    return commits;
   }
 
   /** What an event says; undefined for keys of no table and for what cannot be read. */
@@ -329,6 +434,19 @@ export class EtcdStore implements Store, AsyncDisposable {
 /** What is written while it is under way. */
 interface OwnCommit extends EncodedTransaction {
   readonly writes: readonly Write[];
+}
+
+/** What a watch without tasks has told of one revision, and the commits of which it may be a part. */
+interface Part {
+  readonly revision: number;
+  readonly entries: readonly Entry[];
+  readonly commits: Set<OwnCommit>;
+}
+
+function keysWithoutTasks(writes: readonly Write[]): ReadonlySet<string> {
+  const keys = new Set<string>();
+  for (const { table, id } of writes) if (table !== "tasks") keys.add(keyOf(table, id));
+  return keys;
 }
 
 /** Which of the commit's writes from `next` on has just the event's key and value; -1: none. */

@@ -37,6 +37,9 @@ export interface Codec<T> {
 
 export type Codecs = { readonly [N in TableName]: Codec<Tables[N]> };
 
+/** The key of every task is from here on, and every other one of ours before: one range leaves them out. */
+export const tasksPrefix = `${rootPrefix}work/tasks/`;
+
 interface Place {
   readonly table: TableName;
   /** Below `rootPrefix`. */
@@ -51,7 +54,6 @@ const places: readonly Place[] = [
   { table: "services", keyPrefix: "spec/services/", idPrefix: "" },
   { table: "networks", keyPrefix: "spec/networks/", idPrefix: "" },
   { table: "nodes", keyPrefix: "spec/nodes/", idPrefix: "" },
-  { table: "tasks", keyPrefix: "spec/tasks/", idPrefix: "" },
   { table: "serviceStatuses", keyPrefix: "status/services/", idPrefix: "" },
   { table: "nodeStatuses", keyPrefix: "status/nodes/", idPrefix: "" },
   { table: "taskStatuses", keyPrefix: "status/tasks/", idPrefix: "" },
@@ -63,6 +65,7 @@ const places: readonly Place[] = [
   { table: "members", keyPrefix: "members/", idPrefix: "" },
   { table: "memberSessions", keyPrefix: "alive/", idPrefix: "" },
   { table: "allocations", keyPrefix: "allocations/", idPrefix: "" },
+  { table: "tasks", keyPrefix: "work/tasks/", idPrefix: "" },
 ];
 
 const placesByTable = Map.groupBy(places, ({ table }) => table);

@@ -3,7 +3,7 @@ import { ClusterError } from "../../lib/errors/errors.ts";
 import { RangeRequest, WatchCreateRequest, type WatchRequest } from "../../proto/gen/etcd/rpc.ts";
 import { type EtcdClient, etcdError } from "./client.ts";
 import { prefixEnd } from "./list.ts";
-import { rootPrefix } from "./schema.ts";
+import { rootPrefix, tasksPrefix } from "./schema.ts";
 import type { WatchAnswer, WatchedEvent } from "./watch-response.ts";
 
 /** All that changed at one revision. */
@@ -22,6 +22,10 @@ export interface WatchOptions {
   readonly onRevision: (watched: WatchedRevision) => void;
   /** Aborted when something is known to be missing: the watch resolves with its reason, a text. */
   readonly interrupt: AbortSignal;
+  /** Aborted when another watch is to take its place: it resolves with undefined. */
+  readonly again: AbortSignal;
+  /** Of all keys but those of tasks. */
+  readonly withoutTasks: boolean;
   /** Something was heard from etcd. */
   readonly onAlive: () => void;
 }
@@ -30,24 +34,28 @@ const askIntervalMs = 5_000;
 const silenceMs = 15_000;
 
 /**
- * One watch over everything of ours. Resolves with why when there is a gap that only a new list closes: revisions
+ * One watch over everything of ours, or all but tasks. Resolves with why when there is a gap that only a new list closes: revisions
  * compacted away, or an etcd that went back in time (restored from a backup). Rejects when the stream ends for any other
  * reason, or is silent although it is asked for a sign of life.
  *
  * Progress notifications serve as that sign only: etcd before 3.4.25 may send one ahead of events that it has not yet
  * delivered, so their revision says nothing.
  */
-export async function watchOnce(options: WatchOptions): Promise<string> {
+export async function watchOnce(options: WatchOptions): Promise<string | undefined> {
   const { client, clock, from, signal } = options;
   signal.throwIfAborted();
   const stream = client.watch();
-  const ended = Promise.withResolvers<string>();
+  const ended = Promise.withResolvers<string | undefined>();
   const stop = () => ended.reject(signal.reason);
   signal.addEventListener("abort", stop, { once: true });
   const { interrupt } = options;
   const missed = () => ended.resolve(String(interrupt.reason));
   if (interrupt.aborted) missed();
   interrupt.addEventListener("abort", missed, { once: true });
+  const { again } = options;
+  const replaced = () => ended.resolve(undefined);
+  if (again.aborted) replaced();
+  again.addEventListener("abort", replaced, { once: true });
   let heardMs = clock.monotonicMs();
   const ask = setInterval(() => {
     if (clock.monotonicMs() - heardMs > silenceMs) {
@@ -73,7 +81,7 @@ export async function watchOnce(options: WatchOptions): Promise<string> {
   stream.on("end", () => ended.reject(etcdError(new Error("the watch stream ended"))));
   const create = WatchCreateRequest.create({
     key: Buffer.from(rootPrefix),
-    rangeEnd: prefixEnd(rootPrefix),
+    rangeEnd: options.withoutTasks ? Buffer.from(tasksPrefix) : prefixEnd(rootPrefix),
     startRevision: BigInt(from),
     progressNotify: true,
     fragment: true,
@@ -85,6 +93,7 @@ export async function watchOnce(options: WatchOptions): Promise<string> {
     clearInterval(ask);
     signal.removeEventListener("abort", stop);
     interrupt.removeEventListener("abort", missed);
+    again.removeEventListener("abort", replaced);
     stream.removeAllListeners("data");
     stream.cancel();
   }

@@ -529,7 +529,7 @@ export interface NodeSession {
   quiet: boolean;
 }
 
-/** spec/tasks/<id>: one attempt at one slot, never reused. Written by the leader. */
+/** work/tasks/<id>: one attempt at one slot, never reused. Written by the leader. */
 export interface Task {
   id: string;
   serviceId: string;
