@@ -5,13 +5,13 @@ import { systemClock } from "../../lib/clock/clock.ts";
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { silentLog } from "../../lib/log/log.ts";
 import { Block, TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
-import { PutRequest } from "../../proto/gen/etcd/rpc.ts";
+import { DeleteRangeRequest, PutRequest } from "../../proto/gen/etcd/rpc.ts";
 import { EtcdClient } from "./client.ts";
 import { Election } from "./election.ts";
 import { type TestEtcd, testEtcd, wireTo } from "./etcd.testing.ts";
 import type { EtcdStore } from "./etcd.ts";
 import { OwnWrites } from "./own-writes.ts";
-import { tasksPrefix } from "./schema.ts";
+import { keyOf, leaderKey, tasksPrefix } from "./schema.ts";
 import { node, task } from "./testing.ts";
 import type { CommitOptions, View, Write } from "./types.ts";
 import type { Entry } from "./view.ts";
@@ -87,6 +87,7 @@ class Meddling extends EtcdClient {
   before: () => Promise<void> = async () => undefined;
   losesAnswers = false;
   readonly watched: string[] = [];
+  #held: { readonly answer: WatchAnswer; readonly listener: (answer: WatchAnswer) => void }[] | undefined;
 
   override async call<Request, Response>(
     pick: Parameters<typeof EtcdClient.prototype.call<Request, Response>>[0],
@@ -102,10 +103,31 @@ class Meddling extends EtcdClient {
 
   override watch() {
     const stream = super.watch();
-    stream.on("data", ({ events }: WatchAnswer) => {
-      for (const { key } of events) this.watched.push(key);
-    });
+    const on = stream.on.bind(stream);
+    stream.on = (event: string, listener: (...args: never[]) => void) =>
+      on(event, (...args: unknown[]) => {
+        if (event === "data") this.#tell(args[0] as WatchAnswer, listener as (answer: WatchAnswer) => void);
+        else listener(...(args as never[]));
+      });
     return stream;
+  }
+
+  /** Keeps back what the watch brings until the release, which tells it as one answer. */
+  holdWatch(): void {
+    this.#held = [];
+  }
+
+  releaseWatch(): void {
+    const held = this.#held ?? [];
+    this.#held = undefined;
+    const last = held.at(-1);
+    last?.listener({ ...last.answer, events: held.flatMap(({ answer }) => answer.events) });
+  }
+
+  #tell(answer: WatchAnswer, listener: (answer: WatchAnswer) => void): void {
+    for (const { key } of answer.events) this.watched.push(key);
+    if (this.#held !== undefined && answer.events.length > 0) this.#held.push({ answer, listener });
+    else listener(answer);
   }
 }
 
@@ -224,6 +246,26 @@ describe("a store that leads", () => {
     await using _ = await lead(b, "b");
     await b.store.commit([put("t1", 2), put("t2")], fenced);
     await until(a, "the next leader's tasks", (view) => view.tasks.get("t1")?.slot === 2 && view.tasks.size === 2);
+  });
+
+  it("sees what the next leader writes when it hears of all that at once, and late", async () => {
+    await using a = await member();
+    await using b = await member();
+    await using first = await lead(a, "a");
+    a.client.watched.length = 0;
+    a.client.holdWatch();
+    await b.client.call(
+      ({ kv }) => kv.deleteRange.bind(kv),
+      DeleteRangeRequest.create({ key: Buffer.from(leaderKey) }),
+    );
+    await using _ = await lead(b, "b");
+    await b.store.commit([put("t1")], fenced);
+    await b.store.commit([{ table: "nodes", id: "n1", value: node("n1") }]);
+    while (!a.client.watched.includes(keyOf("nodes", "n1"))) await new Promise((resolve) => setImmediate(resolve));
+    a.client.releaseWatch();
+    await until(a, "the node", (view) => view.nodes.size === 1);
+    expect(first.deposed.aborted).toBe(true);
+    expect(a.store.view.tasks.get("t1")).toEqual(task("t1"));
   });
 
   it("sees a commit of which it never got the answer", async () => {
