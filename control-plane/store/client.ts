@@ -310,6 +310,7 @@ export function etcdError(error: unknown): ClusterError {
   }
   if (text.includes("no leader"))
     return fail("unavailable", "etcd has no leader: more than half of its members must run");
+  if (text.includes("raft: stopped") || text.includes("server stopped")) return fail("unavailable", "etcd is stopping");
   if (text.includes("too many requests")) return fail("unavailable", "etcd has too much to do");
   if (text.includes("too many operations")) {
     return fail("exhausted", "etcd takes fewer operations in one transaction", "Start etcd with --max-txn-ops=10000.");
