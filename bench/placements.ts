@@ -34,7 +34,7 @@ export const title =
 
 const nodeCount = 10_000;
 const taskCount = 100_000;
-const perTransaction = 1_000;
+const perTransaction = 2_000;
 
 function nodeWrites(node: SchedulerNode): Write[] {
   const { id, hostname, os, arch, capacity } = node;

@@ -7,7 +7,7 @@ import { type CommitPlan, planCommit } from "./plan.ts";
 
 const onlyKey = "cluster";
 /** Placements of one commit: what a transaction costs beside its writes is small then, and a node hears of its tasks soon still. */
-const mostPlacements = 1_000;
+const mostPlacements = 2_000;
 /** Bytes of one commit, of which each task's specification is nearly all. etcd takes 1.5 MiB if nothing else is set. */
 const mostCommitBytes = 1024 * 1024;
 /** Commits under way at once: enough that etcd always has one, and few enough that a conflict costs little. */
