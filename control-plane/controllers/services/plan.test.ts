@@ -10,6 +10,7 @@ import {
   RestartCondition,
   RestartPolicy,
   type ServiceSpec,
+  UpdateFailureAction,
   UpdateOrder,
   UpdatePolicy,
 } from "../../../proto/gen/embassy/v1/stack.ts";
@@ -383,6 +384,125 @@ describe("an update", () => {
       if (first !== undefined) await cluster.report(first, TaskState.TASK_STATE_FAILED);
       await cluster.settle();
       expect(plan(cluster).updateMessage.includes("paused")).toBe(paused);
+    });
+  });
+
+  describe("of a service of which some slots are not up", () => {
+    const version = (n: number, count: number, parallelism: number, restart?: RestartPolicy) =>
+      aStack("s", [
+        aService("web", {
+          mode: replicas(count),
+          container: image(`web:${n}`),
+          update: UpdatePolicy.create({ parallelism, monitorMs: 5_000 }),
+          restart,
+        }),
+      ]);
+    /** A service whose second version crashes, and whose update has paused. */
+    async function pausedUpdate(count: number, parallelism: number): Promise<SteppedCluster> {
+      const cluster = await threeNodes(aService("web", { mode: replicas(count) }));
+      cluster.crashingVersions.add(2);
+      await cluster.deploy(version(2, count, parallelism));
+      await cluster.settleFor(10);
+      return cluster;
+    }
+    const latest = (cluster: SteppedCluster, slot: number): Task => {
+      const task = cluster.tasks("s", "web").findLast((one) => one.slot === slot);
+      if (task === undefined) throw new Error(`no task in slot ${slot}`);
+      return task;
+    };
+    const upSlots = (cluster: SteppedCluster) =>
+      cluster
+        .tasks("s", "web")
+        .flatMap(({ id, slot }) => (isUp(cluster.index.view.taskStatuses.get(id)) ? [slot] : []));
+    async function fewestUp(cluster: SteppedCluster, seconds: number): Promise<number> {
+      let fewest = Number.POSITIVE_INFINITY;
+      await cluster.settleFor(seconds, () => {
+        fewest = Math.min(fewest, upSlots(cluster).length);
+      });
+      return fewest;
+    }
+
+    it.each([
+      ["two slots, and the fix works", 2, 1, false],
+      ["two slots, and the fix crashes too", 2, 1, true],
+      ["four slots of which two may be away", 4, 2, false],
+      ["four slots of which two may be away, and the fix crashes too", 4, 2, true],
+    ])("takes no healthy one until those are up: %s", async (_, count, parallelism, crashes) => {
+      using cluster = await pausedUpdate(count, parallelism);
+      const others = Array.from({ length: count - parallelism }, (_, n) => n + 1 + parallelism);
+      expect(upSlots(cluster)).toEqual(others);
+      if (crashes) cluster.crashingVersions.add(3);
+      await cluster.deploy(version(3, count, parallelism));
+      await cluster.plan();
+      expect(cluster.tasks("s", "web").flatMap((task) => (task.serviceVersion === 3 ? [task.slot] : []))).toEqual(
+        Array.from({ length: parallelism }, (_, n) => n + 1),
+      );
+      expect(await fewestUp(cluster, 20)).toBe(count - parallelism);
+      const old = others.filter((slot) => latest(cluster, slot).serviceVersion === 1);
+      expect(old).toEqual(crashes ? others : []);
+      expect(stackProgress(cluster.index, "s").converged).toBe(!crashes);
+    });
+
+    it.each([
+      ["crashed a moment ago", 2, TaskState.TASK_STATE_FAILED, Health.HEALTH_NONE],
+      ["is not healthy yet", 2, TaskState.TASK_STATE_RUNNING, Health.HEALTH_STARTING],
+      ["is unhealthy", 2, TaskState.TASK_STATE_RUNNING, Health.HEALTH_UNHEALTHY],
+      ["is the first", 1, TaskState.TASK_STATE_RUNNING, Health.HEALTH_STARTING],
+    ])("begins with one of the old version that %s", async (_, slot, state, health) => {
+      using cluster = await threeNodes(aService("web", { mode: replicas(2) }));
+      await cluster.report(latest(cluster, slot), state, { health });
+      await cluster.deploy(version(2, 2, 1));
+      const [other] = upSlots(cluster);
+      expect(other).toBe(3 - slot);
+      await cluster.settle();
+      expect([latest(cluster, slot), latest(cluster, 3 - slot)].map((task) => task.serviceVersion)).toEqual([2, 1]);
+      expect(await fewestUp(cluster, 20)).toBe(1);
+      expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    });
+
+    it("waits for one of the new version that crashes while the next is prepared", async () => {
+      using cluster = await threeNodes(aService("web", { mode: replicas(2) }));
+      await cluster.deploy(version(2, 2, 1));
+      for (let n = 0; n < 20 && latest(cluster, 2).serviceVersion === 1; n++) {
+        await cluster.settle();
+        cluster.nowMs += 1_000;
+        await cluster.plan();
+      }
+      expect(latest(cluster, 2)).toMatchObject({ serviceVersion: 2, desired: DesiredState.DESIRED_STATE_READY });
+      cluster.crashingVersions.add(2);
+      await cluster.report(latest(cluster, 1), TaskState.TASK_STATE_FAILED);
+      await cluster.settleFor(60);
+      expect(upSlots(cluster)).toEqual([2]);
+      cluster.crashingVersions.clear();
+      expect(await fewestUp(cluster, 120)).toBe(1);
+      expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    });
+
+    it.each([
+      ["holds for one that gave up, and says so", UpdateFailureAction.UPDATE_FAILURE_ACTION_PAUSE, 1],
+      ["does not when it is to continue", UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE, 0],
+    ])("%s", async (_, failureAction, left) => {
+      const restart = RestartPolicy.create({ condition: RestartCondition.RESTART_CONDITION_NONE });
+      using cluster = await threeNodes(aService("web", { mode: replicas(2), restart }));
+      const update = UpdatePolicy.create({ parallelism: 1, monitorMs: 5_000, delayMs: 20_000, failureAction });
+      await cluster.deploy(aStack("s", [{ ...next(update, 2), restart }]));
+      await cluster.settleFor(10);
+      await cluster.report(latest(cluster, 1), TaskState.TASK_STATE_FAILED);
+      await cluster.settleFor(60);
+      expect(upSlots(cluster)).toEqual([2]);
+      expect(latest(cluster, 2).serviceVersion).toBe(2 - left);
+      const { updateMessage } = planService(cluster.index, cluster.service("s", "web"), cluster.nowMs);
+      expect(updateMessage).toBe(left === 0 ? "" : "update paused, 2 of 2 to go: web.1 failed");
+    });
+
+    it("takes none while new slots are not up either", async () => {
+      using cluster = await threeNodes(aService("web", { mode: replicas(2) }));
+      cluster.crashingVersions.add(2);
+      await cluster.deploy(version(2, 4, 1));
+      expect(await fewestUp(cluster, 10)).toBe(2);
+      cluster.crashingVersions.clear();
+      expect(await fewestUp(cluster, 60)).toBe(2);
+      expect(stackProgress(cluster.index, "s").converged).toBe(true);
     });
   });
 

@@ -48,7 +48,8 @@ export function planService(index: ClusterIndex, service: Service, nowMs: number
   const tasks = index.tasksOfService(service.id);
   const update = planUpdate(index, service, seats, nowMs);
   const gate = planGate(index, service, tasks);
-  const planner = new SeatPlanner(index, service, gate, new Set([...update.seats, ...nextMove(service, seats)]), nowMs);
+  const mayUpdate = new Set([...update.seats, ...nextMove(service, seats)]);
+  const planner = new SeatPlanner(index, service, gate, { mayUpdate, mayStop: update.stops }, nowMs);
   planner.wakeAt(update.wakeAtMs);
   for (const seat of seats) planner.plan(seat);
   const running = seats.some(({ good, stale, going }) => good.length + stale.length + going.length > 0);
@@ -77,13 +78,21 @@ class SeatPlanner {
   readonly #service: Service;
   readonly #gate: Gate;
   readonly #mayUpdate: ReadonlySet<string>;
+  readonly #mayStop: ReadonlySet<string>;
   readonly #nowMs: number;
 
-  constructor(index: ClusterIndex, service: Service, gate: Gate, mayUpdate: ReadonlySet<string>, nowMs: number) {
+  constructor(
+    index: ClusterIndex,
+    service: Service,
+    gate: Gate,
+    { mayUpdate, mayStop }: { readonly mayUpdate: ReadonlySet<string>; readonly mayStop: ReadonlySet<string> },
+    nowMs: number,
+  ) {
     this.#index = index;
     this.#service = service;
     this.#gate = gate;
     this.#mayUpdate = mayUpdate;
+    this.#mayStop = mayStop;
     this.#nowMs = nowMs;
   }
 
@@ -131,6 +140,7 @@ class SeatPlanner {
     }
     // Stop-first: prepared beside its predecessor, so that the slot is empty for as long as a stop and a start take.
     for (const task of seat.stale) {
+      if (isTaskUp(task) && !isDrained(this.#index, task) && !this.#mayStop.has(seat.seat.key)) continue;
       if (state >= TaskState.TASK_STATE_READY) this.#stop(task, `${keep.id} is ready to take over`);
       else if (keep.unplaced !== "") this.#stop(task, `${keep.id} may fit once it is gone`);
     }

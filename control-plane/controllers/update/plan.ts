@@ -1,12 +1,14 @@
 import { UpdateFailureAction, UpdatePolicy } from "../../../proto/gen/embassy/v1/stack.ts";
-import type { Service, Task } from "../../../proto/gen/embassy/v1/state.ts";
+import { DesiredState, type Service, type Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
-import { hasFailed, type SeatTasks } from "../../domain/service-tasks.ts";
+import { hasFailed, isComplete, isDrained, restartOf, type SeatTasks } from "../../domain/service-tasks.ts";
 import { isUp, observedStatus, slotName } from "../../domain/tasks.ts";
 
 export interface UpdateBudget {
   /** Seats that may begin to be replaced now, in order. */
   readonly seats: ReadonlySet<string>;
+  /** Seats whose successor is being prepared, and whose old task may be stopped for it now although it is up. */
+  readonly stops: ReadonlySet<string>;
   /** When to ask again although nothing has changed; undefined: no need. */
   readonly wakeAtMs: number | undefined;
   /** Progress for people; empty when no update is under way. */
@@ -24,7 +26,9 @@ const defaults = UpdatePolicy.create({ parallelism: 1, monitorMs: 5_000 });
 
 /**
  * Which seats of a service may begin to move to its newest version: no more than `parallelism` at once (0: all), each
- * batch `delay_ms` after the one before was up and has settled. Seats whose old task is not up go first: replacing them costs nothing.
+ * batch `delay_ms` after the one before was up and has settled. Seats that are not up count among those at once, whatever
+ * their version, and go first; so a task that is up is replaced only while fewer than `parallelism` seats are not up. The same
+ * goes for the stop of one whose successor is prepared, as another may have ended meanwhile.
  * When more than `max_failure_ratio` of the seats have a new task that failed while it was watched, no further seat begins;
  * those that failed are tried again as their restart policy says, and once they stay up the update goes on.
  */
@@ -37,6 +41,8 @@ export function planUpdate(
   const { version } = service;
   const policy = service.spec?.update ?? defaults;
   const up = (task: Task) => isUp(index.view.taskStatuses.get(task.id));
+  /** It is up, and goes on unless the update takes it. */
+  const serves = (task: Task) => up(task) && !isDrained(index, task);
   const wanted = seats.filter((seat) => seat.wanted);
   const waiting: SeatTasks[] = [];
   const failing = new Map<SeatTasks, Task>();
@@ -44,7 +50,7 @@ export function planUpdate(
   let doneAtMs = 0;
   let wakeAtMs: number | undefined;
   for (const seat of wanted) {
-    const failure = failureOf(index, seat, version, policy.monitorMs);
+    const failure = failureOf(index, service, seat, policy.monitorMs);
     if (failure !== undefined && nowMs < failure.untilMs) {
       failing.set(seat, failure.task);
       if (Number.isFinite(failure.untilMs)) wakeAtMs = Math.min(failure.untilMs, wakeAtMs ?? failure.untilMs);
@@ -52,7 +58,8 @@ export function planUpdate(
     const newest = seat.good[0];
     if (newest === undefined) {
       if (seat.stale.some(({ serviceVersion }) => serviceVersion !== version)) waiting.push(seat);
-    } else if (newest.replaces !== "") {
+      else if (!failing.has(seat) && !seat.stale.some(serves) && !isComplete(index, service, seat)) busy++;
+    } else {
       const status = index.view.taskStatuses.get(newest.id);
       const settledAtMs = (status?.upAtMs ?? 0) + Math.min(settleMs, policy.monitorMs);
       if (failing.has(seat)) continue;
@@ -63,26 +70,46 @@ export function planUpdate(
       } else doneAtMs = Math.max(doneAtMs, status?.observedAtMs ?? 0);
     }
   }
-  if (waiting.length === 0) return { seats: new Set(), wakeAtMs: undefined, message: "" };
+  const goes = policy.failureAction === UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE;
+  const paused = !goes && failing.size > policy.maxFailureRatio * wanted.length;
+  const atOnce = policy.parallelism === 0 ? wanted.length : policy.parallelism;
+  // A seat whose failure is tolerated takes no other's turn, here and below.
+  const down = wanted.filter(
+    (seat) =>
+      (paused || !failing.has(seat)) &&
+      !seat.good.some(up) &&
+      !seat.stale.some(serves) &&
+      !isComplete(index, service, seat),
+  );
+  const prepared = wanted.filter(
+    ({ good, stale }) => good[0]?.desired === DesiredState.DESIRED_STATE_READY && stale.some(serves),
+  );
+  const mayStop = [
+    ...prepared.filter((seat) => !paused && !failing.has(seat)),
+    ...prepared.filter((seat) => failing.has(seat)),
+  ];
+  const stops = keysOf(mayStop.slice(0, Math.max(0, atOnce - down.length)));
+  if (waiting.length === 0 && prepared.length === stops.size) {
+    return { seats: new Set(), stops, wakeAtMs: undefined, message: "" };
+  }
   // They have begun: whatever else waits, what failed is tried again.
   const again = waiting.filter((seat) => failing.has(seat));
   const fresh = waiting.filter((seat) => !failing.has(seat));
-  const goes = policy.failureAction === UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE;
   const left = `${fresh.length + busy + failing.size} of ${wanted.length} to go`;
-  if (!goes && failing.size > policy.maxFailureRatio * wanted.length) {
+  if (paused) {
     const names = [...failing.values()].map((task) => `${task.serviceName}.${slotName(index.view, task)}`).join(", ");
     const message = `update paused, ${left}: ${names} failed`;
-    return { seats: keysOf(again), wakeAtMs, message };
+    return { seats: keysOf(again), stops, wakeAtMs, message };
   }
   const message = `updating: ${left}`;
   if (policy.delayMs > 0 && doneAtMs > 0 && nowMs < doneAtMs + policy.delayMs) {
-    return { seats: keysOf(again), wakeAtMs: Math.min(doneAtMs + policy.delayMs, wakeAtMs ?? Infinity), message };
+    wakeAtMs = Math.min(doneAtMs + policy.delayMs, wakeAtMs ?? Infinity);
+    return { seats: keysOf(again), stops, wakeAtMs, message };
   }
-  // A seat whose failure is tolerated takes no other's turn.
   const free = policy.parallelism === 0 ? fresh.length : Math.max(0, policy.parallelism - busy);
-  const isServing = (seat: SeatTasks) => seat.stale.some(up);
+  const isServing = (seat: SeatTasks) => seat.stale.some(serves);
   const ordered = [...fresh.filter((seat) => !isServing(seat)), ...fresh.filter(isServing)];
-  return { seats: keysOf([...again, ...ordered.slice(0, free)]), wakeAtMs, message };
+  return { seats: keysOf([...again, ...ordered.slice(0, free)]), stops, wakeAtMs, message };
 }
 
 function keysOf(seats: readonly SeatTasks[]): ReadonlySet<string> {
@@ -90,19 +117,21 @@ function keysOf(seats: readonly SeatTasks[]): ReadonlySet<string> {
 }
 
 /**
- * The seat's last attempt at that version, if it failed while it was watched, and until when that counts: until a later
- * attempt has been up for as long; for ever when none is up.
+ * The seat's last attempt at the newest version, if it failed while it was watched or was the last, and until when that
+ * counts: until a later attempt has been up for as long; for ever when none is up.
  */
 function failureOf(
   index: ClusterIndex,
+  service: Service,
   { good, ended }: SeatTasks,
-  version: number,
   monitorMs: number,
 ): { readonly task: Task; readonly untilMs: number } | undefined {
-  const task = ended.findLast(({ serviceVersion }) => serviceVersion === version);
+  const task = ended.findLast(({ serviceVersion }) => serviceVersion === service.version);
   if (task === undefined || !hasFailed(index, task)) return undefined;
   const { upAtMs, finishedAtMs } = observedStatus(index.view, task);
-  if (upAtMs > 0 && finishedAtMs - upAtMs >= monitorMs) return undefined;
+  const watched = upAtMs === 0 || finishedAtMs - upAtMs < monitorMs;
+  // A slot that gave up is never up again: only a failure that counts can be tolerated, or say why nothing goes on.
+  if (!watched && restartOf(index, service, task)?.kind !== "never") return undefined;
   const next = good.map(({ id }) => index.view.taskStatuses.get(id)).find(isUp);
   return { task, untilMs: next === undefined ? Number.POSITIVE_INFINITY : next.upAtMs + monitorMs };
 }
