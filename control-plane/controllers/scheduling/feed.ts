@@ -3,6 +3,7 @@ import type { Log } from "../../../lib/log/log.ts";
 import { ServiceSpec } from "../../../proto/gen/embassy/v1/stack.ts";
 import type { Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
+import { nodeOfData } from "../../domain/node-of-data.ts";
 import { groupId, schedulerNode, taskGroup } from "../../domain/scheduler-facts.ts";
 import { hasFailed } from "../../domain/service-tasks.ts";
 import { hasEnded, isNodeLost, isWanted, observedState, taskName } from "../../domain/tasks.ts";
@@ -152,6 +153,7 @@ export class SchedulerFeed {
         name: taskName(view, task),
         node: waits ? undefined : task.nodeId,
         onlyNode: task.onlyNode === "" ? undefined : task.onlyNode,
+        prefers: waits && task.onlyNode === "" ? nodeOfData(this.#index, task) : undefined,
         ports: waits || task.hostPorts.length === 0 ? undefined : task.hostPorts.map(({ published }) => published),
       });
       this.refused.delete(id);
