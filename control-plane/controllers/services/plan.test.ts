@@ -460,7 +460,10 @@ describe("an update", () => {
       expect(stackProgress(cluster.index, "s").converged).toBe(true);
     });
 
-    it("waits for one of the new version that crashes while the next is prepared", async () => {
+    it.each([
+      ["soon", 0],
+      ["after it was watched", 60_000],
+    ])("waits for one of the new version that crashes %s, while the next is prepared", async (_, afterMs) => {
       using cluster = await threeNodes(aService("web", { mode: replicas(2) }));
       await cluster.deploy(version(2, 2, 1));
       for (let n = 0; n < 20 && latest(cluster, 2).serviceVersion === 1; n++) {
@@ -470,6 +473,7 @@ describe("an update", () => {
       }
       expect(latest(cluster, 2)).toMatchObject({ serviceVersion: 2, desired: DesiredState.DESIRED_STATE_READY });
       cluster.crashingVersions.add(2);
+      cluster.nowMs += afterMs;
       await cluster.report(latest(cluster, 1), TaskState.TASK_STATE_FAILED);
       await cluster.settleFor(60);
       expect(upSlots(cluster)).toEqual([2]);

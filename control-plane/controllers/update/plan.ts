@@ -44,6 +44,10 @@ export function planUpdate(
   /** It is up, and goes on unless the update takes it. */
   const serves = (task: Task) => up(task) && !isDrained(index, task);
   const wanted = seats.filter((seat) => seat.wanted);
+  const goes = policy.failureAction === UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE;
+  const upSince = (task: Task) => index.view.taskStatuses.get(task.id)?.upAtMs ?? 0;
+  const isUpFor = (task: Task, ms: number) => up(task) && nowMs >= upSince(task) + ms;
+  const settlesMs = Math.min(settleMs, policy.monitorMs);
   const waiting: SeatTasks[] = [];
   const failing = new Map<SeatTasks, Task>();
   let busy = 0;
@@ -60,24 +64,23 @@ export function planUpdate(
       if (seat.stale.some(({ serviceVersion }) => serviceVersion !== version)) waiting.push(seat);
       else if (!failing.has(seat) && !seat.stale.some(serves) && !isComplete(index, service, seat)) busy++;
     } else {
-      const status = index.view.taskStatuses.get(newest.id);
-      const settledAtMs = (status?.upAtMs ?? 0) + Math.min(settleMs, policy.monitorMs);
+      const settledAtMs = upSince(newest) + settlesMs;
       if (failing.has(seat)) continue;
-      if (seat.stale.length > 0 || seat.going.length > 0 || !isUp(status)) busy++;
+      if (seat.stale.length > 0 || seat.going.length > 0 || !up(newest)) busy++;
       else if (nowMs < settledAtMs) {
         busy++;
         wakeAtMs = Math.min(settledAtMs, wakeAtMs ?? settledAtMs);
-      } else doneAtMs = Math.max(doneAtMs, status?.observedAtMs ?? 0);
+      } else doneAtMs = Math.max(doneAtMs, index.view.taskStatuses.get(newest.id)?.observedAtMs ?? 0);
     }
   }
-  const goes = policy.failureAction === UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE;
   const paused = !goes && failing.size > policy.maxFailureRatio * wanted.length;
   const atOnce = policy.parallelism === 0 ? wanted.length : policy.parallelism;
-  // A seat whose failure is tolerated takes no other's turn, here and below.
+  // One that is tried again is up for a moment before it fails again. A seat whose failure is tolerated takes no other's
+  // turn, here and below.
   const down = wanted.filter(
     (seat) =>
       (paused || !failing.has(seat)) &&
-      !seat.good.some(up) &&
+      !seat.good.some((task) => isUpFor(task, settlesMs)) &&
       !seat.stale.some(serves) &&
       !isComplete(index, service, seat),
   );
