@@ -114,7 +114,7 @@ it("tasks are in the order of their slots, as numbers, and of one slot the newes
       aService("web", { mode: replicas(11), container: ContainerSpec.create({ image: "registry/web:2" }) }),
     ]),
   );
-  await cluster.settleFor(11);
+  await cluster.settleFor(15);
   const order = listed(cluster, { all: true }).map(({ task }) => `${task?.slot}/${task?.epoch}`);
   expect(order).toEqual(Array.from({ length: 11 }, (_, n) => [`${n + 1}/2`, `${n + 1}/1`]).flat());
 });

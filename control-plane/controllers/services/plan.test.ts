@@ -236,7 +236,7 @@ describe("an update", () => {
     await cluster.deploy(aStack("s", [next(update)]));
     expect(cluster.service("s", "web").version).toBe(2);
     let fewest = 4;
-    await cluster.settleFor(4, () => {
+    await cluster.settleFor(8, () => {
       fewest = Math.min(fewest, upNow(cluster));
     });
     expect(fewest).toBe(least);
@@ -340,7 +340,7 @@ describe("an update", () => {
         updateMessage: expect.stringContaining("paused"),
       });
       cluster.nowMs += 5_000;
-      await cluster.settleFor(4);
+      await cluster.settleFor(8);
       expect(oldOnes(cluster)).toBe(0);
       expect(stackProgress(cluster.index, "s").converged).toBe(true);
       expect(plan(cluster).updateMessage).toBe("");
@@ -351,7 +351,7 @@ describe("an update", () => {
       const kept = cluster.tasks("s", "web").filter(({ id }) => isUp(cluster.index.view.taskStatuses.get(id)));
       expect(kept).toHaveLength(3);
       await cluster.deploy(aStack("s", [aService("web", { mode: replicas(4) })]));
-      await cluster.settleFor(4);
+      await cluster.settleFor(8);
       const live = cluster.tasks("s", "web").filter(({ id }) => isUp(cluster.index.view.taskStatuses.get(id)));
       expect(live.map(({ id }) => id)).toEqual(expect.arrayContaining(kept.map(({ id }) => id)));
       expect(stackProgress(cluster.index, "s")).toMatchObject({ converged: true, services: [{ running: 4, old: 0 }] });
@@ -359,15 +359,52 @@ describe("an update", () => {
       cluster.crashingVersions.clear();
       await cluster.deploy(aStack("s", [next(watched())]));
       expect(cluster.service("s", "web").version).toBe(3);
-      await cluster.settleFor(4);
+      await cluster.settleFor(8);
       expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    });
+
+    it.each([
+      ["all of monitor for the first batch, and a second for each after", watched(), [1, 1, 1, 1, 1, 2, 3, 4]],
+      ["so for more at once", watched({ parallelism: 2 }), [2, 2, 2, 2, 2, 4]],
+      ["no longer than monitor", watched({ monitorMs: 500 }), [1, 2, 3, 4]],
+      ["a second when it goes on whatever fails", watched({ failureAction: 1 }), [1, 2, 3, 4]],
+    ])("waits %s", async (_, policy, replaced) => {
+      using cluster = await threeNodes(aService("web", { mode: replicas(4) }));
+      await cluster.deploy(aStack("s", [next(policy)]));
+      const seen: number[] = [];
+      for (let n = 0; n < replaced.length; n++) {
+        await cluster.settle();
+        seen.push(4 - oldOnes(cluster));
+        cluster.nowMs = plan(cluster).wakeAtMs === undefined ? cluster.nowMs : cluster.nowMs + 1_000;
+      }
+      expect(seen).toEqual(replaced);
+      expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    });
+
+    it.each([
+      [1_000, TaskState.TASK_STATE_FAILED],
+      [3_000, TaskState.TASK_STATE_FAILED],
+      [4_000, TaskState.TASK_STATE_FAILED],
+      [3_000, TaskState.TASK_STATE_COMPLETE],
+    ])("gives up one task to a version whose own end after %i ms as %i", async (afterMs, state) => {
+      using cluster = await threeNodes(aService("web", { mode: replicas(4) }));
+      await cluster.deploy(aStack("s", [next(watched())]));
+      for (let second = 0; second < 120; second++) {
+        await cluster.settle();
+        cluster.nowMs += 1_000;
+        for (const task of cluster.tasks("s", "web").filter(({ serviceVersion }) => serviceVersion === 2)) {
+          const status = cluster.index.view.taskStatuses.get(task.id);
+          if (isUp(status) && cluster.nowMs - (status?.upAtMs ?? 0) >= afterMs) await cluster.report(task, state);
+        }
+      }
+      expect(oldOnes(cluster)).toBe(3);
     });
 
     it("gives the next version a clean slate", async () => {
       using cluster = await crashingUpdate(watched());
       const mended = aService("web", { mode: replicas(4), container: image("web:3"), update: watched() });
       await cluster.deploy(aStack("s", [mended]));
-      await cluster.settleFor(4);
+      await cluster.settleFor(8);
       expect(oldOnes(cluster)).toBe(0);
       expect(stackProgress(cluster.index, "s").converged).toBe(true);
     });
@@ -514,7 +551,7 @@ describe("an update", () => {
     const one = Placement.create({ maxReplicasPerNode: 1 });
     using cluster = await threeNodes(aService("web", { placement: one }));
     await cluster.deploy(aStack("s", [aService("web", { placement: one, container: image("web:2") })]));
-    await cluster.settleFor(3);
+    await cluster.settleFor(8);
     expect(cluster.running("s", "web")).toHaveLength(3);
     expect(stackProgress(cluster.index, "s").converged).toBe(true);
   });

@@ -17,7 +17,8 @@ export interface UpdateBudget {
 
 /**
  * What dies at its start mostly does so at once. A new task has to be up for this long, or for `monitor_ms` when that is less,
- * before the next is replaced: an update that cannot work costs one batch of tasks, and one that works a second a batch.
+ * before the next is replaced; those of the first batch for the whole of `monitor_ms`: an update that cannot work costs one
+ * batch of tasks, and one that works `monitor_ms` and a second a batch.
  */
 const settleMs = 1_000;
 
@@ -47,7 +48,8 @@ export function planUpdate(
   const goes = policy.failureAction === UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE;
   const upSince = (task: Task) => index.view.taskStatuses.get(task.id)?.upAtMs ?? 0;
   const isUpFor = (task: Task, ms: number) => up(task) && nowMs >= upSince(task) + ms;
-  const settlesMs = Math.min(settleMs, policy.monitorMs);
+  const proven = wanted.some(({ good }) => good.some((task) => isUpFor(task, policy.monitorMs)));
+  const settlesMs = goes || proven ? Math.min(settleMs, policy.monitorMs) : policy.monitorMs;
   const waiting: SeatTasks[] = [];
   const failing = new Map<SeatTasks, Task>();
   let busy = 0;
