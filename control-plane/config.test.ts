@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { type Flags, parseConfig, parseDuration, parseHostPort } from "./config.ts";
+import { type Flags, listenedPorts, parseConfig, parseDuration, parseHostPort } from "./config.ts";
 
 const flags: Flags = {
   stateDir: "/var/lib/embassy/clusterd",
@@ -29,6 +29,12 @@ describe("parseConfig", () => {
       networkPrefix: 20,
       etcd: { kind: "embedded", quotaBytes: 4 * 2 ** 30 },
     });
+  });
+
+  it("says which ports that is: its own, and those of etcd wherever that comes from", () => {
+    const ports = (over: Partial<Flags>) => listenedPorts(parseConfig({ ...flags, ...over })).map(({ port }) => port);
+    expect(ports({ listen: "0.0.0.0:8400", etcdPeerListen: "0.0.0.0:9405" })).toEqual([8400, 7401, 7402, 7404, 9405]);
+    expect(ports({ etcdEndpoints: "http://127.0.0.1:2379" })).toEqual([7400, 7401, 7402, 2379]);
   });
 
   it("takes another etcd, with and without TLS", () => {

@@ -1,11 +1,12 @@
 import { type Cidr, formatCidr, overlaps, parseCidr } from "../lib/cidr/cidr.ts";
 import { ClusterError, messageOf } from "../lib/errors/errors.ts";
 import { type LogLevel, logLevels } from "../lib/log/log.ts";
+import { defaultPorts, type OwnPort } from "../lib/net/ports.ts";
 import { isHost } from "./pki/init.ts";
 
 export const defaultStateDir = "/var/lib/embassy/clusterd";
-export const mainPort = 7400;
-export const joinPort = 7401;
+export const mainPort = defaultPorts.main.port;
+export const joinPort = defaultPorts.join.port;
 
 /** Where the state lies: in an etcd of our own, or in one that is there. */
 export type EtcdConfig =
@@ -43,6 +44,23 @@ export interface Config {
   readonly blockPrefix: number;
   readonly vipPool: string;
   readonly logLevel: LogLevel;
+}
+
+/** What this member and its etcd listen on; of an etcd that is not clusterd's the ports of its endpoints. */
+export function listenedPorts(config: Pick<Config, "listen" | "joinListen" | "httpListen" | "etcd">): OwnPort[] {
+  const { etcd } = config;
+  return [
+    at(config.listen, defaultPorts.main.by),
+    at(config.joinListen, defaultPorts.join.by),
+    at(config.httpListen, defaultPorts.clusterdStatus.by),
+    ...(etcd.kind === "embedded"
+      ? [at(etcd.clientListen, defaultPorts.etcd.by), at(etcd.peerListen, defaultPorts.etcdPeer.by)]
+      : etcd.endpoints.map((endpoint) => at(endpoint, "etcd (--etcd-endpoints)"))),
+  ];
+}
+
+function at(address: string, by: string): OwnPort {
+  return { port: Number(address.slice(address.lastIndexOf(":") + 1)), protocol: "tcp", by };
 }
 
 /** The flags as commander gives them. */

@@ -11,6 +11,7 @@ import { call, channelOptions, clientCredentials } from "../lib/grpc/client.ts";
 import { serveStatus } from "../lib/http/status.ts";
 import { lockDirectory } from "../lib/lock/lock.ts";
 import { createLog, type Log } from "../lib/log/log.ts";
+import { defaultPorts } from "../lib/net/ports.ts";
 import { loadIdentity, writeWhole } from "../lib/pki/identity.ts";
 import { version } from "../lib/version/version.ts";
 import {
@@ -28,6 +29,7 @@ import {
   type EtcdConfig,
   type Flags,
   joinPort,
+  listenedPorts,
   mainPort,
   parseConfig,
   parseDuration,
@@ -150,7 +152,12 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
       clock,
       clusterId,
       version,
-      settings: { networkPool: config.networkPool, networkPrefix: config.networkPrefix, vipPool },
+      settings: {
+        networkPool: config.networkPool,
+        networkPrefix: config.networkPrefix,
+        vipPool,
+        listenedPorts: listenedPorts(config),
+      },
       secretDigest: (content) => createHmac("sha256", storeKey).update(content).digest("hex"),
       leadership,
       identity: managerIdentity,
@@ -342,15 +349,23 @@ function commands(): Command {
     .description("Serve. The default.")
     .option(...stateDir)
     .option("--listen <address:port>", "for users and nodes (mutual TLS)", `0.0.0.0:${mainPort}`)
-    .option("--join-listen <address:port>", "for hosts that join (TLS)", "0.0.0.0:7401")
-    .option("--http-listen <address:port>", "for /healthz and /metrics", "127.0.0.1:7402")
+    .option("--join-listen <address:port>", "for hosts that join (TLS)", `0.0.0.0:${joinPort}`)
+    .option(
+      "--http-listen <address:port>",
+      "for /healthz and /metrics",
+      `127.0.0.1:${defaultPorts.clusterdStatus.port}`,
+    )
     .option("--etcd-endpoints <urls>", "use this etcd, a comma between members, instead of the embedded one")
     .option("--etcd-ca <file>", "of that etcd, PEM")
     .option("--etcd-cert <file>", "to show to that etcd, PEM")
     .option("--etcd-key <file>", "of that certificate, PEM")
     .option("--etcd-binary <path>", "the embedded etcd", "etcd")
-    .option("--etcd-listen <address:port>", "the embedded etcd, for managers", "0.0.0.0:7404")
-    .option("--etcd-peer-listen <address:port>", "the embedded etcd, for its own kind", "0.0.0.0:7405")
+    .option("--etcd-listen <address:port>", "the embedded etcd, for managers", `0.0.0.0:${defaultPorts.etcd.port}`)
+    .option(
+      "--etcd-peer-listen <address:port>",
+      "the embedded etcd, for its own kind",
+      `0.0.0.0:${defaultPorts.etcdPeer.port}`,
+    )
     .option("--etcd-quota <size>", "most that the embedded etcd may hold, up to 8g", "4g")
     .option("--heartbeat-interval <time>", "between a node's signs of life", "1500ms")
     .option("--lease-ttl <time>", "without a sign of life a node is down, and a leader deposed", "5s")

@@ -2,6 +2,9 @@ import { isAbsolute, join } from "node:path";
 import { parseArgs } from "node:util";
 import { ClusterError, messageOf } from "../lib/errors/errors.ts";
 import { type LogLevel, logLevels } from "../lib/log/log.ts";
+import { defaultPorts } from "../lib/net/ports.ts";
+
+const netdStatus = `127.0.0.1:${defaultPorts.netdStatus.port}`;
 
 export const usage = `Usage:
   netd [run] [options]      this host's overlay, name server and ambassadors (the default)
@@ -12,7 +15,7 @@ export const usage = `Usage:
   --run-dir DIR             what lasts until the next boot      (default /run/embassy/netns)
   --noded-dir DIR           where node.json and identity/ are   (default /var/lib/embassy/noded)
   --socket PATH             for noded                           (default /run/embassy/netd.sock)
-  --http-listen IP:PORT     /healthz and /metrics               (default 127.0.0.1:7412)
+  --http-listen IP:PORT     /healthz and /metrics               (default ${netdStatus})
   --resolv-conf PATH        resolvers for names elsewhere       (default /etc/resolv.conf)
   --pool N                  network namespaces kept ready, 0-64 (default 4)
   --log-level debug|info|warn|error                             (default info)
@@ -44,7 +47,7 @@ const options = {
   "run-dir": { type: "string", default: "/run/embassy/netns" },
   "noded-dir": { type: "string", default: "/var/lib/embassy/noded" },
   socket: { type: "string", default: "/run/embassy/netd.sock" },
-  "http-listen": { type: "string", default: "127.0.0.1:7412" },
+  "http-listen": { type: "string", default: netdStatus },
   "resolv-conf": { type: "string", default: "/etc/resolv.conf" },
   pool: { type: "string", default: "4" },
   "log-level": { type: "string", default: "info" },

@@ -233,6 +233,34 @@ describe.runIf(process.getuid?.() === 0)("netd on three hosts", { timeout: 60_00
     await push();
   });
 
+  it("a stack cannot take the ports of the host's own programs, whatever it is said to publish", async () => {
+    const port = (published: number, mode: PublishMode, hostIp = ""): PublishedPort => {
+      return { target: 80, published, protocol: Protocol.PROTOCOL_TCP, mode, hostIp, name: "" };
+    };
+    const here = cluster.host(2);
+    const ingress = PublishMode.PUBLISH_MODE_INGRESS;
+    const own = [port(7400, ingress), port(7404, ingress, here.underlay), port(8082, ingress)];
+    state.service("db", { open: "10.112.0.2" }, { ports: own });
+    await push();
+    const hostPorts = [port(7410, PublishMode.PUBLISH_MODE_HOST), port(9091, PublishMode.PUBLISH_MODE_HOST)];
+    await run("greedy2", 2, "web", ["open"], { hostPorts });
+    const daemon = await Peer.in(here.netns, "daemon");
+    for (const one of [7400, 7404, 7410]) await daemon.ask("serveTcp", one);
+    const local = await Peer.in(here.netns, "local");
+    const answers: string[] = [];
+    for (const one of [7400, 7404, 7410, 8082, 9091]) {
+      answers.push((await client.tcp(here.underlay, one)).split(" ")[0] ?? "");
+      answers.push((await local.tcp(here.underlay, one)).split(" ")[0] ?? "");
+    }
+    await Promise.all([daemon.kill(), local.kill()]);
+    const own6 = Array<string>(6).fill("daemon");
+    expect(answers).toEqual([...own6, "db1", "db1", "greedy2", "greedy2"]);
+    await stop("greedy2");
+    state.endpoints.delete([...state.endpoints.keys()].find((id) => id.includes("greedy")) ?? "");
+    state.service("db", { open: "10.112.0.2" });
+    await push();
+  });
+
   it("a VIP outlives the move of its backend, the established connection goes on while the old one drains", async () => {
     const web = peerOf("web0");
     const open = await web.ask("stream", { host: "10.112.0.2", port: 80 });

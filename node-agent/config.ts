@@ -3,6 +3,9 @@ import { isAbsolute, join } from "node:path";
 import { parseArgs } from "node:util";
 import { ClusterError } from "../lib/errors/errors.ts";
 import { type LogLevel, logLevels } from "../lib/log/log.ts";
+import { defaultPorts } from "../lib/net/ports.ts";
+
+const nodedStatus = `127.0.0.1:${defaultPorts.nodedStatus.port}`;
 
 export const usage = `Usage:
   noded [run] [options]     run this host's tasks (the default)
@@ -13,8 +16,8 @@ run:
   --state-dir DIR           what the node keeps              (default /var/lib/embassy/noded)
   --run-dir DIR             what lasts until the next boot   (default /run/embassy/noded)
   --netd-socket PATH        netd's socket                    (default /run/embassy/netd.sock)
-  --agent-listen IP:PORT    where clusterd reaches this node (default the underlay address, port 7410)
-  --http-listen IP:PORT     /healthz and /metrics            (default 127.0.0.1:7411)
+  --agent-listen IP:PORT    where clusterd reaches this node (default the underlay address, port ${defaultPorts.agent.port})
+  --http-listen IP:PORT     /healthz and /metrics            (default ${nodedStatus})
   --insecure-registry HOST[:PORT]   a registry spoken to over http; may be given several times
   --runtime runc|crun|PATH  the OCI runtime                  (default: the first that works here)
   --log-level debug|info|warn|error                          (default info)
@@ -37,7 +40,7 @@ export interface RunConfig {
   readonly stateDir: string;
   readonly runDir: string;
   readonly netdSocket: string;
-  /** undefined: the underlay address, port 7410. */
+  /** undefined: the underlay address, the agent's usual port. */
   readonly agentListen: Listen | undefined;
   readonly httpListen: Listen;
   readonly insecureRegistries: readonly string[];
@@ -132,7 +135,7 @@ function runConfig(args: string[]): RunConfig {
     "run-dir": { type: "string", default: "/run/embassy/noded" },
     "netd-socket": { type: "string", default: "/run/embassy/netd.sock" },
     "agent-listen": { type: "string" },
-    "http-listen": { type: "string", default: "127.0.0.1:7411" },
+    "http-listen": { type: "string", default: nodedStatus },
     "insecure-registry": { type: "string", multiple: true, default: [] },
     runtime: { type: "string" },
     "log-level": { type: "string", default: "info" },

@@ -7,6 +7,7 @@ import type { TlsIdentity } from "../lib/grpc/tls.ts";
 import { serveStatus } from "../lib/http/status.ts";
 import { lockDirectory } from "../lib/lock/lock.ts";
 import { createLog } from "../lib/log/log.ts";
+import { defaultPorts } from "../lib/net/ports.ts";
 import { readCertificate } from "../lib/pki/certificate.ts";
 import { loadIdentity, writeIdentity } from "../lib/pki/identity.ts";
 import { Spawner } from "../lib/process/spawner.ts";
@@ -28,8 +29,6 @@ import { TaskFiles } from "./task/files.ts";
 import { TaskManager } from "./task/manager.ts";
 import { RecordStore } from "./task/record.ts";
 import { Volumes } from "./volumes/volumes.ts";
-
-const agentPort = 7410;
 
 async function run(config: RunConfig): Promise<void> {
   const log = createLog("noded", config.logLevel);
@@ -122,7 +121,7 @@ async function run(config: RunConfig): Promise<void> {
   await manager.adopt();
   adopted = true;
 
-  const listen = config.agentListen ?? { host: node.underlay, port: agentPort };
+  const listen = config.agentListen ?? { host: node.underlay, port: defaultPorts.agent.port };
   const agent = owned.use(new AgentServer({ nodeName: node.name, listen, runtime, tasks: manager, volumes, log }));
   await agent.listen(identity);
 

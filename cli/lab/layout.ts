@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { formatAddress, nthAddress, parseCidr } from "../../lib/cidr/cidr.ts";
 import { ClusterError } from "../../lib/errors/errors.ts";
+import { defaultPorts } from "../../lib/net/ports.ts";
 
 /** What a lab is, as its lab.json holds it. */
 export interface LabRecord {
@@ -33,7 +34,7 @@ export type DaemonName = (typeof daemonNames)[number];
 export const defaultLab = "lab";
 
 export const registryPort = 5000;
-export const managerPort = 7400;
+export const managerPort = defaultPorts.main.port;
 export const mostHosts = 100;
 export const mostManagers = 5;
 const firstHostNumber = 11;

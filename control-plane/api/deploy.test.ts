@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { describe, expect, it } from "vitest";
+import { defaultPorts } from "../../lib/net/ports.ts";
 import {
   BlobMount,
   BlobSpec,
@@ -9,6 +10,7 @@ import {
   Link,
   NetworkSpec,
   Placement,
+  Protocol,
   PublishedPort,
   PublishMode,
   RestartPolicy,
@@ -16,6 +18,7 @@ import {
   type ServiceSpec,
   type StackSpec,
 } from "../../proto/gen/embassy/v1/stack.ts";
+import { Member } from "../../proto/gen/embassy/v1/state.ts";
 import { aService, aStack, replicas, TestCluster, testPools, testSecretDigest } from "../domain/testing.ts";
 import { planDeploy } from "./plan-deploy.ts";
 import { validateStack } from "./validate.ts";
@@ -122,6 +125,73 @@ describe("a deploy", () => {
     await cluster.removeStack("one");
     expect(plan(cluster, two).created).toContain("service/api");
   });
+
+  const udp = Protocol.PROTOCOL_UDP;
+  const host = PublishMode.PUBLISH_MODE_HOST;
+  const own: readonly (readonly [PublishedPort, string])[] = [
+    ...Object.values(defaultPorts).flatMap((one): (readonly [PublishedPort, string])[] => {
+      const protocol = one.protocol === "udp" ? udp : Protocol.PROTOCOL_TCP;
+      const says = `port ${one.port}/${one.protocol} is taken by ${one.by}`;
+      return [
+        [port(one.port, { protocol }), says],
+        [port(one.port, { protocol, mode: host }), says],
+        [port(one.port, { protocol, hostIp: "127.0.0.1" }), says],
+      ];
+    }),
+    [port(8400), "port 8400/tcp is taken by clusterd (--listen)"],
+    [port(9410, { mode: host }), "port 9410/tcp is taken by noded (--agent-listen)"],
+    [port(8443), "port 8443/tcp is taken by clusterd of manager m2"],
+  ];
+  it.each(own)(
+    "is refused a port that the cluster itself listens on: $published $mode $hostIp",
+    async (one, message) => {
+      using cluster = await withOwnPorts();
+      expect(() => planHere(cluster, aStack("s", [aService("web", { ports: [one] })]))).toThrow(
+        expect.objectContaining({
+          code: "conflict",
+          subject: "services.web.ports",
+          message,
+          hint: expect.stringContaining("Publish another port"),
+        }),
+      );
+    },
+  );
+
+  it.each([port(7400, { protocol: udp }), port(4789), port(7403, { mode: host }), port(0)])(
+    "may publish what is next to the cluster's own ports: $published $protocol",
+    async (one) => {
+      using cluster = await withOwnPorts();
+      const { created } = planHere(cluster, aStack("s", [aService("web", { ports: [one] })]));
+      expect(created).toContain("service/web");
+    },
+  );
+
+  it("is not given a port that the cluster itself listens on", async () => {
+    using cluster = await withOwnPorts();
+    const { writes } = planHere(cluster, aStack("s", [aService("web", { ports: [port(0)] })]));
+    const given = writes.flatMap((write) => (write.table === "serviceStatuses" ? (write.value?.ports ?? []) : []));
+    expect(given.map(({ published }) => published)).toEqual([49_001]);
+  });
+
+  /** A cluster with a node whose agent, and with a manager whose clusterd, has a port of its own. */
+  async function withOwnPorts(): Promise<TestCluster> {
+    const cluster = new TestCluster();
+    await cluster.addNodes("a");
+    const status = cluster.index.nodeStatus("a");
+    if (status?.description === undefined) throw new Error("the node has no description");
+    const description = { ...status.description, agentAddress: "192.0.2.1:9410" };
+    const member = Member.create({ name: "m2", address: "192.0.2.2:8443" });
+    await cluster.store.commit([
+      { table: "nodeStatuses", id: "a", value: { ...status, description } },
+      { table: "members", id: "m2", value: member },
+    ]);
+    return cluster;
+  }
+
+  function planHere(cluster: TestCluster, spec: StackSpec) {
+    const listenedPorts = [8_400, 49_000].map((port) => ({ ...defaultPorts.main, port }));
+    return planDeploy(cluster.index, spec, { ...facts, settings: { ...testPools, listenedPorts } });
+  }
 
   it("gives ports that ask for none, each once, and leaves them", async () => {
     using cluster = new TestCluster();

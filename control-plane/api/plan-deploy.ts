@@ -12,6 +12,7 @@ import {
   sizeOf,
 } from "../../lib/cidr/cidr.ts";
 import { ClusterError } from "../../lib/errors/errors.ts";
+import { defaultPorts, type OwnPort } from "../../lib/net/ports.ts";
 import {
   type BlobSpec,
   type NetworkSpec,
@@ -34,6 +35,8 @@ export interface AddressSettings {
   readonly networkPrefix: number;
   /** CIDR that virtual addresses are taken from. */
   readonly vipPool: string;
+  /** What clusterd and etcd listen on. */
+  readonly listenedPorts: readonly OwnPort[];
 }
 
 export interface DeployPlan {
@@ -69,7 +72,7 @@ const allocationId = "cluster";
 
 /**
  * What a deploy changes: the whole of it in one transaction. Pure but for the ids it is given a mint for. The specification
- * has been validated. Throws `conflict` (a port, subnet or network of another stack stands in the way), `not-found` (an
+ * has been validated. Throws `conflict` (a port, subnet or network of another stack or of the cluster itself stands in the way), `not-found` (an
  * external network), `exhausted` (no subnet, address or port is left).
  */
 export function planDeploy(index: ClusterIndex, spec: StackSpec, facts: DeployRequestFacts): DeployPlan {
@@ -382,7 +385,16 @@ function shapeOf(service: Service): string {
   const mode: ServiceSpec["mode"] =
     spec.mode?.$case === "global" ? spec.mode : { $case: "replicated", value: { replicas: 0 } };
   const ports = spec.ports.filter((port) => port.mode === PublishMode.PUBLISH_MODE_HOST);
-  const made = { ...spec, mode, ports, restart: undefined, update: undefined, labels: {}, dependsOn: [], exposed: [] };
+  const made = {
+    ...spec,
+    mode,
+    ports,
+    restart: undefined,
+    update: undefined,
+    labels: {},
+    dependsOn: [],
+    exposed: [],
+  };
   const ids = [service.networkIds, service.blobDigests].map(sortedText);
   return [canonical(ServiceSpec, made), ...ids].join("\n");
 }
@@ -395,6 +407,26 @@ interface Taken {
   readonly by: string;
 }
 
+/**
+ * Who of the cluster listens on a port, by "<port>/<protocol>", on whatever host: where netd led one elsewhere, that program could
+ * not be reached any more.
+ */
+function ownPorts({ view }: ClusterIndex, settings: AddressSettings): ReadonlyMap<string, string> {
+  const own = new Map<string, string>();
+  const add = ({ port, protocol, by }: OwnPort) => own.set(`${port}/${protocol}`, by);
+  const told = (address: string, by: string) => {
+    const port = Number(address.slice(address.lastIndexOf(":") + 1));
+    if (port > 0) add({ port, protocol: "tcp", by });
+  };
+  for (const port of Object.values(defaultPorts)) add(port);
+  for (const { address, name } of view.members.values()) told(address, `clusterd of manager ${name}`);
+  for (const { description } of view.nodeStatuses.values()) {
+    told(description?.agentAddress ?? "", defaultPorts.agent.by);
+  }
+  for (const port of settings.listenedPorts) add(port);
+  return own;
+}
+
 /** Gives numbers and addresses that nobody has, each after the one given last, so that nothing is given again at once. */
 class Allocator {
   readonly #index: ClusterIndex;
@@ -404,11 +436,13 @@ class Allocator {
   readonly #usedSubnets: { readonly cidr: Cidr; readonly by: string }[] = [];
   readonly #usedVips = new Set<string>();
   readonly #ports = new Map<string, Taken[]>();
+  readonly #ownPorts: ReadonlyMap<string, string>;
   #given = false;
 
   constructor(index: ClusterIndex, settings: AddressSettings) {
     this.#index = index;
     this.#settings = settings;
+    this.#ownPorts = ownPorts(index, settings);
     this.#allocation = { ...(index.view.allocations.get(allocationId) ?? Allocation.create()) };
     for (const network of index.view.networks.values()) {
       this.#usedVnis.add(network.vni);
@@ -548,8 +582,8 @@ class Allocator {
       }
       const full = { ...port, published };
       const clash = this.#clash(full);
-      if (clash !== undefined && clash.by !== by) {
-        throw new ClusterError(`port ${published}/${protocolNames[port.protocol]} is taken by ${clash.by}`, {
+      if (clash !== undefined && clash !== by) {
+        throw new ClusterError(`port ${published}/${protocolNames[port.protocol]} is taken by ${clash}`, {
           code: "conflict",
           subject: `services.${spec.name}.ports`,
           hint: "Publish another port, or none: the cluster then gives one from 49000-49900.",
@@ -584,8 +618,10 @@ class Allocator {
   }
 
   /** Who has the port already. Two services of mode host may: the scheduler puts them on different nodes. */
-  #clash(port: PublishedPort): Taken | undefined {
+  #clash(port: PublishedPort): string | undefined {
     if (port.published === 0) return undefined;
+    const own = this.#ownPorts.get(`${port.published}/${protocolNames[port.protocol]}`);
+    if (own !== undefined) return own;
     for (const taken of this.#ports.values()) {
       for (const other of taken) {
         const bothHost =
@@ -597,7 +633,7 @@ class Allocator {
           other.port.published === port.published &&
           other.port.protocol === port.protocol
         )
-          return other;
+          return other.by;
       }
     }
     return undefined;

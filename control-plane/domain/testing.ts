@@ -29,7 +29,12 @@ import { serviceNamed } from "./links.ts";
 /** Stands for the keyed digest of a secret. */
 export const testSecretDigest = (content: Uint8Array): string =>
   createHmac("sha256", "test").update(content).digest("hex");
-export const testPools = { networkPool: "10.96.0.0/12", networkPrefix: 20, vipPool: "10.112.0.0/16" };
+export const testPools = {
+  networkPool: "10.96.0.0/12",
+  networkPrefix: 20,
+  vipPool: "10.112.0.0/16",
+  listenedPorts: [],
+};
 
 /** A service with three replicas on the network "default". */
 export function aService(name: string, over: Partial<ServiceSpec> = {}): ServiceSpec {

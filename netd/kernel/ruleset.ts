@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import { defaultPorts } from "../../lib/net/ports.ts";
 
 // Interface groups: all that the ruleset needs to know of a device.
 /** Host sides of the containers' veth pairs. */
@@ -62,6 +63,9 @@ export type SetName = keyof typeof sets | keyof typeof maps;
 export const setNames: readonly SetName[] = [...Object.keys(sets), ...Object.keys(maps)] as SetName[];
 
 const ours = `{ ${containerGroup}, ${overlayGroup} }`;
+const ownPorts = Object.values(defaultPorts)
+  .map(({ protocol, port }) => `${protocol} . ${port}`)
+  .join(", ");
 const clearMark = `meta mark & 0xfe000000 == ${hex(networkMarkBase)} meta mark set 0`;
 
 /*
@@ -90,6 +94,8 @@ const chains: Readonly<Record<string, readonly string[]>> = {
   ],
   published: [
     `ip daddr ${gatewayAddress} return`,
+    // Whatever a stack says: led elsewhere, the host's own programs could not be reached to take it back.
+    `meta l4proto . th dport { ${ownPorts} } return`,
     "ip daddr . meta l4proto . th dport vmap @pub_ip",
     "dnat ip to ip daddr . meta l4proto . th dport . meta mark map @pub_ip_be",
     "meta l4proto . th dport vmap @pub",

@@ -2,6 +2,7 @@ import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
 import { call, channelOptions } from "../../lib/grpc/client.ts";
 import type { Log } from "../../lib/log/log.ts";
 import { localAddressTowards } from "../../lib/net/local-address.ts";
+import { defaultPorts } from "../../lib/net/ports.ts";
 import { readCertificate } from "../../lib/pki/certificate.ts";
 import { createCsr } from "../../lib/pki/csr.ts";
 import { checkIdentity, writeIdentity } from "../../lib/pki/identity.ts";
@@ -44,7 +45,7 @@ export async function joinCluster(config: JoinConfig, log: Log): Promise<NodeFil
       subject: address,
     });
   }
-  const managers = response.managers.length > 0 ? response.managers : [formatHost(host, 7400)];
+  const managers = response.managers.length > 0 ? response.managers : [formatHost(host, defaultPorts.main.port)];
   const file: NodeFile = {
     nodeId: response.nodeId,
     name: config.name,

@@ -87,6 +87,17 @@ describe("bad input has one clear error and changes nothing", () => {
     await cluster.run(["rm", "first"]);
   });
 
+  it.each(["7400:80", "7410:80", "4789:80/udp", "{target: 80, published: 7405, mode: host}"])(
+    "a published port that the cluster itself listens on: %s",
+    async (port) => {
+      const before = await desired();
+      const result = await deploy("taker", `services:\n  web:\n    image: REGISTRY/busybox:1\n    ports: [${port}]\n`);
+      expect(result.code).toBe(5);
+      expect(result.stderr).toMatch(/port \d+\/(tcp|udp) is taken by (clusterd|noded|the overlay)/);
+      expect(await desired()).toEqual(before);
+    },
+  );
+
   it("a reservation that no node can hold: the reason, with the nodes that have it", async () => {
     const text =
       "services:\n  web:\n    image: REGISTRY/busybox:1\n    deploy: {resources: {reservations: {memory: 900G}}}\n";
