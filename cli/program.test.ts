@@ -509,6 +509,7 @@ describe("deploy", () => {
     answers.removed = () => {
       setTimeout(() => interrupted.abort(new ClusterError("interrupted", { code: "unavailable" })), 50);
     };
+    answers.stacks = ["shop", "store"].map((name) => StackView.create({ name }));
     const result = await clusterctl(["rm", "shop", "store"], { interrupted });
     expect(result.code).toBe(130);
     expect(result.stderr).toMatch(/interrupted\nThe cluster goes on removing shop: .* Not touched: store\.\n$/);
@@ -617,6 +618,19 @@ describe("what is read", () => {
     });
     expect((await clusterctl(["volume", "rm", "a", "--node", "host-2"])).stderr).toBe("a is removed from host-2\n");
     expect((await clusterctl(["volume", "rm", "shop_db"])).code).toBe(5);
+  });
+
+  it("removes nothing when one of several is not there or in use", async () => {
+    answers.stacks = [StackView.create({ name: "shop" })];
+    answers.removed = () => expect.unreachable("a stack was removed");
+    expect(await clusterctl(["rm", "shop", "shopp"])).toMatchObject({
+      code: 1,
+      stderr: "error: there is no stack shopp\nDid you mean shop?\n",
+    });
+    expect(await clusterctl(["volume", "rm", "a", "shop_db"])).toMatchObject({
+      code: 5,
+      stderr: "error: volume shop_db is in use\n",
+    });
   });
 
   it("a node whose netd is away has no network, unless it is down anyway", async () => {

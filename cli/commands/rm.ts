@@ -15,11 +15,15 @@ export const registerRemove: Register = (program, cli) => {
     .argument("<stack...>", "stack")
     .option("--timeout <time>", "how long to wait", parseDuration, 300_000)
     .option("-d, --detach", "do not wait")
-    .action(async (stacks: string[], options: { timeout: number; detach?: boolean }, command) => {
+    .action(async (names: string[], options: { timeout: number; detach?: boolean }, command) => {
+      const stacks = [...new Set(names)];
       let told = 0;
       const work = async (client: ClusterClient) => {
         const { call } = await import("../../lib/grpc/client.ts");
+        const { stacksNamed } = await import("../lookup.ts");
         const { follow } = await import("../convergence/follow.ts");
+        // A name that is wrong is seen before the first is removed.
+        if (stacks.length > 1) for (const stack of stacks) await stacksNamed(client, stack, cli.signal);
         for (const stack of stacks) {
           const startedMs = performance.now();
           await call(client.removeStack.bind(client), { stack }, { deadlineMs: 30_000, signal: cli.signal });

@@ -21,9 +21,19 @@ export const registerScale: Register = (program, cli) => {
         const { call } = await import("../../lib/grpc/client.ts");
         const { follow } = await import("../convergence/follow.ts");
         const { isSettled } = await import("../convergence/judge.ts");
+        const limits = { signal: cli.signal };
+        // All of them or none: one that cannot be is seen before the first is changed.
+        if (wanted.length > 1) {
+          for (const request of wanted) {
+            await call(client.scaleService.bind(client), { ...request, dryRun: true }, limits);
+          }
+        }
         for (const request of wanted) {
-          const limits = { signal: cli.signal };
-          const { stack, service } = await call(client.scaleService.bind(client), request, limits);
+          const { stack, service } = await call(
+            client.scaleService.bind(client),
+            { ...request, dryRun: false },
+            limits,
+          );
           byStack.set(stack, (byStack.get(stack) ?? new Map<string, number>()).set(service, request.replicas));
           cli.err.write(`${stack}_${service} is to have ${request.replicas}\n`);
         }
@@ -63,7 +73,7 @@ function lateWords(stack: string, numbers: ReadonlyMap<string, number>): string 
 }
 
 function parseScale(word: string): { service: string; replicas: number } {
-  const match = word.match(/^([^=]+)=(\d{1,6})$/);
+  const match = word.match(/^([^=]+)=(\d{1,9})$/);
   if (match === null) {
     throw new ClusterError(`${JSON.stringify(word)} is not SERVICE=NUMBER`, {
       code: "invalid",

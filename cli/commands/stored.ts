@@ -153,9 +153,16 @@ export const registerStored: Register = (program, cli) => {
         const { call, api } = await heavy();
         const left: string[] = [];
         const done: unknown[] = [];
-        for (const name of new Set(names)) {
-          const request = { name, node: options.node ?? "" };
-          const limits = { deadlineMs: 15_000, signal: cli.signal };
+        const limits = { deadlineMs: 15_000, signal: cli.signal };
+        const requests = [...new Set(names)].map((name) => ({ name, node: options.node ?? "", dryRun: false }));
+        // All of them or none: one that cannot be is seen before the first is removed.
+        if (requests.length > 1) {
+          for (const request of requests) {
+            await call(client.removeVolume.bind(client), { ...request, dryRun: true }, limits);
+          }
+        }
+        for (const request of requests) {
+          const { name } = request;
           const response = await call(client.removeVolume.bind(client), request, limits);
           done.push({ name, ...(jsonOf(api.RemoveVolumeResponse, response) as object) });
           left.push(...response.failures.map(({ why }) => `${name} stays where it could not be removed: ${why}`));

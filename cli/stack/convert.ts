@@ -153,6 +153,7 @@ function serviceSpec(name: string, service: Service, stack: Stack): ServiceParti
       required,
     })),
     labels: deploy.labels ?? {},
+    containerName: service.container_name ?? "",
     endpointMode: deploy.endpoint_mode === "dnsrr" ? EndpointMode.ENDPOINT_MODE_DNSRR : EndpointMode.ENDPOINT_MODE_VIP,
   };
 }

@@ -21,7 +21,7 @@ import {
 import { Member } from "../../proto/gen/embassy/v1/state.ts";
 import { aService, aStack, replicas, TestCluster, testPools, testSecretDigest } from "../domain/testing.ts";
 import { planDeploy } from "./plan-deploy.ts";
-import { validateStack } from "./validate.ts";
+import { checkReplicas, validateStack } from "./validate.ts";
 
 let minted = 0;
 const facts = {
@@ -72,6 +72,7 @@ describe("a deploy", () => {
     ["a variable", { container: container({ environment: { A: "1" } }) }, true],
     ["a port of the task's host", { ports: [port(80, { mode: PublishMode.PUBLISH_MODE_HOST })] }, true],
     ["a link", { links: [Link.create({ service: "db" })] }, true],
+    ["that its name is a container's", { mode: replicas(1), containerName: "x" }, false],
     ["a constraint", { placement: Placement.create({ constraints: ["node.id != x"] }) }, true],
   ];
   it.each(changes)("that changes %s replaces tasks: %s %s", async (_, over, replaces) => {
@@ -274,6 +275,24 @@ describe("a stack is refused", () => {
       /80 is published twice/,
     ],
     [
+      "with more tasks than a service can have",
+      () => aStack("s", [aService("web", { mode: replicas(100_001) })]),
+      "services.web",
+      /a whole number from 0 to 100000, and found the number 100001/,
+    ],
+    [
+      "with two tasks of one container's name",
+      () => aStack("s", [aService("web", { mode: replicas(2), containerName: "x" })]),
+      "services.web",
+      /one name cannot serve up to 2 tasks/,
+    ],
+    [
+      "with a task on each node of one container's name",
+      () => aStack("s", [aService("web", { mode: { $case: "global", value: {} }, containerName: "x" })]),
+      "services.web",
+      /one name cannot serve one task on each node/,
+    ],
+    [
       "with a constraint that cannot be read",
       () => aStack("s", [aService("web", { placement: Placement.create({ constraints: ["node.zone = a"] }) })]),
       "services.web.deploy.placement.constraints[0]",
@@ -299,6 +318,16 @@ describe("a stack is refused", () => {
     expect(() => validateStack(spec())).toThrow(
       expect.objectContaining({ code: "invalid", subject, message: expect.stringMatching(message) }),
     );
+  });
+
+  it.each([
+    { count: 100_000, containerName: "" },
+    { count: 1, containerName: "x" },
+    { count: 0, containerName: "x" },
+  ])("but not with as many tasks as there may be: %j", ({ count, containerName }) => {
+    expect(() =>
+      checkReplicas(aService("web", { mode: replicas(count), containerName }), "web", "services.web"),
+    ).not.toThrow();
   });
 
   it("and not otherwise", () => {

@@ -32,7 +32,7 @@ import { listNetworks, listNodes, listServices, listStacks, listTasks, type Netw
 import { planMoves } from "./rebalance.ts";
 import { list, resolveNode, resolveService } from "./resolve.ts";
 import { planRestart } from "./restart.ts";
-import { validateStack } from "./validate.ts";
+import { checkReplicas, validateStack } from "./validate.ts";
 import { listVolumes, removeVolume } from "./volumes.ts";
 
 export interface ApiDeps {
@@ -106,7 +106,11 @@ export function createApi(deps: ApiDeps): Api {
       log.info("stack removed", { stack, user });
       return {};
     }),
-    scaleService: admin(async ({ service: word, replicas }, user) => {
+    scaleService: admin(async ({ service: word, replicas, dryRun }, user) => {
+      if (dryRun) {
+        const { stack, spec } = scaled(index, word, replicas);
+        return { stack, service: spec?.name ?? "" };
+      }
       const { stack, spec } = await again(async () => await scale(deps, word, replicas));
       log.info("service scaled", { service: word, replicas, user });
       return { stack, service: spec?.name ?? "" };
@@ -176,7 +180,7 @@ export function createApi(deps: ApiDeps): Api {
     listVolumes: admin(async () => await listVolumes({ index, agents })),
     removeVolume: admin(async (request, user) => {
       const response = await removeVolume({ index, agents }, request);
-      log.info("volume removed", { volume: request.name, nodes: response.nodes, user });
+      if (!request.dryRun) log.info("volume removed", { volume: request.name, nodes: response.nodes, user });
       return response;
     }),
     logs: streaming<ServerWritableStream<LogsRequest, LogChunk>, LogsRequest, LogChunk>(async (call, signal) => {
@@ -283,6 +287,14 @@ function removal(index: ClusterIndex, stack: string): Write[] {
 }
 
 async function scale({ index, store }: ApiDeps, word: string, replicas: number): Promise<Service> {
+  const service = scaled(index, word, replicas);
+  const ifRevision = index.view.services.revisionOf(service.id);
+  await store.commit([{ table: "services", id: service.id, value: service, ifRevision }]);
+  return service;
+}
+
+/** The service with another number of tasks. Throws `invalid` when it cannot have that many. */
+function scaled(index: ClusterIndex, word: string, replicas: number): Service {
   const found = resolveService(index, word);
   if (found.spec?.mode?.$case === "global") {
     throw new ClusterError(`service ${serviceFullName(found)} is global: it has one task a node`, {
@@ -294,9 +306,8 @@ async function scale({ index, store }: ApiDeps, word: string, replicas: number):
     found.spec === undefined
       ? undefined
       : { ...found.spec, mode: { $case: "replicated" as const, value: { replicas } } };
-  const ifRevision = index.view.services.revisionOf(found.id);
-  await store.commit([{ table: "services", id: found.id, value: { ...found, spec }, ifRevision }]);
-  return found;
+  if (spec !== undefined) checkReplicas(spec, serviceFullName(found), `service/${serviceFullName(found)}`);
+  return { ...found, spec };
 }
 
 async function updateNode({ index, store }: ApiDeps, request: UpdateNodeRequest) {

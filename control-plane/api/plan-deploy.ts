@@ -72,8 +72,8 @@ const allocationId = "cluster";
 
 /**
  * What a deploy changes: the whole of it in one transaction. Pure but for the ids it is given a mint for. The specification
- * has been validated. Throws `conflict` (a port, subnet or network of another stack or of the cluster itself stands in the way), `not-found` (an
- * external network), `exhausted` (no subnet, address or port is left).
+ * has been validated. Throws `conflict` (a port, subnet or network of another stack, or a port of the cluster itself, stands in
+ * the way), `not-found` (an external network), `exhausted` (no subnet, address or port is left).
  */
 export function planDeploy(index: ClusterIndex, spec: StackSpec, facts: DeployRequestFacts): DeployPlan {
   return new DeployPlanner(index, spec, facts).plan();
@@ -389,6 +389,7 @@ function shapeOf(service: Service): string {
     ...spec,
     mode,
     ports,
+    containerName: "",
     restart: undefined,
     update: undefined,
     labels: {},

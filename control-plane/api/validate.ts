@@ -79,10 +79,7 @@ function checkService(spec: StackSpec, service: ServiceSpec): void {
       network,
     ), `${subject}.networks`, `network ${network} is not declared`, `Declare it under the file's networks.`);
   }
-  if (service.mode?.$case === "replicated") {
-    const { replicas } = service.mode.value;
-    require(replicas <= mostReplicas, `${subject}.deploy.replicas`, `${replicas} replicas; at most ${mostReplicas}`);
-  }
+  checkReplicas(service, service.name, subject);
   for (const [index, constraint] of (service.placement?.constraints ?? []).entries()) {
     const parsed = parseConstraint(constraint);
     if (!parsed.ok) require(false, `${subject}.deploy.placement.constraints[${index}]`, parsed.error.message);
@@ -111,6 +108,18 @@ function checkService(spec: StackSpec, service: ServiceSpec): void {
       require(target.startsWith("/"), `${subject}.${kind}`, `target ${target} is not an absolute path`);
     }
   }
+}
+
+/** Whether a service may have as many tasks as its specification says. Throws `invalid`, in the words of `clusterctl config`. */
+export function checkReplicas({ containerName, mode }: ServiceSpec, name: string, subject: string): void {
+  const isGlobal = mode?.$case === "global";
+  const replicas = mode?.$case === "replicated" ? mode.value.replicas : 0;
+  const many = isGlobal ? "one task on each node" : `up to ${replicas} tasks`;
+  const limit = `deploy.replicas takes a whole number from 0 to ${mostReplicas}, and found the number ${replicas}`;
+  require(replicas <= mostReplicas, subject, `service ${name}: ${limit}`);
+  const single = `service ${name} has container_name ${containerName}: one name cannot serve ${many}`;
+  const hint = "Set deploy.replicas to 1, or leave the name out: tasks are called <stack>_<service>.<slot>.";
+  require(containerName === "" || (!isGlobal && replicas <= 1), subject, single, hint);
 }
 
 function checkLink(spec: StackSpec, consumer: ServiceSpec, name: string, subject: string): void {

@@ -37,7 +37,7 @@ async function setUp(volumes: Readonly<Record<string, string[]>>) {
   return {
     cluster,
     list: async () => await listVolumes(deps),
-    remove: async (name: string, node = "") => await removeVolume(deps, { name, node }),
+    remove: async (name: string, node = "", dryRun = false) => await removeVolume(deps, { name, node, dryRun }),
     [Symbol.dispose]() {
       agents[Symbol.dispose]();
       servers[Symbol.dispose]();
@@ -73,6 +73,14 @@ describe("volumes", () => {
     });
     await expect(one.remove("left", "c")).rejects.toMatchObject({ code: "unavailable", message: down.why });
     await expect(one.remove("left", "d")).rejects.toMatchObject({ code: "not-found", subject: "node/d" });
+  });
+
+  it("are only looked for when that is asked", async () => {
+    using one = await setUp({ a: ["old"], b: [] });
+    expect(await one.remove("old", "", true)).toEqual({ nodes: ["a"], failures: [down] });
+    await expect(one.remove("old", "b", true)).rejects.toMatchObject({ code: "not-found" });
+    await expect(one.remove("nosuch", "", true)).rejects.toMatchObject({ code: "not-found" });
+    expect((await one.list()).volumes).toEqual([{ name: "old", nodeName: "a" }]);
   });
 
   it("that a service mounts stay, but where none of its tasks is", async () => {

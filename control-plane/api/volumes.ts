@@ -30,16 +30,17 @@ export async function listVolumes({ index, agents }: VolumesDeps): Promise<ListV
 }
 
 /**
- * Removes a volume from the nodes that have it. The nodes look again whether a task mounts it. Throws `conflict` when it is in
+ * Removes a volume from the nodes that have it, or only says which those are. The nodes look again whether a task mounts it. Throws `conflict` when it is in
  * use, `not-found` when no node that answers has it, `unavailable` when the one node asked does not answer.
  */
 export async function removeVolume(
   { index, agents }: VolumesDeps,
-  { name, node: word }: RemoveVolumeRequest,
+  { name, node: word, dryRun }: RemoveVolumeRequest,
 ): Promise<RemoveVolumeResponse> {
   const nodes = word === "" ? nodesOf(index) : [resolveNode(index, word)];
   requireUnused(index, name, word === "" ? undefined : nodes[0]);
   const { answers, failures } = await ofEach(agents, nodes, async ({ client }) => {
+    if (dryRun) return (await call(client.listVolumes.bind(client), {}, { deadlineMs })).names.includes(name);
     try {
       await call(client.removeVolume.bind(client), { name }, { deadlineMs });
       return true;

@@ -98,6 +98,40 @@ describe("bad input has one clear error and changes nothing", () => {
     },
   );
 
+  it("one wrong name among several, or a number that cannot be: nothing of it is done", async () => {
+    const text = ["many", "one"]
+      .map(
+        (name) =>
+          `  ${name}:\n    image: REGISTRY/busybox:1\n    command: [sleep, '1000']\n    stop_grace_period: 1s\n`,
+      )
+      .join("");
+    expect((await deploy("names", `services:\n${text}    container_name: only\n`)).code).toBe(0);
+    const before = await desired();
+    const tried: readonly (readonly [string[], number, RegExp])[] = [
+      [["scale", "names_many=2", "nope=1"], 1, /there is no service nope/],
+      [
+        ["scale", "names_many=2", "names_one=2"],
+        1,
+        /names_one has container_name only: one name cannot serve up to 2 tasks/,
+      ],
+      [
+        ["scale", "names_many=2", "names_one=100001"],
+        1,
+        /names_one: .* a whole number from 0 to 100000, and found the number 100001/,
+      ],
+      [["scale", "names_many=100001"], 1, /names_many: .*, and found the number 100001/],
+      [["rm", "names", "nope"], 1, /there is no stack nope/],
+    ];
+    for (const [words, code, says] of tried) {
+      const result = await cluster.clusterctl(words);
+      expect([words, result.code]).toEqual([words, code]);
+      expect(result.stderr).toMatch(says);
+      expect(await desired()).toEqual(before);
+    }
+    await cluster.run(["scale", "names_many=2", "names_one=0"]);
+    await cluster.run(["rm", "names"]);
+  });
+
   it("a reservation that no node can hold: the reason, with the nodes that have it", async () => {
     const text =
       "services:\n  web:\n    image: REGISTRY/busybox:1\n    deploy: {resources: {reservations: {memory: 900G}}}\n";

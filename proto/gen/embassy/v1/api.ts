@@ -114,6 +114,8 @@ export interface ScaleServiceRequest {
   /** <stack>_<service>, or an unambiguous service name */
   service: string;
   replicas: number;
+  /** only check */
+  dryRun: boolean;
 }
 
 export interface ScaleServiceResponse {
@@ -449,10 +451,12 @@ export interface RemoveVolumeRequest {
   name: string;
   /** name or id; empty: every node */
   node: string;
+  /** only check */
+  dryRun: boolean;
 }
 
 export interface RemoveVolumeResponse {
-  /** names of those it was removed from */
+  /** names of those it was removed from, or would be */
   nodes: string[];
   /** nodes that could not be asked: what they have, they keep */
   failures: NodeFailure[];
@@ -856,7 +860,7 @@ export const RemoveStackResponse: MessageFns<RemoveStackResponse> = {
 };
 
 function createBaseScaleServiceRequest(): ScaleServiceRequest {
-  return { service: "", replicas: 0 };
+  return { service: "", replicas: 0, dryRun: false };
 }
 
 export const ScaleServiceRequest: MessageFns<ScaleServiceRequest> = {
@@ -866,6 +870,9 @@ export const ScaleServiceRequest: MessageFns<ScaleServiceRequest> = {
     }
     if (message.replicas !== 0) {
       writer.uint32(16).uint32(message.replicas);
+    }
+    if (message.dryRun !== false) {
+      writer.uint32(24).bool(message.dryRun);
     }
     return writer;
   },
@@ -899,6 +906,14 @@ export const ScaleServiceRequest: MessageFns<ScaleServiceRequest> = {
             message.replicas = reader.uint32();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.dryRun = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -915,6 +930,11 @@ export const ScaleServiceRequest: MessageFns<ScaleServiceRequest> = {
     return {
       service: isSet(object.service) ? globalThis.String(object.service) : "",
       replicas: isSet(object.replicas) ? globalThis.Number(object.replicas) : 0,
+      dryRun: isSet(object.dryRun)
+        ? globalThis.Boolean(object.dryRun)
+        : isSet(object.dry_run)
+        ? globalThis.Boolean(object.dry_run)
+        : false,
     };
   },
 
@@ -926,6 +946,9 @@ export const ScaleServiceRequest: MessageFns<ScaleServiceRequest> = {
     if (message.replicas !== undefined) {
       obj.replicas = Math.round(message.replicas);
     }
+    if (message.dryRun !== undefined) {
+      obj.dryRun = message.dryRun;
+    }
     return obj;
   },
 
@@ -936,6 +959,7 @@ export const ScaleServiceRequest: MessageFns<ScaleServiceRequest> = {
     const message = createBaseScaleServiceRequest();
     message.service = object.service ?? "";
     message.replicas = object.replicas ?? 0;
+    message.dryRun = object.dryRun ?? false;
     return message;
   },
 };
@@ -5459,7 +5483,7 @@ export const NodeFailure: MessageFns<NodeFailure> = {
 };
 
 function createBaseRemoveVolumeRequest(): RemoveVolumeRequest {
-  return { name: "", node: "" };
+  return { name: "", node: "", dryRun: false };
 }
 
 export const RemoveVolumeRequest: MessageFns<RemoveVolumeRequest> = {
@@ -5469,6 +5493,9 @@ export const RemoveVolumeRequest: MessageFns<RemoveVolumeRequest> = {
     }
     if (message.node !== "") {
       writer.uint32(18).string(message.node);
+    }
+    if (message.dryRun !== false) {
+      writer.uint32(24).bool(message.dryRun);
     }
     return writer;
   },
@@ -5502,6 +5529,14 @@ export const RemoveVolumeRequest: MessageFns<RemoveVolumeRequest> = {
             message.node = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.dryRun = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -5518,6 +5553,11 @@ export const RemoveVolumeRequest: MessageFns<RemoveVolumeRequest> = {
     return {
       name: isSet(object.name) ? globalThis.String(object.name) : "",
       node: isSet(object.node) ? globalThis.String(object.node) : "",
+      dryRun: isSet(object.dryRun)
+        ? globalThis.Boolean(object.dryRun)
+        : isSet(object.dry_run)
+        ? globalThis.Boolean(object.dry_run)
+        : false,
     };
   },
 
@@ -5529,6 +5569,9 @@ export const RemoveVolumeRequest: MessageFns<RemoveVolumeRequest> = {
     if (message.node !== undefined) {
       obj.node = message.node;
     }
+    if (message.dryRun !== undefined) {
+      obj.dryRun = message.dryRun;
+    }
     return obj;
   },
 
@@ -5539,6 +5582,7 @@ export const RemoveVolumeRequest: MessageFns<RemoveVolumeRequest> = {
     const message = createBaseRemoveVolumeRequest();
     message.name = object.name ?? "";
     message.node = object.node ?? "";
+    message.dryRun = object.dryRun ?? false;
     return message;
   },
 };

@@ -424,6 +424,8 @@ export interface ServiceSpec {
   dependsOn: Dependency[];
   labels: { [key: string]: string };
   endpointMode: EndpointMode;
+  /** not empty: at most one task; the name is an alias on its networks */
+  containerName: string;
 }
 
 export interface ServiceSpec_LabelsEntry {
@@ -1344,6 +1346,7 @@ function createBaseServiceSpec(): ServiceSpec {
     dependsOn: [],
     labels: {},
     endpointMode: 0,
+    containerName: "",
   };
 }
 
@@ -1395,6 +1398,9 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
     });
     if (message.endpointMode !== 0) {
       writer.uint32(120).int32(message.endpointMode);
+    }
+    if (message.containerName !== "") {
+      writer.uint32(130).string(message.containerName);
     }
     return writer;
   },
@@ -1535,6 +1541,14 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
             message.endpointMode = reader.int32() as any;
             continue;
           }
+          case 16: {
+            if (tag !== 130) {
+              break;
+            }
+
+            message.containerName = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1590,6 +1604,11 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
         : isSet(object.endpoint_mode)
         ? endpointModeFromJSON(object.endpoint_mode)
         : 0,
+      containerName: isSet(object.containerName)
+        ? globalThis.String(object.containerName)
+        : isSet(object.container_name)
+        ? globalThis.String(object.container_name)
+        : "",
     };
   },
 
@@ -1645,6 +1664,9 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
     if (message.endpointMode !== undefined) {
       obj.endpointMode = endpointModeToJSON(message.endpointMode);
     }
+    if (message.containerName !== undefined) {
+      obj.containerName = message.containerName;
+    }
     return obj;
   },
 
@@ -1698,6 +1720,7 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
       {},
     );
     message.endpointMode = object.endpointMode ?? 0;
+    message.containerName = object.containerName ?? "";
     return message;
   },
 };
