@@ -519,6 +519,16 @@ describe("an update", () => {
       expect(stackProgress(cluster.index, "s").converged).toBe(true);
     });
 
+    it("replaces one that is unhealthy before it stops another whose successor is ready", async () => {
+      using cluster = await threeNodes(aService("web", { mode: replicas(2) }));
+      await cluster.deploy(version(2, 2, 1));
+      await cluster.plan();
+      await cluster.report(latest(cluster, 2), TaskState.TASK_STATE_RUNNING, { health: Health.HEALTH_UNHEALTHY });
+      expect(latest(cluster, 1).serviceVersion).toBe(2);
+      expect(await fewestUp(cluster, 20)).toBe(1);
+      expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    });
+
     it.each([
       ["holds for one that gave up, and says so", UpdateFailureAction.UPDATE_FAILURE_ACTION_PAUSE, 1],
       ["does not when it is to continue", UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE, 0],
@@ -684,7 +694,12 @@ describe("removal", () => {
 
 type Step =
   | { readonly kind: "scale"; readonly to: number }
-  | { readonly kind: "update"; readonly startFirst: boolean; readonly parallelism: number }
+  | {
+      readonly kind: "update";
+      readonly startFirst: boolean;
+      readonly parallelism: number;
+      readonly monitorMs: number;
+    }
   | { readonly kind: "node"; readonly id: string; readonly to: "up" | "down" | "silent" | "active" | "drain" | "pause" }
   | { readonly kind: "crash"; readonly pick: number }
   | { readonly kind: "work"; readonly rounds: number };
@@ -695,6 +710,7 @@ const steps: fc.Arbitrary<Step> = fc.oneof(
     kind: fc.constant("update" as const),
     startFirst: fc.boolean(),
     parallelism: fc.integer({ min: 0, max: 3 }),
+    monitorMs: fc.constantFrom(0, 5_000),
   }),
   fc.record({
     kind: fc.constant("node" as const),
@@ -730,7 +746,8 @@ describe("whatever happens", () => {
             await deploy();
           } else if (step.kind === "update") {
             version++;
-            update = UpdatePolicy.create({ parallelism: step.parallelism, order: step.startFirst ? 1 : 0 });
+            const { parallelism, monitorMs } = step;
+            update = UpdatePolicy.create({ parallelism, monitorMs, order: step.startFirst ? 1 : 0 });
             await deploy();
           } else if (step.kind === "node") {
             if (step.to === "up") await cluster.setNode(step.id, NodeState.NODE_STATE_READY);
@@ -752,8 +769,8 @@ describe("whatever happens", () => {
           await cluster.setNode(id, NodeState.NODE_STATE_READY);
           await cluster.setAvailability(id, Availability.AVAILABILITY_ACTIVE);
         }
-        // Far enough for every restart delay.
-        for (let n = 0; n < 3; n++) {
+        // Far enough for every restart delay, and often enough for every batch.
+        for (let n = 0; n < 10; n++) {
           await cluster.settle();
           cluster.nowMs += 120_000;
         }

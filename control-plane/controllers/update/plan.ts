@@ -111,10 +111,15 @@ export function planUpdate(
     wakeAtMs = Math.min(doneAtMs + policy.delayMs, wakeAtMs ?? Infinity);
     return { seats: keysOf(again), stops, wakeAtMs, message };
   }
-  const free = policy.parallelism === 0 ? fresh.length : Math.max(0, policy.parallelism - busy);
-  const isServing = (seat: SeatTasks) => seat.stale.some(serves);
-  const ordered = [...fresh.filter((seat) => !isServing(seat)), ...fresh.filter(isServing)];
-  return { seats: keysOf([...again, ...ordered.slice(0, free)]), stops, wakeAtMs, message };
+  const serving = fresh.filter((seat) => seat.stale.some(serves));
+  const idle = fresh.filter((seat) => !seat.stale.some(serves));
+  // A seat that may not stop its old task waits for those that are not up, so that they must not wait for it.
+  const held = prepared.filter((seat) => !failing.has(seat) && !stops.has(seat.seat.key)).length;
+  const begin = [
+    ...idle.slice(0, Math.max(0, atOnce - busy + held)),
+    ...serving.slice(0, Math.max(0, atOnce - busy - idle.length)),
+  ];
+  return { seats: keysOf([...again, ...begin]), stops, wakeAtMs, message };
 }
 
 function keysOf(seats: readonly SeatTasks[]): ReadonlySet<string> {
