@@ -230,7 +230,7 @@ describe.runIf(root)("containers", () => {
     ],
     [
       "a mount without a source",
-      { mounts: [{ type: "bind", source: "/nope", target: "/x", readOnly: true }] },
+      { mounts: [{ type: "bind", source: "/proc/nope", target: "/x", readOnly: true }] },
       /no such file|nope/i,
     ],
     ["a network namespace that is not there", { netnsPath: "/run/netns/embassy-nope" }, /nope|no such file/i],
