@@ -87,6 +87,9 @@ services:
     await untilManagers(["host-1", "host-2", "host-3"]);
     await load.untilSucceeded(50);
     expect(load.failures()).toEqual({});
+    // What follows asks it too: its ports lead to the others' tasks a moment after it is back.
+    await using back = visitors(cluster, [lost]);
+    await back.untilSucceeded(20);
   });
 
   it("lose two: what runs goes on, commands say why they fail, and one that comes back is enough", async () => {
