@@ -3,6 +3,7 @@ import { basename, join } from "node:path";
 import { newId } from "../../lib/ids/ids.ts";
 import type { Log } from "../../lib/log/log.ts";
 import type { Spawner } from "../../lib/process/spawner.ts";
+import { preparedDevice } from "../kernel/observe.ts";
 import { gatewayMac } from "../plan/items.ts";
 
 /** A network namespace with one end of a veth pair in it, waiting for a task. */
@@ -128,7 +129,7 @@ export class Namespaces implements AsyncDisposable {
     const id = newId();
     const path = join(this.#deps.directory, id);
     await writeFile(path, "");
-    const device = `evp-${id.slice(0, 11)}`;
+    const device = preparedDevice(id);
     try {
       await this.#deps.spawner.network(path, settings);
       const [failure] = await this.#deps.ip([

@@ -1,6 +1,6 @@
 import { readdir, rm, rmdir } from "node:fs/promises";
 import { join } from "node:path";
-import { isHostDevice, isOverlayDevice, observe } from "./observe.ts";
+import { isHostDevice, isOverlayDevice, observe, preparedDevice } from "./observe.ts";
 import { doomedGroup, gatewayAddress, tableName } from "./ruleset.ts";
 import { runTool } from "./tools.ts";
 
@@ -19,6 +19,9 @@ export async function cleanup(pinDirectory: string): Promise<{ readonly removed:
     }
     if (item.kind === "link" && (isOverlayDevice(item.key) || isHostDevice(item.key))) devices.push(item.key);
   }
+  const pins = await readdir(pinDirectory).catch(() => []);
+  // They go with their namespaces, but only some time after those.
+  for (const pin of pins) commands.push(`link delete ${preparedDevice(pin)}`);
   for (const device of devices) commands.push(`link set dev ${device} group ${doomedGroup}`);
   commands.push(
     `link delete group ${doomedGroup}`,
@@ -28,7 +31,6 @@ export async function cleanup(pinDirectory: string): Promise<{ readonly removed:
   // Each that fails was gone: -force goes on.
   await runTool("ip", ["-4", "-force", "-batch", "-"], `${commands.join("\n")}\n`).catch(() => "");
   if (ruleset !== "") await runTool("nft", ["delete", "table", "inet", tableName]);
-  const pins = await readdir(pinDirectory).catch(() => []);
   for (const pin of pins) {
     const path = join(pinDirectory, pin);
     await runTool("umount", ["-l", path]).catch(() => "");

@@ -8,6 +8,8 @@ export const routeProtocol = 76;
 
 export const isOverlayDevice = (name: string): boolean => /^emb\d{4,8}$/.test(name);
 export const isHostDevice = (name: string): boolean => /^ev[a-z2-7]{11}$/.test(name);
+/** On the host's side of a network namespace that is prepared and waits for its task, by the name of its pin. */
+export const preparedDevice = (pin: string): string => `evp-${pin.slice(0, 11)}`;
 const isOurs = (name: string) => isOverlayDevice(name) || isHostDevice(name);
 
 export interface Observation {

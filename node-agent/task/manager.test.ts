@@ -334,8 +334,10 @@ describe("TaskManager", () => {
     await manager.adopt();
     await manager.assign(assignments([checked, assignment(DESIRED_STATE_RUNNING, other)], true));
     await node.until(id, inState(TASK_STATE_RUNNING));
-    const told = node.history.find(({ taskId, state }) => taskId === id && state === TASK_STATE_RUNNING);
-    expect(told).toMatchObject({ health: Health.HEALTH_STARTING, upAtMs: 0 });
+    const told = () => node.history.find(({ taskId, state }) => taskId === id && state === TASK_STATE_RUNNING);
+    // It runs before that is written down, and is told after that.
+    while (told() === undefined) await new Promise((resolve) => setImmediate(resolve));
+    expect(told()).toMatchObject({ health: Health.HEALTH_STARTING, upAtMs: 0 });
     expect((await node.until(other, inState(TASK_STATE_RUNNING))).upAtMs).toBeGreaterThan(0);
   });
 
