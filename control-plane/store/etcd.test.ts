@@ -9,13 +9,13 @@ import { etcdHostName } from "../etcd/arguments.ts";
 import { EtcdClient } from "./client.ts";
 import { claimCluster } from "./cluster.ts";
 import { Election } from "./election.ts";
-import { type TestEtcd, testEtcd, wireTo } from "./etcd.testing.ts";
+import { type OpenStore, openStore, type TestEtcd, testEtcd, untilView as until, wireTo } from "./etcd.testing.ts";
 import { EtcdStore } from "./etcd.ts";
 import { maintainOnce } from "./maintenance.ts";
 import { createCodecs, keyOf } from "./schema.ts";
 import { createBlobCodec } from "./seal.ts";
 import { encoded, node, session, task } from "./testing.ts";
-import type { Change, Store, View } from "./types.ts";
+import type { Change, Store } from "./types.ts";
 import type { WatchAnswer } from "./watch-response.ts";
 
 let etcd: TestEtcd;
@@ -29,32 +29,7 @@ beforeEach(async () => {
   await etcd.clear();
 });
 
-type Opened = AsyncDisposable & { readonly store: EtcdStore; readonly client: EtcdClient };
-
-async function open(endpoint?: string): Promise<Opened> {
-  const client = etcd.client(endpoint);
-  const store = await etcd.store(client);
-  return {
-    store,
-    client,
-    [Symbol.asyncDispose]: async () => {
-      await store[Symbol.asyncDispose]();
-      client[Symbol.dispose]();
-    },
-  };
-}
-
-/** Resolves once the view is so. */
-async function until(store: EtcdStore, what: string, met: (view: View) => boolean): Promise<void> {
-  if (met(store.view)) return;
-  const done = Promise.withResolvers<void>();
-  const look = () => met(store.view) && done.resolve();
-  using _changes = store.subscribe(look);
-  using _leader = store.onLeaderChange(look);
-  const signal = AbortSignal.timeout(20_000);
-  signal.addEventListener("abort", () => done.reject(new Error(`never: ${what}, at revision ${store.view.revision}`)));
-  await done.promise;
-}
+const open = async (endpoint?: string): Promise<OpenStore> => await openStore(etcd, etcd.client(endpoint));
 
 async function compact(client: EtcdClient, revision: number): Promise<void> {
   await client.call(({ kv }) => kv.compact.bind(kv), { revision: BigInt(revision), physical: true });
@@ -405,7 +380,7 @@ describe("an election", () => {
     leads(term: number): Promise<AbortSignal>;
     stop(): Promise<void>;
   }
-  function candidate({ store, client }: Opened, member: string, instance = member, ttlMs = 2_000): Candidate {
+  function candidate({ store, client }: OpenStore, member: string, instance = member, ttlMs = 2_000): Candidate {
     const clock = systemClock;
     const election = new Election({ store, client, clock, log: silentLog }, { member, instance, ttlMs });
     const stop = new AbortController();

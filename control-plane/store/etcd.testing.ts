@@ -16,6 +16,7 @@ import { EtcdStore, type EtcdStoreOptions } from "./etcd.ts";
 import { prefixEnd } from "./list.ts";
 import { createCodecs, rootPrefix } from "./schema.ts";
 import { createBlobCodec } from "./seal.ts";
+import type { View } from "./types.ts";
 
 /** Free at the moment of asking. */
 export async function freePort(): Promise<number> {
@@ -165,4 +166,34 @@ export async function testEtcd(over: Partial<EtcdSettings> = {}, like?: EtcdDire
       await directory[Symbol.asyncDispose]();
     },
   };
+}
+
+export type OpenStore<Client extends EtcdClient = EtcdClient> = AsyncDisposable & {
+  readonly store: EtcdStore;
+  readonly client: Client;
+};
+
+/** A store over that client; both go together. */
+export async function openStore<Client extends EtcdClient>(etcd: TestEtcd, client: Client): Promise<OpenStore<Client>> {
+  const store = await etcd.store(client);
+  return {
+    store,
+    client,
+    [Symbol.asyncDispose]: async () => {
+      await store[Symbol.asyncDispose]();
+      client[Symbol.dispose]();
+    },
+  };
+}
+
+/** Resolves once the view is so. */
+export async function untilView(store: EtcdStore, what: string, met: (view: View) => boolean): Promise<void> {
+  if (met(store.view)) return;
+  const done = Promise.withResolvers<void>();
+  const look = () => met(store.view) && done.resolve();
+  using _changes = store.subscribe(look);
+  using _leader = store.onLeaderChange(look);
+  const signal = AbortSignal.timeout(20_000);
+  signal.addEventListener("abort", () => done.reject(new Error(`never: ${what}, at revision ${store.view.revision}`)));
+  await done.promise;
 }

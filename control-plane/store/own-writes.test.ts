@@ -8,7 +8,7 @@ import { Block, TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
 import { DeleteRangeRequest, PutRequest } from "../../proto/gen/etcd/rpc.ts";
 import { EtcdClient } from "./client.ts";
 import { Election } from "./election.ts";
-import { type TestEtcd, testEtcd, wireTo } from "./etcd.testing.ts";
+import { type OpenStore, openStore, type TestEtcd, testEtcd, untilView, wireTo } from "./etcd.testing.ts";
 import type { EtcdStore } from "./etcd.ts";
 import { OwnWrites } from "./own-writes.ts";
 import { keyOf, leaderKey, tasksPrefix } from "./schema.ts";
@@ -131,19 +131,11 @@ class Meddling extends EtcdClient {
   }
 }
 
-type Member = AsyncDisposable & { readonly store: EtcdStore; readonly client: Meddling };
+type Member = OpenStore<Meddling>;
 
 async function member(endpoint = etcd.directory.settings.clientListen): Promise<Member> {
-  const client = new Meddling({ endpoints: [endpoint], identity: etcd.directory.identity, log: silentLog });
-  const store = await etcd.store(client);
-  return {
-    store,
-    client,
-    [Symbol.asyncDispose]: async () => {
-      await store[Symbol.asyncDispose]();
-      client[Symbol.dispose]();
-    },
-  };
+  const { identity } = etcd.directory;
+  return await openStore(etcd, new Meddling({ endpoints: [endpoint], identity, log: silentLog }));
 }
 
 type Leading = AsyncDisposable & { readonly deposed: AbortSignal };
@@ -165,15 +157,6 @@ async function lead({ client, store }: Member, name: string): Promise<Leading> {
       await running;
     },
   };
-}
-
-async function until({ store }: Member, what: string, met: (view: View) => boolean): Promise<void> {
-  if (met(store.view)) return;
-  const done = Promise.withResolvers<void>();
-  using _ = store.subscribe(() => met(store.view) && done.resolve());
-  const signal = AbortSignal.timeout(20_000);
-  signal.addEventListener("abort", () => done.reject(new Error(`never: ${what}, at revision ${store.view.revision}`)));
-  await done.promise;
 }
 
 function contentOf(view: View): unknown {
@@ -232,7 +215,7 @@ describe("a store that leads", () => {
     expect(own.client.watched.filter((key) => key.startsWith(tasksPrefix))).toEqual([]);
     await using fresh = await member();
     expect(contentOf(own.store.view)).toEqual(contentOf(fresh.store.view));
-    await until(other, "the last commit", (view) => view.nodes.size > 0);
+    await untilView(other.store, "the last commit", (view) => view.nodes.size > 0);
     expect(contentOf(other.store.view)).toEqual(contentOf(fresh.store.view));
   });
 
@@ -245,7 +228,11 @@ describe("a store that leads", () => {
     }
     await using _ = await lead(b, "b");
     await b.store.commit([put("t1", 2), put("t2")], fenced);
-    await until(a, "the next leader's tasks", (view) => view.tasks.get("t1")?.slot === 2 && view.tasks.size === 2);
+    await untilView(
+      a.store,
+      "the next leader's tasks",
+      (view) => view.tasks.get("t1")?.slot === 2 && view.tasks.size === 2,
+    );
   });
 
   it("sees what the next leader writes when it hears of all that at once, and late", async () => {
@@ -263,7 +250,7 @@ describe("a store that leads", () => {
     await b.store.commit([{ table: "nodes", id: "n1", value: node("n1") }]);
     while (!a.client.watched.includes(keyOf("nodes", "n1"))) await new Promise((resolve) => setImmediate(resolve));
     a.client.releaseWatch();
-    await until(a, "the node", (view) => view.nodes.size === 1);
+    await untilView(a.store, "the node", (view) => view.nodes.size === 1);
     expect(first.deposed.aborted).toBe(true);
     expect(a.store.view.tasks.get("t1")).toEqual(task("t1"));
   });
@@ -274,7 +261,7 @@ describe("a store that leads", () => {
     own.client.losesAnswers = true;
     await expect(own.store.commit([put("t1"), block(1)], fenced)).rejects.toMatchObject({ code: "unavailable" });
     own.client.losesAnswers = false;
-    await until(own, "the task", (view) => view.tasks.size === 1 && view.blocks.size === 1);
+    await untilView(own.store, "the task", (view) => view.tasks.size === 1 && view.blocks.size === 1);
     await own.store.commit([{ ...put("t1", 5), ifRevision: own.store.view.tasks.revisionOf("t1") } as Write], fenced);
   });
 
@@ -284,14 +271,14 @@ describe("a store that leads", () => {
     await using _ = await lead(own, "a");
     await own.store.commit([put("t1")], fenced);
     const known = own.store.view.tasks.revisionOf("t1");
-    await until(other, "the task", (view) => view.tasks.size === 1);
+    await untilView(other.store, "the task", (view) => view.tasks.size === 1);
     await other.store.commit([put("t1", 9)]);
     // Nothing has told it so; the refusal does.
     await expect(own.store.commit([{ ...put("t1", 3), ifRevision: known } as Write], fenced)).rejects.toMatchObject({
       code: "conflict",
       subject: "tasks/t1",
     });
-    await until(own, "the other's task", (view) => view.tasks.get("t1")?.slot === 9);
+    await untilView(own.store, "the other's task", (view) => view.tasks.get("t1")?.slot === 9);
   });
 
   it("sees another's write that it took for a part of its own commit, which is refused", async () => {
@@ -299,7 +286,7 @@ describe("a store that leads", () => {
     await using other = await member();
     await using _ = await lead(own, "a");
     const made = await own.store.commit([block(1)]);
-    await until(other, "the block", (view) => view.blocks.size === 1);
+    await untilView(other.store, "the block", (view) => view.blocks.size === 1);
     const waits = Promise.withResolvers<void>();
     own.client.before = async () => await waits.promise;
     const commit = own.store.commit([put("t1"), { ...block(1), ifRevision: made } as Write], fenced);
@@ -309,7 +296,7 @@ describe("a store that leads", () => {
     while (own.client.watched.length === 0) await new Promise((resolve) => setImmediate(resolve));
     waits.resolve();
     await expect(commit).rejects.toMatchObject({ code: "conflict", subject: "blocks/n/10.96.1.0-27" });
-    await until(own, "the moved block", (view) => view.blocks.get("n/10.96.1.0-27")?.nodeId === "b");
+    await untilView(own.store, "the moved block", (view) => view.blocks.get("n/10.96.1.0-27")?.nodeId === "b");
     expect(own.store.view.tasks.size).toBe(0);
   });
 
