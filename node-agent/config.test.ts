@@ -12,6 +12,7 @@ describe("parseConfig", () => {
       agentListen: undefined,
       httpListen: { host: "127.0.0.1", port: 7411 },
       insecureRegistries: [],
+      genericResources: {},
       runtime: undefined,
       logLevel: "info",
     };
@@ -30,6 +31,11 @@ describe("parseConfig", () => {
     expect(config).toMatchObject({ insecureRegistries: ["r:5000", "10.0.0.1:5000"] });
   });
 
+  it("counts resources by kind", () => {
+    const config = parseConfig(["run", "--generic-resource", "gpu=2", "--generic-resource=example.com/fpga=1"]);
+    expect(config).toMatchObject({ genericResources: { gpu: 2, "example.com/fpga": 1 } });
+  });
+
   it("joins with the manager's default port and this host's name", () => {
     expect(parseConfig(["join", "--manager", "10.0.0.1", "--token", "t"])).toMatchObject({
       manager: { host: "10.0.0.1", port: 7401 },
@@ -46,6 +52,11 @@ describe("parseConfig", () => {
     [["run", "--http-listen", "7411"], /--http-listen "7411"/],
     [["run", "--http-listen", "h:0"], /--http-listen "h:0"/],
     [["run", "--agent-listen", "h:70000"], /port 1-65535/],
+    [["run", "--generic-resource", "gpu"], /--generic-resource "gpu": must be KIND=COUNT/],
+    [["run", "--generic-resource", "=2"], /KIND is 1-63 letters/],
+    [["run", "--generic-resource", "gpu=0"], /COUNT is a whole number from 1/],
+    [["run", "--generic-resource", "gpu=GPU-1"], /COUNT is a whole number from 1/],
+    [["run", "--generic-resource", "gpu=1", "--generic-resource", "gpu=2"], /given once for each kind/],
     [["run", "--runtime", "youki"], /--runtime "youki": must be runc, crun or an absolute path/],
     [["run", "--log-level", "loud"], /debug, info, warn, error/],
     [["join", "--token", "t"], /needs --manager/],

@@ -4,6 +4,7 @@ import { parseArgs } from "node:util";
 import { ClusterError } from "../lib/errors/errors.ts";
 import { type LogLevel, logLevels } from "../lib/log/log.ts";
 import { defaultPorts } from "../lib/net/ports.ts";
+import { resourceKind, resourceKindWords } from "../lib/resources/kind.ts";
 
 const nodedStatus = `127.0.0.1:${defaultPorts.nodedStatus.port}`;
 
@@ -19,6 +20,7 @@ run:
   --agent-listen IP:PORT    where clusterd reaches this node (default the underlay address, port ${defaultPorts.agent.port})
   --http-listen IP:PORT     /healthz and /metrics            (default ${nodedStatus})
   --insecure-registry HOST[:PORT]   a registry spoken to over http; may be given several times
+  --generic-resource KIND=COUNT   something counted that tasks here may reserve; may be given several times
   --runtime runc|crun|PATH  the OCI runtime                  (default: the first that works here)
   --log-level debug|info|warn|error                          (default info)
 
@@ -44,6 +46,8 @@ export interface RunConfig {
   readonly agentListen: Listen | undefined;
   readonly httpListen: Listen;
   readonly insecureRegistries: readonly string[];
+  /** How many there are of each kind: at least 1. */
+  readonly genericResources: Readonly<Record<string, number>>;
   /** "runc", "crun" or an absolute path; undefined: the first that works. */
   readonly runtime: string | undefined;
   readonly logLevel: LogLevel;
@@ -94,6 +98,21 @@ function absolute(flag: string, text: string): string {
   return join(text);
 }
 
+function genericResources(flag: string, texts: readonly string[]): Record<string, number> {
+  const counts = new Map<string, number>();
+  for (const text of texts) {
+    const equals = text.indexOf("=");
+    const kind = text.slice(0, equals);
+    if (equals < 0 || !resourceKind.test(kind)) throw bad(flag, text, `KIND=COUNT; KIND is ${resourceKindWords}`);
+    // Docker takes names as well, one for each: they would have to be told to the containers.
+    const count = text.slice(equals + 1);
+    if (!/^[1-9]\d{0,14}$/.test(count)) throw bad(flag, text, "KIND=COUNT; COUNT is a whole number from 1");
+    if (counts.has(kind)) throw bad(flag, text, "given once for each kind");
+    counts.set(kind, Number(count));
+  }
+  return Object.fromEntries(counts);
+}
+
 function nodeName(text: string): string {
   if (!/^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$/.test(text)) {
     throw bad("--name", text, "1-63 letters, digits, dots and hyphens, beginning and ending with a letter or digit");
@@ -137,6 +156,7 @@ function runConfig(args: string[]): RunConfig {
     "agent-listen": { type: "string" },
     "http-listen": { type: "string", default: nodedStatus },
     "insecure-registry": { type: "string", multiple: true, default: [] },
+    "generic-resource": { type: "string", multiple: true, default: [] },
     runtime: { type: "string" },
     "log-level": { type: "string", default: "info" },
   });
@@ -156,6 +176,7 @@ function runConfig(args: string[]): RunConfig {
     agentListen: agent === undefined ? undefined : parseListen("--agent-listen", agent),
     httpListen: parseListen("--http-listen", values["http-listen"]),
     insecureRegistries: Object.freeze(values["insecure-registry"]),
+    genericResources: Object.freeze(genericResources("--generic-resource", values["generic-resource"])),
     runtime,
     logLevel,
   };

@@ -127,7 +127,8 @@ async function run(config: RunConfig): Promise<void> {
 
   const everywhere = listen.host === "0.0.0.0" || listen.host === "::";
   const agentAddress = `${everywhere ? node.underlay : listen.host}:${listen.port}`;
-  const facts = { underlay: node.underlay, agentAddress, version, probe: runtime.probe };
+  const { genericResources } = config;
+  const facts = { underlay: node.underlay, agentAddress, version, probe: runtime.probe, genericResources };
   const networkWatch = new NetworkWatch({ log, clock, network });
   session = new Session({
     log,

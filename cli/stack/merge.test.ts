@@ -78,6 +78,25 @@ describe("lists append, and an item that is the same thing takes the earlier one
   });
 });
 
+it("a resource counted again has the later count", () => {
+  const reserve = (counts: Record<string, number>) => {
+    const specs = Object.entries(counts).map(
+      ([kind, value]) => `{discrete_resource_spec: {kind: ${kind}, value: ${value}}}`,
+    );
+    return `deploy: {resources: {reservations: {generic_resources: [${specs.join(", ")}]}}}`;
+  };
+  expect(merged(reserve({ gpu: 1, ssd: 1 }), reserve({ gpu: 4 }))["deploy"]).toMatchObject({
+    resources: {
+      reservations: {
+        generic_resources: [
+          { discrete_resource_spec: { kind: "gpu", value: 4 } },
+          { discrete_resource_spec: { kind: "ssd", value: 1 } },
+        ],
+      },
+    },
+  });
+});
+
 describe("mappings merge key by key, in whichever form they are written", () => {
   it.each([
     ["environment: [A=1, B=1]", "environment: {B: 2}", "environment", { A: "1", B: "2" }],

@@ -13,6 +13,8 @@ import {
   Protocol,
   PublishedPort,
   PublishMode,
+  ResourceAmount,
+  Resources,
   RestartPolicy,
   ServiceNetwork,
   type ServiceSpec,
@@ -297,6 +299,15 @@ describe("a stack is refused", () => {
       () => aStack("s", [aService("web", { placement: Placement.create({ constraints: ["node.zone = a"] }) })]),
       "services.web.deploy.placement.constraints[0]",
       /node\.zone/,
+    ],
+    [
+      "with a resource that no node can announce",
+      () => {
+        const reservations = ResourceAmount.create({ generic: { "a gpu": 1 } });
+        return aStack("s", [aService("web", { resources: Resources.create({ reservations }) })]);
+      },
+      "services.web.deploy.resources.reservations.generic_resources",
+      /"a gpu"/,
     ],
     [
       "with a preference that names nothing",

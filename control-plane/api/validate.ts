@@ -1,5 +1,6 @@
 import { contains, parseAddress, parseCidr } from "../../lib/cidr/cidr.ts";
 import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
+import { resourceKind, resourceKindWords } from "../../lib/resources/kind.ts";
 import { type PublishedPort, PublishMode, type ServiceSpec, type StackSpec } from "../../proto/gen/embassy/v1/stack.ts";
 import { parseConstraint } from "../scheduler/index.ts";
 
@@ -87,6 +88,12 @@ function checkService(spec: StackSpec, service: ServiceSpec): void {
   for (const [index, over] of (service.placement?.spread ?? []).entries()) {
     const parsed = parseConstraint(`${over} exists`);
     if (!parsed.ok) require(false, `${subject}.deploy.placement.preferences[${index}]`, parsed.error.message);
+  }
+  for (const kind of Object.keys(service.resources?.reservations?.generic ?? {})) {
+    const where = `${subject}.deploy.resources.reservations.generic_resources`;
+    require(resourceKind.test(
+      kind,
+    ), where, `${JSON.stringify(kind)} cannot be a resource`, `Use ${resourceKindWords}.`);
   }
   const aliases = service.links.map((link) => (link.alias === "" ? link.service : link.alias));
   for (const [index, alias] of aliases.entries()) {

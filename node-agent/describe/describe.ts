@@ -9,6 +9,8 @@ export interface NodeFacts {
   readonly agentAddress: string;
   readonly version: string;
   readonly probe: RuntimeProbe;
+  /** How many there are of each kind. */
+  readonly genericResources: Readonly<Record<string, number>>;
 }
 
 /** What this host has and is, for the control plane. */
@@ -20,7 +22,7 @@ export async function describeNode(facts: NodeFacts): Promise<NodeDescription> {
     milliCpus: cpus().length * 1_000,
     memoryBytes: totalmem(),
     pids: await maxPids(),
-    generic: {},
+    generic: { ...facts.genericResources },
     underlayAddress: facts.underlay,
     agentAddress: facts.agentAddress,
     runtime: facts.probe.version,

@@ -167,6 +167,20 @@ export class Cluster implements AsyncDisposable {
     await this.#expectVerb("start", process === undefined ? host : `${host}:${process}`);
   }
 
+  /** SIGKILL to a daemon of a host, which is then started with these options more. It keeps them until it is killed. */
+  async restartWith(host: string, daemon: string, options: readonly string[]): Promise<void> {
+    const pidFile = `/run/lab/${daemon}.pid`;
+    const script = `
+      pid=$(cat ${pidFile})
+      mapfile -d '' -t command </proc/$pid/cmdline
+      exec 2>>/proc/$pid/fd/2
+      kill -9 $pid
+      while kill -0 $pid 2>/dev/null; do :; done
+      setsid "\${command[@]}" "$@" >&2 </dev/null & echo $! >${pidFile}`;
+    const { code, stderr } = await this.exec(host, ["bash", "-c", script, "bash", ...options]);
+    if (code !== 0) throw new Error(`${daemon} of ${host} is not started again: ${stderr}`);
+  }
+
   async pause(target: string): Promise<void> {
     await this.#expectVerb("pause", target);
   }

@@ -1,5 +1,7 @@
-import { bytes, cpus, duration, integer, number, oneOf, text } from "../scalars.ts";
+import { resourceKind, resourceKindWords } from "../../../lib/resources/kind.ts";
+import { bytes, cpus, duration, integer, matching, number, oneOf, text } from "../scalars.ts";
 import { Bad, key, later, list, object, type ScalarType } from "../schema.ts";
+import type { Tree } from "../tree.ts";
 import { labels } from "./common.ts";
 
 const MAX_UINT32 = 4_294_967_295;
@@ -61,6 +63,13 @@ const updateConfig = (what: string, actions: ScalarType<"continue" | "pause" | "
 const DEVICES = ["[].capabilities", "[].count", "[].device_ids", "[].driver", "[].options"];
 
 export { DEVICES as DEVICE_KEYS };
+
+/** A file on top gives another count of the same resource. */
+function resourceOf(item: Tree): string | undefined {
+  const spec = item.kind === "map" ? item.entries.get("discrete_resource_spec")?.value : undefined;
+  const kind = spec?.kind === "map" ? spec.entries.get("kind")?.value : undefined;
+  return kind?.kind === "scalar" ? kind.text : undefined;
+}
 
 /** `services.*.deploy` */
 export const deploy = object({
@@ -139,7 +148,7 @@ export const deploy = object({
                   discrete_resource_spec: key(
                     object(
                       {
-                        kind: key(text("the name of a resource"), {
+                        kind: key(matching(resourceKind, `the name of a resource: ${resourceKindWords}`), {
                           doc: "Name of the resource.",
                           example: "ssd",
                           beside: "value: 2",
@@ -157,9 +166,10 @@ export const deploy = object({
                 },
                 { required: ["discrete_resource_spec"] },
               ),
+              { unique: resourceOf },
             ),
             {
-              doc: "Counted resources that nodes announce.",
+              doc: "Counted resources that nodes announce (`noded --generic-resource`): a task runs where as many are free.",
               example: "[{discrete_resource_spec: {kind: ssd, value: 2}}]",
             },
           ),

@@ -33,6 +33,28 @@ describe("scheduling", () => {
     expect(cluster.tasks("s", "web")[0]).toMatchObject({ nodeId: "b", unplaced: "" });
   });
 
+  it("places by what nodes announce, and says what none has", async () => {
+    const reservations = { milliCpus: 0, memoryBytes: 0, pids: 0, generic: { gpu: 2 } };
+    using cluster = await pending(2, { resources: Resources.create({ reservations }) });
+    await cluster.settle();
+    expect(cluster.tasks("s", "web").map(({ unplaced }) => unplaced)).toEqual(
+      Array(2).fill("3 nodes: 2 gpu needed, none there"),
+    );
+    const announce = async (id: string, generic: Record<string, number>) => {
+      const status = cluster.index.nodeStatus(id);
+      if (status?.description === undefined) throw new Error("a node describes itself");
+      const description = { ...status.description, generic };
+      await cluster.store.commit([{ table: "nodeStatuses", id, value: { ...status, description } }]);
+      await cluster.settle();
+    };
+    await announce("a", { gpu: 1 });
+    expect(cluster.tasks("s", "web").map(({ nodeId }) => nodeId)).toEqual(["", ""]);
+    await announce("b", { gpu: 3 });
+    expect(cluster.tasks("s", "web").map(({ nodeId }) => nodeId)).toEqual(["b", ""]);
+    await announce("a", { gpu: 2 });
+    expect(cluster.tasks("s", "web").map(({ nodeId }) => nodeId)).toEqual(["b", "a"]);
+  });
+
   it("takes a placement back whose commit failed", async () => {
     using cluster = await pending(3);
     const service = cluster.service("s", "web");

@@ -173,6 +173,15 @@ describe("each filter refuses for its reason, and says what would help", () => {
       ["resources", "2 gpu needed, 1 free", "Free 1 gpu on node a, or lower the reservation."],
     ],
     [
+      "a generic resource that the node has none of",
+      { group: { reservations: { milliCpus: 0, memoryBytes: 0, generic: { gpu: 2 } } } },
+      [
+        "resources",
+        "2 gpu needed, none there",
+        "Give node a gpu (noded --generic-resource), or do without the reservation.",
+      ],
+    ],
+    [
       "the most tasks of the service",
       { group: { service: "db", maxPerNode: 1 }, others: {} },
       ["max-per-node", "already 1 of web on the node, the most allowed", "Raise max_replicas_per_node, or add a node."],

@@ -13,9 +13,16 @@ export const resources: Filter = {
     const text = lacking
       .map(({ dimension, amount }) => {
         const free = Math.max(0, state.freeOf(node, dimension));
-        return `${formatAmount(dimension, amount)} ${nameOf(state, dimension)} needed, ${formatAmount(dimension, free)} free`;
+        const there = isAbsent(state, node, dimension) ? "none there" : `${formatAmount(dimension, free)} free`;
+        return `${formatAmount(dimension, amount)} ${nameOf(state, dimension)} needed, ${there}`;
       })
       .join("; ");
+    const absent = lacking.filter(({ dimension }) => isAbsent(state, node, dimension));
+    if (absent.length > 0) {
+      const kinds = absent.map(({ dimension }) => nameOf(state, dimension)).join(" and ");
+      const fix = `Give node ${node.spec.hostname} ${kinds} (noded --generic-resource), or do without the reservation.`;
+      return { kind: "resources", text, fix };
+    }
     const more = lacking
       .map(
         ({ dimension, amount }) =>
@@ -48,6 +55,12 @@ export function shortage(state: ClusterState, group: GroupRecord, node: NodeReco
     sum += Math.max(0, amount - Math.max(0, state.freeOf(node, dimension))) / amount;
   }
   return sum;
+}
+
+/** Is it of a kind that the node has not announced? */
+function isAbsent(state: ClusterState, node: NodeRecord, dimension: number): boolean {
+  const kind = state.dimensions[dimension] as string;
+  return kind.startsWith("generic/") && !(node.spec.capacity.generic?.[kind.slice("generic/".length)] ?? 0);
 }
 
 function nameOf(state: ClusterState, dimension: number): string {

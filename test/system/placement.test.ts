@@ -1,0 +1,44 @@
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { pushBusybox } from "../cluster/busybox.ts";
+import { type Cluster, startCluster } from "../cluster/cluster.ts";
+import { running } from "./counter.ts";
+
+describe("where tasks run", () => {
+  let cluster: Cluster;
+  beforeAll(async () => {
+    cluster = await startCluster({ hosts: 3 });
+    await pushBusybox(cluster);
+  });
+  afterAll(async () => await cluster?.[Symbol.asyncDispose]());
+
+  const napping = (name: string, deploy: string, more = "") =>
+    `services: {${name}: {image: "${cluster.registry}/busybox:1", command: [sleep, "1000"], init: true, deploy: ${deploy}${more}}}`;
+  const hostsOf = async (service: string) =>
+    running(await cluster.tasks(), service)
+      .map(({ nodeName }) => nodeName)
+      .sort();
+
+  it("is where the resources are that a node was started with", async () => {
+    const text = napping(
+      "train",
+      "{replicas: 2, resources: {reservations: {generic_resources: [{discrete_resource_spec: {kind: gpu, value: 2}}]}}}",
+    );
+    const refused = await cluster
+      .deployText("gpus", text, ["--timeout", "1s"])
+      .catch((error: unknown) => String(error));
+    expect(refused).toContain("3 nodes: 2 gpu needed, none there");
+
+    await cluster.restartWith("host-2", "noded", ["--generic-resource", "gpu=3"]);
+    await cluster.until("one runs, and the third gpu is not enough for the other", (tasks) => {
+      return tasks.some(({ task }) => task.unplaced !== "") && running(tasks, "train").length === 1;
+    });
+    expect(await hostsOf("train")).toEqual(["host-2"]);
+    const { stdout } = await cluster.run(["inspect", "node/host-2"]);
+    expect(JSON.parse(stdout)).toMatchObject({ status: { description: { generic: { gpu: 3 } } } });
+
+    await cluster.restartWith("host-3", "noded", ["--generic-resource", "gpu=2"]);
+    await cluster.until("both run", (tasks) => running(tasks, "train").length === 2);
+    expect(await hostsOf("train")).toEqual(["host-2", "host-3"]);
+    await cluster.run(["rm", "gpus"]);
+  });
+});
