@@ -73,7 +73,7 @@ describe("completion", () => {
   it.each([
     ["clusterctl dr", []],
     ["clusterctl de", ["deploy"]],
-    ["clusterctl node ", ["activate", "drain", "label", "pause", "rm"]],
+    ["clusterctl node ", ["activate", "drain", "label", "pause", "rm", "taint"]],
     ["clusterctl node dr", ["drain"]],
     ["clusterctl --context x node drain --ti", ["--timeout"]],
     ["clusterctl ps --output ", ["json", "table"]],

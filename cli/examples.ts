@@ -34,6 +34,7 @@ export const examples: Readonly<Record<string, readonly string[]>> = {
   "node activate": ["node activate host-1"],
   "node pause": ["node pause host-1"],
   "node label": ["node label host-1 zone=a disk=ssd", "node label host-1 zone-"],
+  "node taint": ["node taint host-1 gpu=a100:no-schedule", "node taint host-1 mending:no-execute gpu-"],
   "node rm": ["node rm host-3"],
   "manager rm": ["manager rm host-3"],
   "token create": ["token create", "token create --ttl 1h", "token create --role manager"],

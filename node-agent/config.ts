@@ -4,7 +4,7 @@ import { parseArgs } from "node:util";
 import { ClusterError } from "../lib/errors/errors.ts";
 import { type LogLevel, logLevels } from "../lib/log/log.ts";
 import { defaultPorts } from "../lib/net/ports.ts";
-import { resourceKind, resourceKindWords } from "../lib/resources/kind.ts";
+import { plainName, plainNameWords } from "../lib/words/plain-name.ts";
 
 const nodedStatus = `127.0.0.1:${defaultPorts.nodedStatus.port}`;
 
@@ -103,7 +103,7 @@ function genericResources(flag: string, texts: readonly string[]): Record<string
   for (const text of texts) {
     const equals = text.indexOf("=");
     const kind = text.slice(0, equals);
-    if (equals < 0 || !resourceKind.test(kind)) throw bad(flag, text, `KIND=COUNT; KIND is ${resourceKindWords}`);
+    if (equals < 0 || !plainName.test(kind)) throw bad(flag, text, `KIND=COUNT; KIND is ${plainNameWords}`);
     // Docker takes names as well, one for each: they would have to be told to the containers.
     const count = text.slice(equals + 1);
     if (!/^[1-9]\d{0,14}$/.test(count)) throw bad(flag, text, "KIND=COUNT; COUNT is a whole number from 1");

@@ -14,6 +14,7 @@ import { jsonOf } from "../json.ts";
 import { formatAge, formatBytes } from "../render/format.ts";
 import { styled } from "../render/style.ts";
 import { type Column, table } from "../render/table.ts";
+import { formatTaint } from "../taints.ts";
 
 /** A list that a command shows: how to get it, as the proto's JSON and as a table. */
 export interface Listing<Row> {
@@ -166,6 +167,11 @@ const nodes: Listing<NodeView> = {
         Object.entries(spec?.labels ?? {})
           .map(([key, value]) => `${key}=${value}`)
           .join(" "),
+      shrinkTo: 8,
+    },
+    {
+      title: "TAINTS",
+      value: ({ spec }) => (spec?.taints ?? []).map(formatTaint).join(" "),
       shrinkTo: 8,
     },
     {

@@ -1,10 +1,11 @@
 import type { Command } from "commander";
 import { ClusterError } from "../../lib/errors/errors.ts";
-import type { ClusterClient } from "../../proto/gen/embassy/v1/api.ts";
-import { Availability } from "../../proto/gen/embassy/v1/state.ts";
+import type { ClusterClient, TaintName, UpdateNodeRequest } from "../../proto/gen/embassy/v1/api.ts";
+import { Availability, type Taint } from "../../proto/gen/embassy/v1/state.ts";
 import { globalOptions, type Register, withCluster } from "../cli.ts";
 import { parseDuration } from "../duration.ts";
 import { goingOn } from "../exit.ts";
+import { formatTaint, parseTaint, taintEffects } from "../taints.ts";
 
 const verbs = {
   activate: {
@@ -24,18 +25,16 @@ export const registerNode: Register = (program, cli) => {
     .command("node")
     .summary("change nodes")
     .description("Changes nodes; `clusterctl nodes` lists them.");
-  const update = async (
-    command: Command,
-    name: string,
-    change: { availability?: Availability; setLabels?: Record<string, string>; removeLabels?: string[] },
-  ) => {
+  const update = async (command: Command, name: string, change: Partial<UpdateNodeRequest>) => {
     await withCluster(cli, globalOptions(command), async (client) => {
       const { call } = await import("../../lib/grpc/client.ts");
-      const request = {
+      const request: UpdateNodeRequest = {
         node: name,
         availability: change.availability,
         setLabels: change.setLabels ?? {},
         removeLabels: change.removeLabels ?? [],
+        setTaints: change.setTaints ?? [],
+        removeTaints: change.removeTaints ?? [],
       };
       await call(client.updateNode.bind(client), request, { signal: cli.signal });
     });
@@ -108,6 +107,35 @@ export const registerNode: Register = (program, cli) => {
       const changes = [
         ...(set.length > 0 ? [`has ${set.join(", ")}`] : []),
         ...(removeLabels.length > 0 ? [`has no ${removeLabels.join(", ")}`] : []),
+      ];
+      say(command, `${name} ${changes.join("; ")}`);
+    });
+  node
+    .command("taint")
+    .description(
+      `Keeps tasks off a node that do not tolerate it (x-placement.tolerations), or ends that: clusterctl node taint host-1 gpu:no-schedule old-. An effect is ${[...taintEffects].map(([word, { meaning }]) => `${word} (${meaning})`).join(", ")}.`,
+    )
+    .argument("<name>", "node's name or id")
+    .argument("<taint...>", "key=value:effect or key:effect to set, key- or key:effect- to remove")
+    .action(async (name: string, words: string[], _options, command) => {
+      const setTaints: Taint[] = [];
+      const removeTaints: TaintName[] = [];
+      for (const word of words) {
+        const parsed = parseTaint(word);
+        if (parsed.remove) removeTaints.push({ key: parsed.key, effect: parsed.effect });
+        else setTaints.push(parsed.taint);
+      }
+      await update(command, name, { setTaints, removeTaints });
+      const changes = [
+        ...(setTaints.length > 0 ? [`has the taint ${setTaints.map(formatTaint).join(", ")}`] : []),
+        ...(removeTaints.length > 0
+          ? [
+              `has no taint ${words
+                .filter((word) => word.endsWith("-"))
+                .map((word) => word.slice(0, -1))
+                .join(", ")}`,
+            ]
+          : []),
       ];
       say(command, `${name} ${changes.join("; ")}`);
     });

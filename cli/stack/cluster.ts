@@ -110,6 +110,7 @@ const RUNS: Readonly<Record<string, Runs>> = {
   "services.*.secrets[].uid": true,
   "services.*.secrets[].gid": true,
   "services.*.secrets[].mode": (value) => (value === 0 ? "a file that nobody may read is" : undefined),
+  "services.*.x-placement": true,
   "services.*.deploy.mode": only("replicated", "global"),
   "services.*.deploy.replicas": true,
   "services.*.deploy.endpoint_mode": true,

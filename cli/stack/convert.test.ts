@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { StackSpec } from "../../proto/gen/embassy/v1/stack.ts";
+import { StackSpec, TaintEffect } from "../../proto/gen/embassy/v1/stack.ts";
 import { convertStack, qualifyImage } from "./convert.ts";
 import { diagnosticJson, loadStack, memoryFiles } from "./index.ts";
 
@@ -73,6 +73,8 @@ services:
         limits: {cpus: "0.5", memory: 64m, pids: 100}
         reservations: {cpus: "0.25", memory: 32m, generic_resources: [{discrete_resource_spec: {kind: ssd, value: 2}}]}
       update_config: {parallelism: 2, delay: 3s, order: stop-first}
+    x-placement:
+      tolerations: [{key: gpu, value: a100, effect: no-execute}, {}]
   db:
     image: postgres
     networks: [back]
@@ -143,6 +145,10 @@ describe("what the contract has a place for", () => {
         spread: ["node.labels.rack"],
         maxReplicasPerNode: 2,
         platforms: ["linux/arm64"],
+        tolerations: [
+          { key: "gpu", value: "a100", effect: TaintEffect.TAINT_EFFECT_NO_EXECUTE },
+          { key: "", value: undefined, effect: undefined },
+        ],
       },
       resources: {
         limits: { milliCpus: 500, memoryBytes: 64 * 2 ** 20, pids: 100 },

@@ -14,6 +14,7 @@ import {
   UpdateFailureAction,
   UpdateOrder,
 } from "../../proto/gen/embassy/v1/stack.ts";
+import { taintEffects } from "../taints.ts";
 import { unsupported } from "./cluster.ts";
 import { type Diagnostic, Report, sortDiagnostics } from "./diagnostics.ts";
 import type { Mount, Network, Service, Stack } from "./model.ts";
@@ -100,6 +101,11 @@ function serviceSpec(name: string, service: Service, stack: Stack): ServiceParti
       spread: (deploy.placement?.preferences ?? []).map(({ spread }) => spread),
       maxReplicasPerNode: deploy.placement?.max_replicas_per_node ?? 0,
       platforms: service.platform === undefined ? [] : [service.platform],
+      tolerations: (service["x-placement"]?.tolerations ?? []).map(({ key, value, effect }) => ({
+        key: key ?? "",
+        value,
+        effect: effect === undefined ? undefined : taintEffects.get(effect)?.effect,
+      })),
     },
     resources: {
       limits: amount(deploy.resources?.limits),

@@ -19,6 +19,7 @@ import {
   ServiceNetwork,
   type ServiceSpec,
   type StackSpec,
+  Toleration,
 } from "../../proto/gen/embassy/v1/stack.ts";
 import { Member } from "../../proto/gen/embassy/v1/state.ts";
 import { aService, aStack, replicas, TestCluster, testPools, testSecretDigest } from "../domain/testing.ts";
@@ -308,6 +309,15 @@ describe("a stack is refused", () => {
       },
       "services.web.deploy.resources.reservations.generic_resources",
       /"a gpu"/,
+    ],
+    [
+      "that tolerates a value of no key",
+      () => {
+        const tolerations = [Toleration.create({ value: "a" })];
+        return aStack("s", [aService("web", { placement: Placement.create({ tolerations }) })]);
+      },
+      "services.web.x-placement.tolerations[0]",
+      /without a key/,
     ],
     [
       "with a preference that names nothing",

@@ -20,6 +20,7 @@ import type { StackSpec } from "../../proto/gen/embassy/v1/stack.ts";
 import { NodeState, type Service } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { stackProgress } from "../domain/progress.ts";
+import { changeTaints } from "../domain/taints.ts";
 import { isNodeUp, serviceFullName } from "../domain/tasks.ts";
 import { servedAddresses } from "../pki/join.ts";
 import type { Leadership, Store, Write } from "../store/types.ts";
@@ -32,7 +33,7 @@ import { listNetworks, listNodes, listServices, listStacks, listTasks, type Netw
 import { planMoves } from "./rebalance.ts";
 import { list, resolveNode, resolveService } from "./resolve.ts";
 import { planRestart } from "./restart.ts";
-import { checkReplicas, validateStack } from "./validate.ts";
+import { checkReplicas, checkTaints, validateStack } from "./validate.ts";
 import { listVolumes, removeVolume } from "./volumes.ts";
 
 export interface ApiDeps {
@@ -314,7 +315,9 @@ async function updateNode({ index, store }: ApiDeps, request: UpdateNodeRequest)
   const node = resolveNode(index, request.node);
   const labels = { ...node.labels, ...request.setLabels };
   for (const name of request.removeLabels) delete labels[name];
-  const spec = { ...node, labels, availability: request.availability ?? node.availability };
+  checkTaints(request.setTaints, `node/${node.name}`);
+  const taints = changeTaints(node.taints, request.removeTaints, request.setTaints);
+  const spec = { ...node, labels, taints, availability: request.availability ?? node.availability };
   await store.commit([{ table: "nodes", id: node.id, value: spec, ifRevision: index.view.nodes.revisionOf(node.id) }]);
   return spec;
 }

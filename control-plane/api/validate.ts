@@ -1,7 +1,14 @@
 import { contains, parseAddress, parseCidr } from "../../lib/cidr/cidr.ts";
 import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
-import { resourceKind, resourceKindWords } from "../../lib/resources/kind.ts";
-import { type PublishedPort, PublishMode, type ServiceSpec, type StackSpec } from "../../proto/gen/embassy/v1/stack.ts";
+import { plainName, plainNameWords } from "../../lib/words/plain-name.ts";
+import {
+  type PublishedPort,
+  PublishMode,
+  type ServiceSpec,
+  type StackSpec,
+  TaintEffect,
+} from "../../proto/gen/embassy/v1/stack.ts";
+import type { Taint } from "../../proto/gen/embassy/v1/state.ts";
 import { parseConstraint } from "../scheduler/index.ts";
 
 const stackName = /^[a-z0-9][a-z0-9_-]{0,62}$/;
@@ -40,6 +47,18 @@ export function validateStack(spec: StackSpec): void {
   for (const service of spec.services) checkService(spec, service);
   checkPorts(spec);
   checkCircles(spec);
+}
+
+/** Checks taints that a node is to have. Throws `invalid`. */
+export function checkTaints(taints: readonly Taint[], subject: string): void {
+  for (const { key, value, effect } of taints) {
+    require(plainName.test(key), subject, `${JSON.stringify(key)} cannot be a taint's key`, `Use ${plainNameWords}.`);
+    require(value === "" ||
+      plainName.test(
+        value,
+      ), subject, `${JSON.stringify(value)} cannot be a taint's value`, `Use ${plainNameWords}, or nothing.`);
+    require(Object.values<number>(TaintEffect).includes(effect), subject, `a taint has no effect ${effect}`);
+  }
 }
 
 function require(holds: boolean, subject: string, message: string, hint?: string): void {
@@ -91,9 +110,13 @@ function checkService(spec: StackSpec, service: ServiceSpec): void {
   }
   for (const kind of Object.keys(service.resources?.reservations?.generic ?? {})) {
     const where = `${subject}.deploy.resources.reservations.generic_resources`;
-    require(resourceKind.test(
-      kind,
-    ), where, `${JSON.stringify(kind)} cannot be a resource`, `Use ${resourceKindWords}.`);
+    require(plainName.test(kind), where, `${JSON.stringify(kind)} cannot be a resource`, `Use ${plainNameWords}.`);
+  }
+  for (const [index, { key, value }] of (service.placement?.tolerations ?? []).entries()) {
+    const where = `${subject}.x-placement.tolerations[${index}]`;
+    require(key === "" ||
+      plainName.test(key), where, `${JSON.stringify(key)} is no taint's key`, `Use ${plainNameWords}.`);
+    require(key !== "" || value === undefined, where, "a value has no meaning without a key");
   }
   const aliases = service.links.map((link) => (link.alias === "" ? link.service : link.alias));
   for (const [index, alias] of aliases.entries()) {

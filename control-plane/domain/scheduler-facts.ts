@@ -8,6 +8,7 @@ import {
   type Task,
 } from "../../proto/gen/embassy/v1/state.ts";
 import type { Platform, Availability as SchedulerAvailability, SchedulerNode, TaskGroup } from "../scheduler/index.ts";
+import { schedulerTaint, schedulerToleration } from "./taints.ts";
 
 const availabilities: Record<Availability, SchedulerAvailability> = {
   [Availability.AVAILABILITY_ACTIVE]: "active",
@@ -33,6 +34,7 @@ export function schedulerNode(spec: NodeSpec, status: NodeStatus | undefined): S
       pids: (description?.pids ?? 0) > 0 ? description?.pids : undefined,
       generic: description?.generic,
     },
+    taints: spec.taints.length > 0 ? spec.taints.map(schedulerTaint) : undefined,
   };
 }
 
@@ -74,6 +76,10 @@ export function taskGroup(task: Pick<Task, "serviceId" | "serviceVersion" | "sta
     constraints: placement?.constraints ?? [],
     maxPerNode: placement?.maxReplicasPerNode ?? 0,
     spread: (placement?.spread ?? []).map((over) => ({ over })),
+    tolerations:
+      placement !== undefined && placement.tolerations.length > 0
+        ? placement.tolerations.map(schedulerToleration)
+        : undefined,
     ports: (spec?.ports ?? [])
       .filter(({ mode }) => mode === PublishMode.PUBLISH_MODE_HOST)
       .map(({ published, protocol }) => ({

@@ -1,7 +1,9 @@
+import { TaintEffect } from "../../proto/gen/embassy/v1/stack.ts";
 import { Availability, type NodeSpec, type Service, type Task } from "../../proto/gen/embassy/v1/state.ts";
 import { type Constraint, parseConstraint } from "../scheduler/index.ts";
 import type { ClusterIndex } from "./index.ts";
 import { isGlobal, parsePlatform, schedulerNode } from "./scheduler-facts.ts";
+import { repels } from "./taints.ts";
 import { isNodeSilent, isNodeUp, isWanted } from "./tasks.ts";
 
 /** One place in a service that wants one task: a slot of a replicated service, a node of a global one. */
@@ -30,8 +32,8 @@ export function wantedSeats(index: ClusterIndex, service: Service): Seat[] {
 }
 
 /**
- * Nodes that a global service runs on: up, not drained, of its platforms, and meeting its constraints; a paused or silent
- * one only if it has a task already. Resources do not count here: a node that is short of them has a task that says so.
+ * Nodes that a global service runs on: up, not drained, of its platforms, meeting its constraints and tainted only as it tolerates;
+ * a paused or silent one, or one with a taint against new tasks, only if it has a task already. Resources do not count here: a node that is short of them has a task that says so.
  */
 function globalNodes(index: ClusterIndex, service: Service): NodeSpec[] {
   const { view } = index;
@@ -52,7 +54,11 @@ function globalNodes(index: ClusterIndex, service: Service): NodeSpec[] {
   for (const spec of view.nodes.values()) {
     const silent = isNodeSilent(view, spec.id);
     if (spec.availability === Availability.AVAILABILITY_DRAIN || !(silent || isNodeUp(view, spec.id))) continue;
-    const closed = silent || spec.availability === Availability.AVAILABILITY_PAUSE;
+    if (repels(spec, TaintEffect.TAINT_EFFECT_NO_EXECUTE, placement)) continue;
+    const closed =
+      silent ||
+      spec.availability === Availability.AVAILABILITY_PAUSE ||
+      repels(spec, TaintEffect.TAINT_EFFECT_NO_SCHEDULE, placement);
     if (closed && !present.has(spec.id)) continue;
     const node = schedulerNode(spec, view.nodeStatuses.get(spec.id));
     const suits = platforms.some(

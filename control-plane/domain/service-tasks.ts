@@ -1,7 +1,9 @@
+import { TaintEffect } from "../../proto/gen/embassy/v1/stack.ts";
 import { Availability, DesiredState, type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "./index.ts";
 import { decideRestart, endedByItself, type RestartDecision } from "./restart.ts";
 import { type Seat, seatOf, wantedSeats } from "./seats.ts";
+import { repels } from "./taints.ts";
 import { hasEnded, isUp, isWanted, observedState, observedStatus } from "./tasks.ts";
 
 /** A seat and the tasks that fill it or did, each list oldest first. */
@@ -52,9 +54,13 @@ function sort(index: ClusterIndex, service: Service, seat: Seat, wanted: boolean
   return { seat, wanted, ...sorted };
 }
 
-/** Is the task on a node that gives its tasks away? */
+/** Is the task on a node that gives it away: one that is drained, or has a taint against running tasks that it does not tolerate? */
 export function isDrained(index: ClusterIndex, task: Task): boolean {
-  return index.view.nodes.get(task.nodeId)?.availability === Availability.AVAILABILITY_DRAIN;
+  const node = index.view.nodes.get(task.nodeId);
+  return (
+    node?.availability === Availability.AVAILABILITY_DRAIN ||
+    repels(node, TaintEffect.TAINT_EFFECT_NO_EXECUTE, task.spec?.placement)
+  );
 }
 
 /** The newest of the seat's ended tasks, if it came after every task that has not ended. */

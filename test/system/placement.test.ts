@@ -41,4 +41,33 @@ describe("where tasks run", () => {
     expect(await hostsOf("train")).toEqual(["host-2", "host-3"]);
     await cluster.run(["rm", "gpus"]);
   });
+
+  it("is not where a taint keeps off who does not tolerate it", async () => {
+    const taints = async () => await cluster.run(["nodes"]);
+    expect((await cluster.run(["node", "taint", "host-1", "gpu=a100:no-execute"])).stderr).toBe(
+      "host-1 has the taint gpu=a100:no-execute\n",
+    );
+    await cluster.deployText("web", napping("web", "{replicas: 2}"));
+    expect(await hostsOf("web")).toEqual(["host-2", "host-3"]);
+    const tolerations = ", x-placement: {tolerations: [{key: gpu, value: a100}]}";
+    await cluster.deployText("driver", napping("driver", "{mode: global}", tolerations));
+    expect(await hostsOf("driver")).toEqual(["host-1", "host-2", "host-3"]);
+
+    // What runs there moves.
+    await cluster.run(["node", "taint", "host-2", "mending:no-execute"]);
+    await cluster.until(
+      "host-2 is empty, and all that it had runs elsewhere",
+      (tasks) => !tasks.some(({ nodeName }) => nodeName === "host-2") && running(tasks, "web").length === 2,
+    );
+    expect(await hostsOf("web")).toEqual(["host-3", "host-3"]);
+    expect(await hostsOf("driver")).toEqual(["host-1", "host-3"]);
+    expect((await taints()).stdout).toMatch(/host-1 .*gpu=a100:no-execute[\s\S]*host-2 .*mending:no-execute/);
+
+    await cluster.run(["node", "taint", "host-1", "gpu-"]);
+    await cluster.run(["node", "taint", "host-2", "mending-"]);
+    await cluster.until("the global one is everywhere", (tasks) => running(tasks, "driver").length === 3);
+    expect((await taints()).stdout).not.toContain("no-execute");
+    await cluster.run(["rm", "web"]);
+    await cluster.run(["rm", "driver"]);
+  });
 });

@@ -1,4 +1,4 @@
-import { resourceKind, resourceKindWords } from "../../../lib/resources/kind.ts";
+import { plainName, plainNameWords } from "../../../lib/words/plain-name.ts";
 import { bytes, cpus, duration, integer, matching, number, oneOf, text } from "../scalars.ts";
 import { Bad, key, later, list, object, type ScalarType } from "../schema.ts";
 import type { Tree } from "../tree.ts";
@@ -148,7 +148,7 @@ export const deploy = object({
                   discrete_resource_spec: key(
                     object(
                       {
-                        kind: key(matching(resourceKind, `the name of a resource: ${resourceKindWords}`), {
+                        kind: key(matching(plainName, `the name of a resource: ${plainNameWords}`), {
                           doc: "Name of the resource.",
                           example: "ssd",
                           beside: "value: 2",

@@ -1,6 +1,7 @@
+import { plainName, plainNameWords } from "../../../lib/words/plain-name.ts";
 import { bool, duration, integer, matching, oneOf, text } from "../scalars.ts";
 import type { Fail } from "../schema.ts";
-import { Bad, key, object, type ScalarType, scalarType } from "../schema.ts";
+import { Bad, key, list, object, type ScalarType, scalarType } from "../schema.ts";
 import { describeKind, type MapTree } from "../tree.ts";
 
 /** Keys of a service that Compose does not have. Each is strict: an unknown key inside is an error. */
@@ -307,6 +308,46 @@ export const disruption = object(
     rebalance: key(bool(), { doc: "Whether tasks may move to spread better.", example: "true", default: false }),
   },
   { extensions: false, accepts: "a mapping with min_available, rebalance" },
+);
+
+const taintKey = matching(plainName, `the key of a taint: ${plainNameWords}`);
+
+/** `x-placement` */
+export const placement = object(
+  {
+    tolerations: key(
+      list(
+        object(
+          {
+            key: key(taintKey, { doc: "Key of the taint; without it every taint is meant.", example: "gpu" }),
+            value: key(text("the value of a taint"), {
+              doc: "Its value; without it every value is meant.",
+              example: "a100",
+              beside: "key: gpu",
+            }),
+            effect: key(oneOf("no-schedule", "prefer-no-schedule", "no-execute"), {
+              doc: "Its effect; without it every effect is meant.",
+              example: "no-schedule",
+              beside: "key: gpu",
+            }),
+          },
+          {
+            extensions: false,
+            accepts: "a mapping with key, value, effect",
+            check: (tree, fail) => {
+              if (tree.entries.has("value") && !tree.entries.has("key")) fail(tree, "has a value, and no key");
+            },
+          },
+        ),
+        { accepts: "a list of tolerations" },
+      ),
+      {
+        doc: "Taints of nodes (`clusterctl node taint`) that do not keep the service's tasks off. Each says which by key, value and effect; what is left out matches all.",
+        example: "[{key: gpu, effect: no-schedule}]",
+      },
+    ),
+  },
+  { extensions: false, accepts: "a mapping with tolerations" },
 );
 
 /** What running tasks do when a config or secret that they use changes. */

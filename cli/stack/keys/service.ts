@@ -30,7 +30,7 @@ import {
   texts,
 } from "./common.ts";
 import { DEVICE_KEYS, deploy } from "./deploy.ts";
-import { autoscale, disruption, loadBalancing, onChange, probes, schedule } from "./extensions.ts";
+import { autoscale, disruption, loadBalancing, onChange, placement, probes, schedule } from "./extensions.ts";
 import { mounts, tmpfsLine } from "./mounts.ts";
 import { checkDnsName, dnsName, serviceNetwork } from "./network.ts";
 import { exposed, ports } from "./ports.ts";
@@ -908,6 +908,10 @@ export const service = object({
     doc: "Sets the number of tasks by load.",
     example: "{min: 2, max: 10, signal: cpu, target: 70}",
     beside: 'deploy: {resources: {reservations: {cpus: "0.5"}}}',
+  }),
+  "x-placement": key(placement, {
+    doc: "Where tasks may run, beyond what `deploy.placement` can say.",
+    example: "{tolerations: [{key: gpu}]}",
   }),
   "x-disruption": key(disruption, {
     doc: "How much drains and rebalancing may take away at a time.",

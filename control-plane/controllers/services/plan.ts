@@ -133,7 +133,7 @@ class SeatPlanner {
       for (const task of seat.stale) {
         if (isTaskUp(keep)) this.#stop(task, `${keep.id} has taken over`);
         else if (keep.unplaced !== "" && isDrained(this.#index, task)) {
-          this.#stop(task, "its node is drained, and its successor fits nowhere");
+          this.#stop(task, "its node gives it away, and its successor fits nowhere");
         }
       }
       return;
@@ -172,7 +172,7 @@ class SeatPlanner {
     if (stale !== undefined) {
       const drained = isDrained(this.#index, stale);
       if (!drained && !this.#mayUpdate.has(seat.seat.key)) return;
-      if (drained) why = "its node is drained";
+      if (drained) why = "its node gives it away";
       else if (isMoving(this.#service, stale)) why = "its service is spread unevenly";
       else why = `version ${this.#service.version} replaces version ${stale.serviceVersion}`;
     }

@@ -22,7 +22,7 @@ import {
   type ServiceError,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
-import { StackSpec } from "./stack.ts";
+import { StackSpec, TaintEffect, taintEffectFromJSON, taintEffectToJSON } from "./stack.ts";
 import {
   Availability,
   availabilityFromJSON,
@@ -36,6 +36,7 @@ import {
   NodeStatus,
   Service,
   ServiceStatus,
+  Taint,
   Task,
   TaskStatus,
 } from "./state.ts";
@@ -305,11 +306,21 @@ export interface UpdateNodeRequest {
   availability?: Availability | undefined;
   setLabels: { [key: string]: string };
   removeLabels: string[];
+  /** each takes the place of one of the same key and effect */
+  setTaints: Taint[];
+  /** before others are set */
+  removeTaints: TaintName[];
 }
 
 export interface UpdateNodeRequest_SetLabelsEntry {
   key: string;
   value: string;
+}
+
+export interface TaintName {
+  key: string;
+  /** absent: every effect */
+  effect?: TaintEffect | undefined;
 }
 
 export interface UpdateNodeResponse {
@@ -3371,7 +3382,7 @@ export const NetworkView: MessageFns<NetworkView> = {
 };
 
 function createBaseUpdateNodeRequest(): UpdateNodeRequest {
-  return { node: "", availability: undefined, setLabels: {}, removeLabels: [] };
+  return { node: "", availability: undefined, setLabels: {}, removeLabels: [], setTaints: [], removeTaints: [] };
 }
 
 export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
@@ -3387,6 +3398,12 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
     });
     for (const v of message.removeLabels) {
       writer.uint32(34).string(v!);
+    }
+    for (const v of message.setTaints) {
+      Taint.encode(v!, writer.uint32(42).fork()).join();
+    }
+    for (const v of message.removeTaints) {
+      TaintName.encode(v!, writer.uint32(50).fork()).join();
     }
     return writer;
   },
@@ -3439,6 +3456,22 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
             message.removeLabels.push(reader.string());
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.setTaints.push(Taint.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.removeTaints.push(TaintName.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3487,6 +3520,16 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
         : globalThis.Array.isArray(object?.remove_labels)
         ? object.remove_labels.map((e: any) => globalThis.String(e))
         : [],
+      setTaints: globalThis.Array.isArray(object?.setTaints)
+        ? object.setTaints.map((e: any) => Taint.fromJSON(e))
+        : globalThis.Array.isArray(object?.set_taints)
+        ? object.set_taints.map((e: any) => Taint.fromJSON(e))
+        : [],
+      removeTaints: globalThis.Array.isArray(object?.removeTaints)
+        ? object.removeTaints.map((e: any) => TaintName.fromJSON(e))
+        : globalThis.Array.isArray(object?.remove_taints)
+        ? object.remove_taints.map((e: any) => TaintName.fromJSON(e))
+        : [],
     };
   },
 
@@ -3510,6 +3553,12 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
     if (message.removeLabels?.length) {
       obj.removeLabels = message.removeLabels;
     }
+    if (message.setTaints?.length) {
+      obj.setTaints = message.setTaints.map((e) => Taint.toJSON(e));
+    }
+    if (message.removeTaints?.length) {
+      obj.removeTaints = message.removeTaints.map((e) => TaintName.toJSON(e));
+    }
     return obj;
   },
 
@@ -3530,6 +3579,8 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
       {},
     );
     message.removeLabels = object.removeLabels?.map((e) => e) || [];
+    message.setTaints = object.setTaints?.map((e) => Taint.fromPartial(e)) || [];
+    message.removeTaints = object.removeTaints?.map((e) => TaintName.fromPartial(e)) || [];
     return message;
   },
 };
@@ -3615,6 +3666,91 @@ export const UpdateNodeRequest_SetLabelsEntry: MessageFns<UpdateNodeRequest_SetL
     const message = createBaseUpdateNodeRequest_SetLabelsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseTaintName(): TaintName {
+  return { key: "", effect: undefined };
+}
+
+export const TaintName: MessageFns<TaintName> = {
+  encode(message: TaintName, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.effect !== undefined) {
+      writer.uint32(16).int32(message.effect);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): TaintName {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseTaintName();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.effect = reader.int32() as any;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): TaintName {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      effect: isSet(object.effect) ? taintEffectFromJSON(object.effect) : undefined,
+    };
+  },
+
+  toJSON(message: TaintName): unknown {
+    const obj: any = {};
+    if (message.key !== undefined) {
+      obj.key = message.key;
+    }
+    if (message.effect !== undefined) {
+      obj.effect = taintEffectToJSON(message.effect);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<TaintName>): TaintName {
+    return TaintName.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<TaintName>): TaintName {
+    const message = createBaseTaintName();
+    message.key = object.key ?? "";
+    message.effect = object.effect ?? undefined;
     return message;
   },
 };

@@ -132,6 +132,52 @@ export function mountTypeToJSON(object: MountType): string {
   }
 }
 
+export const TaintEffect = {
+  /** TAINT_EFFECT_NO_SCHEDULE - no new tasks that do not tolerate it */
+  TAINT_EFFECT_NO_SCHEDULE: 0,
+  /** TAINT_EFFECT_PREFER_NO_SCHEDULE - such tasks rather elsewhere */
+  TAINT_EFFECT_PREFER_NO_SCHEDULE: 1,
+  /** TAINT_EFFECT_NO_EXECUTE - no new such tasks, and those it has move away */
+  TAINT_EFFECT_NO_EXECUTE: 2,
+} as const;
+
+export type TaintEffect = typeof TaintEffect[keyof typeof TaintEffect];
+
+export namespace TaintEffect {
+  export type TAINT_EFFECT_NO_SCHEDULE = typeof TaintEffect.TAINT_EFFECT_NO_SCHEDULE;
+  export type TAINT_EFFECT_PREFER_NO_SCHEDULE = typeof TaintEffect.TAINT_EFFECT_PREFER_NO_SCHEDULE;
+  export type TAINT_EFFECT_NO_EXECUTE = typeof TaintEffect.TAINT_EFFECT_NO_EXECUTE;
+}
+
+export function taintEffectFromJSON(object: any): TaintEffect {
+  switch (object) {
+    case 0:
+    case "TAINT_EFFECT_NO_SCHEDULE":
+      return TaintEffect.TAINT_EFFECT_NO_SCHEDULE;
+    case 1:
+    case "TAINT_EFFECT_PREFER_NO_SCHEDULE":
+      return TaintEffect.TAINT_EFFECT_PREFER_NO_SCHEDULE;
+    case 2:
+    case "TAINT_EFFECT_NO_EXECUTE":
+      return TaintEffect.TAINT_EFFECT_NO_EXECUTE;
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum TaintEffect");
+  }
+}
+
+export function taintEffectToJSON(object: TaintEffect): string {
+  switch (object) {
+    case TaintEffect.TAINT_EFFECT_NO_SCHEDULE:
+      return "TAINT_EFFECT_NO_SCHEDULE";
+    case TaintEffect.TAINT_EFFECT_PREFER_NO_SCHEDULE:
+      return "TAINT_EFFECT_PREFER_NO_SCHEDULE";
+    case TaintEffect.TAINT_EFFECT_NO_EXECUTE:
+      return "TAINT_EFFECT_NO_EXECUTE";
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum TaintEffect");
+  }
+}
+
 export const RestartCondition = {
   RESTART_CONDITION_ANY: 0,
   RESTART_CONDITION_ON_FAILURE: 1,
@@ -587,6 +633,15 @@ export interface Placement {
   maxReplicasPerNode: number;
   /** os/arch; empty: any */
   platforms: string[];
+  tolerations: Toleration[];
+}
+
+/** Matches taints of nodes by what is set; all of them if nothing is. */
+export interface Toleration {
+  /** empty: every key */
+  key: string;
+  value?: string | undefined;
+  effect?: TaintEffect | undefined;
 }
 
 export interface Resources {
@@ -3894,7 +3949,7 @@ export const Healthcheck: MessageFns<Healthcheck> = {
 };
 
 function createBasePlacement(): Placement {
-  return { constraints: [], spread: [], maxReplicasPerNode: 0, platforms: [] };
+  return { constraints: [], spread: [], maxReplicasPerNode: 0, platforms: [], tolerations: [] };
 }
 
 export const Placement: MessageFns<Placement> = {
@@ -3910,6 +3965,9 @@ export const Placement: MessageFns<Placement> = {
     }
     for (const v of message.platforms) {
       writer.uint32(34).string(v!);
+    }
+    for (const v of message.tolerations) {
+      Toleration.encode(v!, writer.uint32(42).fork()).join();
     }
     return writer;
   },
@@ -3959,6 +4017,14 @@ export const Placement: MessageFns<Placement> = {
             message.platforms.push(reader.string());
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.tolerations.push(Toleration.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3985,6 +4051,9 @@ export const Placement: MessageFns<Placement> = {
       platforms: globalThis.Array.isArray(object?.platforms)
         ? object.platforms.map((e: any) => globalThis.String(e))
         : [],
+      tolerations: globalThis.Array.isArray(object?.tolerations)
+        ? object.tolerations.map((e: any) => Toleration.fromJSON(e))
+        : [],
     };
   },
 
@@ -4002,6 +4071,9 @@ export const Placement: MessageFns<Placement> = {
     if (message.platforms?.length) {
       obj.platforms = message.platforms;
     }
+    if (message.tolerations?.length) {
+      obj.tolerations = message.tolerations.map((e) => Toleration.toJSON(e));
+    }
     return obj;
   },
 
@@ -4014,6 +4086,108 @@ export const Placement: MessageFns<Placement> = {
     message.spread = object.spread?.map((e) => e) || [];
     message.maxReplicasPerNode = object.maxReplicasPerNode ?? 0;
     message.platforms = object.platforms?.map((e) => e) || [];
+    message.tolerations = object.tolerations?.map((e) => Toleration.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseToleration(): Toleration {
+  return { key: "", value: undefined, effect: undefined };
+}
+
+export const Toleration: MessageFns<Toleration> = {
+  encode(message: Toleration, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== undefined) {
+      writer.uint32(18).string(message.value);
+    }
+    if (message.effect !== undefined) {
+      writer.uint32(24).int32(message.effect);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Toleration {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseToleration();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.effect = reader.int32() as any;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Toleration {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.String(object.value) : undefined,
+      effect: isSet(object.effect) ? taintEffectFromJSON(object.effect) : undefined,
+    };
+  },
+
+  toJSON(message: Toleration): unknown {
+    const obj: any = {};
+    if (message.key !== undefined) {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = message.value;
+    }
+    if (message.effect !== undefined) {
+      obj.effect = taintEffectToJSON(message.effect);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<Toleration>): Toleration {
+    return Toleration.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Toleration>): Toleration {
+    const message = createBaseToleration();
+    message.key = object.key ?? "";
+    message.value = object.value ?? undefined;
+    message.effect = object.effect ?? undefined;
     return message;
   },
 };

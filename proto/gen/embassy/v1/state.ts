@@ -6,7 +6,15 @@
 
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
-import { NetworkSpec, PublishedPort, ServiceSpec, StackSpec } from "./stack.ts";
+import {
+  NetworkSpec,
+  PublishedPort,
+  ServiceSpec,
+  StackSpec,
+  TaintEffect,
+  taintEffectFromJSON,
+  taintEffectToJSON,
+} from "./stack.ts";
 
 export const protobufPackage = "embassy.v1";
 
@@ -448,11 +456,20 @@ export interface NodeSpec {
   availability: Availability;
   labels: { [key: string]: string };
   createdAtMs: number;
+  /** by key and effect, ascending; each pair once */
+  taints: Taint[];
 }
 
 export interface NodeSpec_LabelsEntry {
   key: string;
   value: string;
+}
+
+export interface Taint {
+  key: string;
+  /** may be empty */
+  value: string;
+  effect: TaintEffect;
 }
 
 /** status/nodes/<id>, written by the dispatcher, and by the leader when the node is lost */
@@ -1744,7 +1761,7 @@ export const Block: MessageFns<Block> = {
 };
 
 function createBaseNodeSpec(): NodeSpec {
-  return { id: "", name: "", availability: 0, labels: {}, createdAtMs: 0 };
+  return { id: "", name: "", availability: 0, labels: {}, createdAtMs: 0, taints: [] };
 }
 
 export const NodeSpec: MessageFns<NodeSpec> = {
@@ -1763,6 +1780,9 @@ export const NodeSpec: MessageFns<NodeSpec> = {
     });
     if (message.createdAtMs !== 0) {
       writer.uint32(40).int64(message.createdAtMs);
+    }
+    for (const v of message.taints) {
+      Taint.encode(v!, writer.uint32(50).fork()).join();
     }
     return writer;
   },
@@ -1823,6 +1843,14 @@ export const NodeSpec: MessageFns<NodeSpec> = {
             message.createdAtMs = longToNumber(reader.int64());
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.taints.push(Taint.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1859,6 +1887,7 @@ export const NodeSpec: MessageFns<NodeSpec> = {
         : isSet(object.created_at_ms)
         ? globalThis.Number(object.created_at_ms)
         : 0,
+      taints: globalThis.Array.isArray(object?.taints) ? object.taints.map((e: any) => Taint.fromJSON(e)) : [],
     };
   },
 
@@ -1885,6 +1914,9 @@ export const NodeSpec: MessageFns<NodeSpec> = {
     if (message.createdAtMs !== undefined) {
       obj.createdAtMs = Math.round(message.createdAtMs);
     }
+    if (message.taints?.length) {
+      obj.taints = message.taints.map((e) => Taint.toJSON(e));
+    }
     return obj;
   },
 
@@ -1906,6 +1938,7 @@ export const NodeSpec: MessageFns<NodeSpec> = {
       {},
     );
     message.createdAtMs = object.createdAtMs ?? 0;
+    message.taints = object.taints?.map((e) => Taint.fromPartial(e)) || [];
     return message;
   },
 };
@@ -1991,6 +2024,107 @@ export const NodeSpec_LabelsEntry: MessageFns<NodeSpec_LabelsEntry> = {
     const message = createBaseNodeSpec_LabelsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseTaint(): Taint {
+  return { key: "", value: "", effect: 0 };
+}
+
+export const Taint: MessageFns<Taint> = {
+  encode(message: Taint, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    if (message.effect !== 0) {
+      writer.uint32(24).int32(message.effect);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Taint {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseTaint();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.effect = reader.int32() as any;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Taint {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.String(object.value) : "",
+      effect: isSet(object.effect) ? taintEffectFromJSON(object.effect) : 0,
+    };
+  },
+
+  toJSON(message: Taint): unknown {
+    const obj: any = {};
+    if (message.key !== undefined) {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = message.value;
+    }
+    if (message.effect !== undefined) {
+      obj.effect = taintEffectToJSON(message.effect);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<Taint>): Taint {
+    return Taint.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Taint>): Taint {
+    const message = createBaseTaint();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
+    message.effect = object.effect ?? 0;
     return message;
   },
 };
