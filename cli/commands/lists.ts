@@ -146,6 +146,7 @@ const nodes: Listing<NodeView> = {
       value: ({ spec }) => availabilities[spec?.availability ?? Availability.AVAILABILITY_ACTIVE],
       style: ({ spec }) => (spec?.availability === Availability.AVAILABILITY_ACTIVE ? undefined : "yellow"),
     },
+    { title: "ROLE", value: ({ role }) => role, drop: 0 },
     { title: "TASKS", value: ({ tasks }) => String(tasks), align: "right" },
     { title: "ADDRESS", value: ({ status }) => status?.description?.underlayAddress ?? "" },
     {

@@ -9,6 +9,7 @@ import type {
 import type { Block, Task } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { serviceProgress, taskView } from "../domain/progress.ts";
+import { roleOf } from "../domain/scheduler-facts.ts";
 import { leftBehind, seatsOf } from "../domain/service-tasks.ts";
 import { hasEnded, isLive, isUp, observedState, observedStatus, serviceFullName, slotName } from "../domain/tasks.ts";
 import { resolveNode, servicesOf } from "./resolve.ts";
@@ -91,6 +92,7 @@ export function listNodes(index: ClusterIndex, progress: NetworkProgress): ListN
         tasks: index.tasksOfNode(spec.id).filter((task) => isLive(index.view, task)).length,
         networkRevision: network?.acked ?? 0,
         networkTarget: network?.target ?? 0,
+        role: roleOf(index.view, spec, index.nodeStatus(spec.id)),
       };
     }),
   };

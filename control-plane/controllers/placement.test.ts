@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { Placement, type ServiceSpec, TaintEffect, Toleration } from "../../proto/gen/embassy/v1/stack.ts";
-import type { Taint } from "../../proto/gen/embassy/v1/state.ts";
+import { Member, type Taint } from "../../proto/gen/embassy/v1/state.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { changeTaints } from "../domain/taints.ts";
 import { aService, aStack, replicas } from "../domain/testing.ts";
@@ -113,6 +113,41 @@ describe("a taint of a node", () => {
     await cluster.drain("b");
     await cluster.settleFor(1);
     expect([...cluster.nodesOf("web"), ...cluster.nodesOf("db")]).toEqual(["a", "a"]);
+  });
+});
+
+describe("the role of a node", () => {
+  const member = (name: string, address: string) =>
+    ({ table: "members", id: name, value: Member.create({ name, address }) }) as const;
+  const only = (role: string) => Placement.create({ constraints: [`node.role == ${role}`] });
+
+  it.each([
+    ["address", (own: string) => member("elsewhere", `${own}:7400`)],
+    ["name", () => member("b", "b.example:7400")],
+  ])("is manager where a member has its %s, for as long as there is that member", async (_, memberOf) => {
+    using cluster = await PlacedCluster.withNodes("a", "b", "c");
+    const joined = memberOf(cluster.index.nodeStatus("b")?.description?.underlayAddress ?? "");
+    await cluster.store.commit([member("a", "192.0.2.1:7400")]);
+    await cluster.run(
+      aService("one", { mode: replicas(2), placement: only("manager") }),
+      aService("all", { mode: global, placement: only("manager") }),
+      aService("rest", { mode: global, placement: only("worker") }),
+    );
+    expect(["one", "all", "rest"].map((name) => cluster.nodesOf(name))).toEqual([["a", "a"], ["a"], ["b", "c"]]);
+    await cluster.store.commit([joined]);
+    await cluster.run(
+      aService("one", { mode: replicas(4), placement: only("manager") }),
+      aService("all", { mode: global, placement: only("manager") }),
+      aService("rest", { mode: global, placement: only("worker") }),
+    );
+    expect(["one", "all", "rest"].map((name) => cluster.nodesOf(name))).toEqual([
+      ["a", "a", "b", "b"],
+      ["a", "b"],
+      ["c"],
+    ]);
+    await cluster.store.commit([{ ...joined, value: undefined }]);
+    await cluster.settle();
+    expect(["all", "rest"].map((name) => cluster.nodesOf(name))).toEqual([["a"], ["b", "c"]]);
   });
 });
 

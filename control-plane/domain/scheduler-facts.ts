@@ -8,6 +8,7 @@ import {
   type Task,
 } from "../../proto/gen/embassy/v1/state.ts";
 import type { Platform, Availability as SchedulerAvailability, SchedulerNode, TaskGroup } from "../scheduler/index.ts";
+import type { View } from "../store/types.ts";
 import { schedulerTaint, schedulerToleration } from "./taints.ts";
 
 const availabilities: Record<Availability, SchedulerAvailability> = {
@@ -16,13 +17,33 @@ const availabilities: Record<Availability, SchedulerAvailability> = {
   [Availability.AVAILABILITY_DRAIN]: "drain",
 };
 
+/** What `node.role` is: a host is a manager's when a member of the control plane has its address, or its name. */
+export function roleOf(view: Pick<View, "members">, spec: NodeSpec, status: NodeStatus | undefined): NodeRole {
+  const { underlayAddress = "", agentAddress = "" } = status?.description ?? {};
+  const own = new Set([underlayAddress, hostOf(agentAddress)]);
+  for (const { name, address } of view.members.values()) {
+    if (name === spec.name || (address !== "" && own.has(hostOf(address)))) return "manager";
+  }
+  return "worker";
+}
+
+export type NodeRole = "manager" | "worker";
+
+function hostOf(address: string): string {
+  return address.slice(0, address.lastIndexOf(":"));
+}
+
 /** A node as the scheduler and constraints see it. What it has not said of itself counts as nothing. */
-export function schedulerNode(spec: NodeSpec, status: NodeStatus | undefined): SchedulerNode {
+export function schedulerNode(
+  view: Pick<View, "members">,
+  spec: NodeSpec,
+  status: NodeStatus | undefined,
+): SchedulerNode {
   const description = status?.description;
   return {
     id: spec.id,
     hostname: spec.name,
-    role: "worker",
+    role: roleOf(view, spec, status),
     os: description?.os ?? "",
     arch: description?.arch ?? "",
     labels: spec.labels,

@@ -60,7 +60,7 @@ function globalNodes(index: ClusterIndex, service: Service): NodeSpec[] {
       spec.availability === Availability.AVAILABILITY_PAUSE ||
       repels(spec, TaintEffect.TAINT_EFFECT_NO_SCHEDULE, placement);
     if (closed && !present.has(spec.id)) continue;
-    const node = schedulerNode(spec, view.nodeStatuses.get(spec.id));
+    const node = schedulerNode(view, spec, view.nodeStatuses.get(spec.id));
     const suits = platforms.some(
       ({ os, arch }) => (os === "" || os === node.os) && (arch === "" || arch === node.arch),
     );

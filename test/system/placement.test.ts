@@ -70,4 +70,15 @@ describe("where tasks run", () => {
     await cluster.run(["rm", "web"]);
     await cluster.run(["rm", "driver"]);
   });
+
+  it("can be the managers' hosts, or the others", async () => {
+    const only = (role: string) => `{mode: global, placement: {constraints: [node.role == ${role}]}}`;
+    await cluster.deployText(
+      "roles",
+      `${napping("near", only("manager")).slice(0, -1)}, ${napping("far", only("worker")).slice("services: {".length)}`,
+    );
+    expect(await hostsOf("near")).toEqual(["host-1"]);
+    expect(await hostsOf("far")).toEqual(["host-2", "host-3"]);
+    await cluster.run(["rm", "roles"]);
+  });
 });

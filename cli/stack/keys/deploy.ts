@@ -95,7 +95,7 @@ export const deploy = object({
   placement: key(
     object({
       constraints: key(list(constraint(), { accepts: "a list of constraints" }), {
-        doc: "All of these must hold for a node: an attribute (id, hostname, role, platform, labels), an operator (`==`, `!=`, `=~`, `!~`, `<`, `<=`, `>`, `>=`, `in (a, b)`, `not in (a, b)`, `exists`, `not exists`) and a value. Architectures have their OCI names (amd64, arm64) or those of the kernel (x86_64, aarch64).",
+        doc: "All of these must hold for a node: an attribute (id, hostname, role, platform, labels), an operator (`==`, `!=`, `=~`, `!~`, `<`, `<=`, `>`, `>=`, `in (a, b)`, `not in (a, b)`, `exists`, `not exists`) and a value. The role of a node is `manager` when its host runs clusterd (a member has its address or name), else `worker`. Architectures have their OCI names (amd64, arm64) or those of the kernel (x86_64, aarch64).",
         example: '["node.labels.zone == a"]',
       }),
       preferences: key(

@@ -72,6 +72,12 @@ export class SchedulerFeed {
           this.#task(change.id);
           worth ||= change.after === undefined || hasEnded(change.after.state);
           break;
+        case "members":
+          // Of the node on its host the role.
+          if (change.before?.address === change.after?.address) break;
+          for (const [id] of this.#index.view.nodes.entries()) this.#node(id);
+          worth = true;
+          break;
         case "blocks":
           // A network that was full has room again.
           worth ||= change.after === undefined;
@@ -119,7 +125,7 @@ export class SchedulerFeed {
       for (const held of this.#held.values()) if (held.node === id) held.lost = true;
     }
     if (spec === undefined) this.scheduler.removeNode(id);
-    else this.scheduler.upsertNode(schedulerNode(spec, this.#index.nodeStatus(id)));
+    else this.scheduler.upsertNode(schedulerNode(this.#index.view, spec, this.#index.nodeStatus(id)));
   }
 
   #task(id: string): void {

@@ -79,12 +79,20 @@ function* servicesTouched(index: ClusterIndex, change: Change): Iterable<string>
     case "nodes":
     case "nodeStatuses": {
       for (const task of index.tasksOfNode(change.id)) yield task.serviceId;
-      for (const service of index.view.services.values()) if (isGlobal(service)) yield service.id;
+      yield* globalServices(index);
       return;
     }
+    case "members":
+      // Roles of nodes, and so constraints.
+      if (change.before?.address !== change.after?.address) yield* globalServices(index);
+      return;
     default:
       return;
   }
+}
+
+function* globalServices(index: ClusterIndex): Iterable<string> {
+  for (const service of index.view.services.values()) if (isGlobal(service)) yield service.id;
 }
 
 /** Services whose start may wait for this one. */

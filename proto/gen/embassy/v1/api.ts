@@ -286,6 +286,8 @@ export interface NodeView {
   networkRevision: number;
   /** newest that was sent to it */
   networkTarget: number;
+  /** "manager" or "worker", as constraints see it */
+  role: string;
 }
 
 export interface ListNetworksRequest {
@@ -3029,7 +3031,7 @@ export const ListNodesResponse: MessageFns<ListNodesResponse> = {
 };
 
 function createBaseNodeView(): NodeView {
-  return { spec: undefined, status: undefined, tasks: 0, networkRevision: 0, networkTarget: 0 };
+  return { spec: undefined, status: undefined, tasks: 0, networkRevision: 0, networkTarget: 0, role: "" };
 }
 
 export const NodeView: MessageFns<NodeView> = {
@@ -3048,6 +3050,9 @@ export const NodeView: MessageFns<NodeView> = {
     }
     if (message.networkTarget !== 0) {
       writer.uint32(40).int64(message.networkTarget);
+    }
+    if (message.role !== "") {
+      writer.uint32(50).string(message.role);
     }
     return writer;
   },
@@ -3105,6 +3110,14 @@ export const NodeView: MessageFns<NodeView> = {
             message.networkTarget = longToNumber(reader.int64());
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.role = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3132,6 +3145,7 @@ export const NodeView: MessageFns<NodeView> = {
         : isSet(object.network_target)
         ? globalThis.Number(object.network_target)
         : 0,
+      role: isSet(object.role) ? globalThis.String(object.role) : "",
     };
   },
 
@@ -3152,6 +3166,9 @@ export const NodeView: MessageFns<NodeView> = {
     if (message.networkTarget !== undefined) {
       obj.networkTarget = Math.round(message.networkTarget);
     }
+    if (message.role !== undefined) {
+      obj.role = message.role;
+    }
     return obj;
   },
 
@@ -3167,6 +3184,7 @@ export const NodeView: MessageFns<NodeView> = {
     message.tasks = object.tasks ?? 0;
     message.networkRevision = object.networkRevision ?? 0;
     message.networkTarget = object.networkTarget ?? 0;
+    message.role = object.role ?? "";
     return message;
   },
 };
