@@ -20,6 +20,7 @@ async function run(config: Config, signal: AbortSignal): Promise<void> {
     random: Math.random,
     update: async (state) => await netd.update(state),
     appliedRevision: () => netd.appliedRevision,
+    busyPorts: () => netd.busyPorts(),
     trouble: () => netd.status().lastError,
   });
   const netd: Netd = stack.use(
@@ -30,6 +31,7 @@ async function run(config: Config, signal: AbortSignal): Promise<void> {
       resolvConf: config.resolvConf,
       poolSize: config.poolSize,
       connected: () => session.connected,
+      onBusyPorts: () => session.busyPortsChanged(),
     }),
   );
   await netd.start();

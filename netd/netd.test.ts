@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { AttachRequest } from "../proto/gen/embassy/v1/local.ts";
 import { Protocol, type PublishedPort, PublishMode } from "../proto/gen/embassy/v1/stack.ts";
-import { attempt, Peer, sh, TestCluster, type TestTask, until, within } from "./testing/hosts.ts";
+import { attempt, type Host, Peer, sh, TestCluster, type TestTask, until, within } from "./testing/hosts.ts";
 import { StateBuilder } from "./testing/states.ts";
 
 // Real kernel, real namespaces: three hosts on one underlay, a netd in each, tasks with sockets. Needs root.
@@ -38,6 +38,9 @@ describe.runIf(process.getuid?.() === 0)("netd on three hosts", { timeout: 60_00
     if (known === undefined) throw new Error(`no task ${name}`);
     return known.peer;
   };
+  /** Node names its processes so. */
+  const busyAt = async (host: Host): Promise<string[]> =>
+    ((await host.core.ask("busy")) as string[]).map((text) => text.replace(/pid \d+/, "pid N"));
   const addressOf = (name: string, n = 0): string => tasks.get(name)?.task.addresses[n] ?? "";
 
   async function stop(name: string): Promise<void> {
@@ -258,6 +261,149 @@ describe.runIf(process.getuid?.() === 0)("netd on three hosts", { timeout: 60_00
     await stop("greedy2");
     state.endpoints.delete([...state.endpoints.keys()].find((id) => id.includes("greedy")) ?? "");
     state.service("db", { open: "10.112.0.2" });
+    await push();
+  });
+
+  it("a program of the host that listens keeps its port, at every start of netd, until it ends; the other hosts publish it", async () => {
+    const ingress = { target: 80, protocol: Protocol.PROTOCOL_TCP, mode: PublishMode.PUBLISH_MODE_INGRESS, name: "" };
+    const [here, other] = [cluster.host(0), cluster.host(1)];
+    const daemon = await Peer.in(here.netns, "daemon");
+    const local = await Peer.in(here.netns, "local");
+    await daemon.ask("serveTcp", 22);
+    await daemon.ask("serveTcp", { host: "127.0.0.1", port: 23 });
+    await daemon.ask("serveTcp", { host: "::", port: 24 });
+    await daemon.ask("serveUdp", 25);
+    const ports: PublishedPort[] = [
+      { ...ingress, published: 22, hostIp: "" },
+      // Another address than the program's.
+      { ...ingress, published: 23, hostIp: here.underlay },
+      { ...ingress, published: 24, hostIp: here.underlay },
+      { ...ingress, published: 25, hostIp: "", protocol: Protocol.PROTOCOL_UDP, target: 53000 },
+      // A wildcard takes in the loopback address.
+      { ...ingress, published: 26, hostIp: "" },
+    ];
+    await daemon.ask("serveTcp", { host: "127.0.0.1", port: 26 });
+    state.service("db", { open: "10.112.0.2" }, { ports });
+    await push();
+    const look = async () => ({
+      here22: (await client.tcp(here.underlay, 22)).split(" ")[0],
+      local22: (await local.tcp("127.0.0.1", 22)).split(" ")[0],
+      other22: (await client.tcp(other.underlay, 22)).split(" ")[0],
+      here23: (await client.tcp(here.underlay, 23)).split(" ")[0],
+      local23: (await local.tcp("127.0.0.1", 23)).split(" ")[0],
+      here24: (await client.tcp(here.underlay, 24)).split(" ")[0],
+      udp25: (await client.udp(here.underlay, 25)).split(" ")[0],
+      otherUdp25: (await client.udp(other.underlay, 25)).split(" ")[0],
+      local26: (await local.tcp("127.0.0.1", 26)).split(" ")[0],
+      busy: await busyAt(here),
+      otherBusy: await other.core.ask("busy"),
+    });
+    const kept = {
+      here22: "daemon",
+      local22: "daemon",
+      other22: "db1",
+      here23: "db1",
+      local23: "daemon",
+      here24: "daemon",
+      udp25: "daemon",
+      otherUdp25: "db1",
+      local26: "daemon",
+      busy: [
+        "port 22 is in use by MainThread (pid N)",
+        `port 24 at ${here.underlay} is in use by MainThread (pid N)`,
+        "port 25/udp is in use by MainThread (pid N)",
+        "port 26 is in use by MainThread (pid N)",
+      ],
+      otherBusy: [],
+    };
+    expect(await look()).toEqual(kept);
+    await here.restart();
+    expect(await look()).toEqual(kept);
+    expect(await here.core.ask("verify")).toEqual([]);
+
+    await daemon.kill();
+    await until(
+      "the ports are published once nobody has them",
+      async () => ({ busy: await busyAt(here), answer: await client.tcp(here.underlay, 22) }),
+      ({ busy, answer }) => JSON.stringify(busy) === "[]" && answer.startsWith("db1"),
+    );
+    expect((await local.tcp("127.0.0.1", 22)).split(" ")[0]).toBe("db1");
+    // As Docker does: who comes later is told so.
+    expect([await local.ask("serveTcp", 22), await local.ask("serveTcp", { host: "::", port: 22 })]).toEqual([
+      "EADDRINUSE",
+      "EADDRINUSE",
+    ]);
+    // netd's own sockets of the start before are no listeners.
+    await here.restart();
+    expect(await here.core.ask("busy")).toEqual([]);
+    expect(await here.core.ask("repaired")).toBe(0);
+    state.service("db", { open: "10.112.0.2" });
+    await push();
+    expect(await local.ask("serveTcp", 22)).toBe("listens");
+    await local.kill();
+  });
+
+  it("a port that a connection of the host happens to come from is published all the same", async () => {
+    const here = cluster.host(0);
+    const caller = await Peer.in(here.netns, "caller");
+    const kept = here.exec("sysctl -n net.ipv4.ip_local_port_range").trim().split(/\s+/).join(" ");
+    here.exec('sysctl -qw net.ipv4.ip_local_port_range="49321 49321"');
+    await caller.ask("idle", { host: "172.31.99.100", port: 80 });
+    here.exec(`sysctl -qw net.ipv4.ip_local_port_range="${kept}"`);
+    const port = { target: 80, published: 49_321, protocol: Protocol.PROTOCOL_TCP, hostIp: "", name: "" };
+    state.service("db", { open: "10.112.0.2" }, { ports: [{ ...port, mode: PublishMode.PUBLISH_MODE_INGRESS }] });
+    await push();
+    expect(await here.core.ask("busy")).toEqual([]);
+    expect(await client.tcp(here.underlay, 49_321)).toMatch(/^db1 /);
+    await caller.kill();
+    state.service("db", { open: "10.112.0.2" });
+    await push();
+  });
+
+  it("a task whose port a program of its host has is not attached, and the host says so until the port is free", async () => {
+    const here = cluster.host(2);
+    const daemon = await Peer.in(here.netns, "daemon");
+    await daemon.ask("serveTcp", 9092);
+    const mode = PublishMode.PUBLISH_MODE_HOST;
+    const hostPorts = [{ target: 80, published: 9092, protocol: Protocol.PROTOCOL_TCP, mode, hostIp: "", name: "" }];
+    await expect(here.attach("zaaaaaaaaaaa", "web", ["open"], { hostPorts })).rejects.toThrow(
+      /port 9092 is in use by MainThread \(pid \d+\)/,
+    );
+    expect((await client.tcp(here.underlay, 9092)).split(" ")[0]).toBe("daemon");
+    expect(await busyAt(here)).toEqual(["port 9092 is in use by MainThread (pid N)"]);
+    expect(await here.core.ask("verify")).toEqual([]);
+    await daemon.kill();
+    await until(
+      "nobody has it",
+      () => here.core.ask("busy"),
+      (busy) => JSON.stringify(busy) === "[]",
+    );
+    await here.attach("zaaaaaaaaaaa", "web", ["open"], { hostPorts });
+    await here.core.ask("detach", "zaaaaaaaaaaa");
+    expect(await client.tcp(here.underlay, 9092)).toBe("ECONNREFUSED");
+  });
+
+  it("a published port without a backend refuses at once", async () => {
+    const port = { target: 80, protocol: Protocol.PROTOCOL_TCP, mode: PublishMode.PUBLISH_MODE_INGRESS, name: "" };
+    const here = cluster.host(0);
+    const ports = [
+      { ...port, published: 8083, hostIp: "" },
+      { ...port, published: 8084, hostIp: here.underlay },
+      { ...port, published: 8085, hostIp: "", protocol: Protocol.PROTOCOL_UDP },
+    ];
+    state.service("nobody", { open: "10.112.0.20" }, { ports });
+    await push();
+    const local = await Peer.in(here.netns, "local");
+    expect([
+      await client.tcp(here.underlay, 8083),
+      await client.tcp(here.underlay, 8084),
+      await client.udp(here.underlay, 8085),
+      await local.tcp("127.0.0.1", 8083),
+      await local.tcp(here.underlay, 8084),
+      await peerOf("web0").tcp(here.underlay, 8083),
+    ]).toEqual(Array<string>(6).fill("ECONNREFUSED"));
+    await local.kill();
+    state.services.delete("nobody");
     await push();
   });
 

@@ -1,9 +1,11 @@
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { ClusterError } from "../lib/errors/errors.ts";
 import type { Log } from "../lib/log/log.ts";
 import { Spawner } from "../lib/process/spawner.ts";
 import type { NetworkState } from "../proto/gen/embassy/v1/dispatcher.ts";
 import type { Attachment, AttachRequest, AttachResponse, NetdStatus } from "../proto/gen/embassy/v1/local.ts";
+import type { PublishedPort } from "../proto/gen/embassy/v1/stack.ts";
 import { Ledger } from "./attach/ledger.ts";
 import { AttachManager } from "./attach/manager.ts";
 import { Namespaces } from "./attach/namespaces.ts";
@@ -13,9 +15,11 @@ import { DnsServer } from "./dns/server.ts";
 import { DataPath, type FoundDrift } from "./engine/data-path.ts";
 import { forgetBackends, type GoneBackend } from "./kernel/conntrack.ts";
 import { Kernel } from "./kernel/kernel.ts";
+import { listListeners } from "./kernel/listeners.ts";
 import { KernelMonitor } from "./kernel/monitor.ts";
 import { mtuOfAddress } from "./kernel/observe.ts";
 import { gatewayAddress } from "./kernel/ruleset.ts";
+import { type BusyPort, claimOf, describeBusy, PortClaims } from "./publish/claims.ts";
 import { Metrics } from "./server/metrics.ts";
 import { StateFile } from "./session/state-file.ts";
 
@@ -28,6 +32,10 @@ export interface NetdOptions {
   readonly poolSize: number;
   /** The control plane's stream is up; for status. */
   readonly connected: () => boolean;
+  /** Other ports than before cannot be published here; see `busyPorts`. */
+  readonly onBusyPorts?: () => void;
+  /** How often a port that could not be had is tried again; default 5 s. */
+  readonly portRetryMs?: number;
 }
 
 /** A full comparison now and then finds what no event told of. */
@@ -50,6 +58,7 @@ export class Netd implements AsyncDisposable {
   readonly #namespaces: Namespaces;
   readonly #attach: AttachManager;
   readonly #path: DataPath;
+  readonly #claims: PortClaims;
   readonly #stateFile: StateFile;
   readonly #names: Names;
   readonly #dns: DnsServer;
@@ -77,6 +86,13 @@ export class Netd implements AsyncDisposable {
       size: poolSize,
       ip: async (commands) => await this.#kernel.ip(commands),
     });
+    this.#claims = new PortClaims({
+      log,
+      listeners: listListeners,
+      onChange: (units) => this.#path.portsChanged(units),
+      onBusy: () => options.onBusyPorts?.(),
+      ...(options.portRetryMs === undefined ? {} : { retryMs: options.portRetryMs }),
+    });
     this.#attach = new AttachManager({
       log,
       ledger: this.#ledger,
@@ -85,6 +101,8 @@ export class Netd implements AsyncDisposable {
       view: () => this.#path.view,
       apply: async (taskIds) => await this.#path.attachmentsChanged(taskIds),
       trouble: () => this.#path.lastError,
+      claim: async (taskId, ports) => await this.#claim(taskId, ports),
+      unclaim: async (taskId) => await this.#unclaim(taskId),
       onChange: () => this.#attachmentsChanged(),
     });
     this.#path = new DataPath({
@@ -92,6 +110,7 @@ export class Netd implements AsyncDisposable {
       log,
       veths: this.#attach,
       attachments: this.#attach.ready,
+      claims: this.#claims,
       mtuOfAddress,
       forget: (backends) => {
         this.#toForget.push(...backends);
@@ -170,6 +189,11 @@ export class Netd implements AsyncDisposable {
     };
   }
 
+  /** Ports that are to be published here and that programs of the host have: those keep them. */
+  busyPorts(): BusyPort[] {
+    return this.#claims.busy();
+  }
+
   get appliedRevision(): number {
     return this.#path.appliedRevision;
   }
@@ -210,11 +234,27 @@ export class Netd implements AsyncDisposable {
     await this.#dns[Symbol.asyncDispose]();
     this.#forwarder[Symbol.dispose]();
     await this.#path[Symbol.asyncDispose]();
+    await this.#claims[Symbol.asyncDispose]();
     await this.#namespaces[Symbol.asyncDispose]();
     await this.#spawner[Symbol.asyncDispose]();
     await this.#kernel[Symbol.asyncDispose]();
     await this.#stateFile.idle();
     await this.#forgetting;
+  }
+
+  async #claim(taskId: string, ports: readonly PublishedPort[]): Promise<void> {
+    const busy = await this.#claims.refused(`attachment ${taskId}`, ports.map(claimOf));
+    if (busy === undefined) return;
+    await this.#unclaim(taskId);
+    throw new ClusterError(describeBusy(busy), {
+      code: "conflict",
+      subject: `task/${taskId}`,
+      hint: "Stop that program, or publish another port.",
+    });
+  }
+
+  async #unclaim(taskId: string): Promise<void> {
+    await this.#claims.set(new Map([[`attachment ${taskId}`, []]]));
   }
 
   async #applied(message: NetworkState): Promise<void> {

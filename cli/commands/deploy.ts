@@ -64,6 +64,7 @@ export const registerDeploy: Register = (program, cli) => {
               },
             );
           }
+          for (const warning of progress.warnings) cli.err.write(`warning: ${warning}\n`);
           const running = progress.services.reduce((sum, service) => sum + service.running, 0);
           cli.err.write(
             `stack ${spec.name} runs: ${count(progress.services.length, "service")}, ${count(running, "task")}, after ${formatSeconds(performance.now() - startedMs)}\n`,

@@ -177,12 +177,21 @@ const nodes: Listing<NodeView> = {
     },
     {
       title: "MESSAGE",
-      value: (node) => networkProblemOf(node) || (node.status?.message ?? ""),
+      value: (node) => networkProblemOf(node) || node.status?.message || busyPortsOf(node),
       shrinkTo: 8,
       wish: 32,
     },
   ],
 };
+
+/** "port 22 is in use by sshd (pid 812), not published": what stacks or tasks publish, and a program of the host has. */
+function busyPortsOf({ status }: NodeView): string {
+  const ports = (status?.busyPorts ?? []).map(({ port, protocol, hostIp, by }) => {
+    const at = hostIp === "" ? "" : `${hostIp}:`;
+    return `port ${at}${port}${protocol === 1 ? "/udp" : ""} is in use by ${by || "a program of the host"}`;
+  });
+  return ports.length === 0 ? "" : `${ports.join(", ")}: not published here`;
+}
 
 /** Of a node that is ready otherwise: its tasks run on, and new ones wait. */
 function networkProblemOf({ status }: NodeView): string {

@@ -196,14 +196,17 @@ export function createApi(deps: ApiDeps): Api {
       await proxyExec({ index, agents, clock: deps.clock }, call, signal);
     }),
     info: admin(() => {
-      const nodes = [...index.view.nodes.values()];
+      const nodes = [...index.view.nodes.values()].map(({ id }) => index.nodeStatus(id));
+      const ready = nodes.filter((status) => status?.state === NodeState.NODE_STATE_READY);
       return {
         clusterId: deps.clusterId,
         version: deps.version,
         leader: deps.leadership.leader(),
         members: [...index.view.members.values()].map(({ name }) => name).sort(),
-        nodesReady: nodes.filter(({ id }) => index.nodeStatus(id)?.state === NodeState.NODE_STATE_READY).length,
+        nodesReady: ready.length,
         nodesTotal: nodes.length,
+        nodesSilent: nodes.filter((status) => status?.state === NodeState.NODE_STATE_SILENT).length,
+        nodesWithoutNetwork: ready.filter((status) => (status?.networkProblem ?? "") !== "").length,
         revision: index.view.revision,
         addresses: servedAddresses(index.view),
       };

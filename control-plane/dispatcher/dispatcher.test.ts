@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { systemClock } from "../../lib/clock/clock.ts";
 import { silentLog } from "../../lib/log/log.ts";
+import { Protocol } from "../../proto/gen/embassy/v1/stack.ts";
 import { DesiredState, NodeState, type Task, TaskState, TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
 import { createControllers } from "../controllers/index.ts";
 import { stackProgress } from "../domain/progress.ts";
@@ -179,6 +180,58 @@ describe("a session", () => {
     again.heartbeat();
     await until(cluster, () => problem() === "");
     expect(cluster.index.view.nodeStatuses.get("a")?.state).toBe(NodeState.NODE_STATE_READY);
+  });
+});
+
+describe("ports that programs of a host have", () => {
+  const sshd = { port: 22, protocol: Protocol.PROTOCOL_TCP, hostIp: "", by: "sshd (pid 7)" };
+
+  it("are kept before the state that they were found with counts as applied, over new sessions and streams, until the host says otherwise", async () => {
+    await using one = await oneTask();
+    const { cluster, server } = one;
+    const busy = () => cluster.index.view.nodeStatuses.get("a")?.busyPorts;
+    const node = await (await server.node("a")).hello().open();
+    const netd = await server.netd("a");
+    netd.silent = true;
+    const state = await netd.waiting.until(() => netd.states.at(-1));
+    // Keeping it takes as long as another host's first state, so that the acknowledgement is there meanwhile.
+    const { store } = cluster;
+    const commit = store.commit.bind(store);
+    store.commit = async (...args) => {
+      const other = await server.netd("b");
+      await other.waiting.until(() => other.states.at(-1));
+      return await commit(...args);
+    };
+    const settled = server.dispatcher.networkSettled(AbortSignal.timeout(10_000)).then(() => busy());
+    netd.busy(sshd);
+    netd.ack(state.revision);
+    expect(await settled).toEqual([sshd]);
+    store.commit = commit;
+    const { revision } = cluster.index.view;
+    await (await server.node("a")).hello().open();
+    await until(cluster, () => cluster.index.view.revision > revision);
+    expect(busy()).toEqual([sshd]);
+    const again = await server.netd("a");
+    expect(busy()).toEqual([sshd]);
+    again.busy();
+    await until(cluster, () => busy()?.length === 0);
+    node.close();
+  });
+
+  it("are kept later when that cannot be at once, and the acknowledgement does not wait for it", async () => {
+    await using one = await oneTask();
+    const { cluster, server } = one;
+    await cluster.store.commit([{ table: "nodeStatuses", id: "a", value: undefined }]);
+    const netd = await server.netd("a");
+    netd.silent = true;
+    const state = await netd.waiting.until(() => netd.states.at(-1));
+    const settled = server.dispatcher.networkSettled(AbortSignal.timeout(10_000));
+    // The node has had no session: there is nowhere to keep it.
+    netd.busy(sshd);
+    netd.ack(state.revision);
+    await settled;
+    await (await server.node("a")).hello().open();
+    await until(cluster, () => cluster.index.view.nodeStatuses.get("a")?.busyPorts.length === 1);
   });
 });
 

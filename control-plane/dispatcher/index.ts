@@ -12,6 +12,7 @@ import type {
   SessionDown,
   SessionUp,
 } from "../../proto/gen/embassy/v1/dispatcher.ts";
+import { BusyPort } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import type { NetworkSettings } from "../domain/network-state/tracker.ts";
 import type { Change, Store } from "../store/types.ts";
@@ -62,7 +63,25 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   const presence = new Presence({ store, clock, log, member, nodeLeaseTtlMs: settings.leaseTtlMs });
   const statuses = new StatusBatcher({ store, clock, log });
   const vigils = new Vigils({ store, clock, log, leaseTtlMs: settings.leaseTtlMs });
-  const network = new NetworkHub({ index, log, settings });
+  const network = new NetworkHub({
+    index,
+    log,
+    settings,
+    noteBusyPorts: async (nodeId, busyPorts) => {
+      const { nodeStatuses } = index.view;
+      const status = nodeStatuses.get(nodeId);
+      if (status === undefined) {
+        if (busyPorts.length === 0) return;
+        throw new ClusterError(`node ${nodeId} has had no session yet`, { code: "unavailable" });
+      }
+      const encoded = (ports: readonly BusyPort[]) =>
+        ports.map((port) => BusyPort.encode(port).finish().join()).join(";");
+      if (encoded(busyPorts) === encoded(status.busyPorts)) return;
+      const value = { ...status, busyPorts: [...busyPorts] };
+      await store.commit([{ table: "nodeStatuses", id: nodeId, value, ifRevision: nodeStatuses.revisionOf(nodeId) }]);
+      log.info("node's busy ports", { nodeId, ports: busyPorts.map(({ port, by }) => `${port}: ${by}`) });
+    },
+  });
   const cutOver = new CutOver({
     index,
     network,

@@ -2,7 +2,8 @@ import type { ServerDuplexStream } from "@grpc/grpc-js";
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { send } from "../../lib/grpc/server.ts";
 import type { Log } from "../../lib/log/log.ts";
-import type { NetworkDown, NetworkState, NetworkUp } from "../../proto/gen/embassy/v1/dispatcher.ts";
+import type { NetworkAck, NetworkDown, NetworkState, NetworkUp } from "../../proto/gen/embassy/v1/dispatcher.ts";
+import type { BusyPort } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import {
   emptyTouched,
@@ -27,7 +28,11 @@ export interface NetworkDeps {
   readonly index: ClusterIndex;
   readonly log: Log;
   readonly settings: NetworkSettings;
+  /** Keeps what a netd says of ports that programs of its host have. Rejects when that cannot be done now. */
+  readonly noteBusyPorts: (nodeId: string, ports: readonly BusyPort[]) => Promise<void>;
 }
+
+const noteAgainMs = 1_000;
 
 /** The network streams that this member serves: what each host has been told, and what it has applied. */
 export class NetworkHub {
@@ -51,7 +56,9 @@ export class NetworkHub {
         this.#streams.set(nodeId, stream);
         stream.start();
       } else if (message.message?.$case === "ack") {
-        stream.ack(message.message.value.revision, message.message.value.error);
+        stream.acked(message.message.value);
+      } else if (message.message?.$case === "busy") {
+        stream.busy(message.message.value.ports);
       }
     });
     call.on("end", () => stream.end());
@@ -105,6 +112,7 @@ class NetworkStream {
   readonly #log: Log;
   readonly #call: ServerDuplexStream<NetworkUp, NetworkDown>;
   readonly #signal: AbortSignal;
+  readonly #noteBusyPorts: NetworkDeps["noteBusyPorts"];
   readonly #tracker: NetworkStateTracker;
   readonly #over = Promise.withResolvers<void>();
   readonly #waiters = new Set<{ readonly revision: number; readonly wake: () => void }>();
@@ -114,9 +122,14 @@ class NetworkStream {
   #pending: Touched | undefined;
   #target = 0;
   #acked = 0;
+  /** What the host says of its ports, until it is kept. */
+  #busy: readonly BusyPort[] | undefined;
+  /** The first attempt to keep it. */
+  #noting: Promise<void> | undefined;
+  #noteAgain: NodeJS.Timeout | undefined;
 
   constructor(
-    { index, log, settings }: NetworkDeps,
+    { index, log, settings, noteBusyPorts }: NetworkDeps,
     nodeId: string,
     call: ServerDuplexStream<NetworkUp, NetworkDown>,
     signal: AbortSignal,
@@ -127,6 +140,7 @@ class NetworkStream {
     this.#log = log.with({ nodeId });
     this.#call = call;
     this.#signal = signal;
+    this.#noteBusyPorts = noteBusyPorts;
     this.#tracker = new NetworkStateTracker(index, nodeId, settings);
     signal.addEventListener("abort", () => this.end(), { once: true });
   }
@@ -151,6 +165,7 @@ class NetworkStream {
     this.#isOver = true;
     for (const { wake } of this.#waiters) wake();
     this.#waiters.clear();
+    clearTimeout(this.#noteAgain);
     this.#over.resolve();
   }
 
@@ -158,7 +173,36 @@ class NetworkStream {
     await this.#over.promise;
   }
 
-  ack(revision: number, error: string): void {
+  /** Takes it once what the host said before is kept, so that who waits for the acknowledgement finds it. */
+  acked(ack: NetworkAck): void {
+    if (this.#noting === undefined) this.#ack(ack);
+    else void this.#noting.then(() => this.#ack(ack));
+  }
+
+  /** Kept at once, and if that cannot be, as soon as it can. */
+  busy(ports: readonly BusyPort[]): void {
+    this.#busy = ports;
+    clearTimeout(this.#noteAgain);
+    const noting = (this.#noting ?? Promise.resolve()).then(async () => await this.#note());
+    this.#noting = noting;
+    void noting.then(() => {
+      if (this.#noting === noting) this.#noting = undefined;
+    });
+  }
+
+  async #note(): Promise<void> {
+    const ports = this.#busy;
+    if (ports === undefined || this.#isOver) return;
+    try {
+      await this.#noteBusyPorts(this.nodeId, ports);
+      if (this.#busy === ports) this.#busy = undefined;
+    } catch (error) {
+      this.#log.debug("cannot note the node's busy ports now", { error });
+      this.#noteAgain = setTimeout(() => void this.#note(), noteAgainMs);
+    }
+  }
+
+  #ack({ revision, error }: NetworkAck): void {
     // The host logs why, and `networkProgress` shows that it lags.
     if (error !== "") this.#log.debug("network state not applied yet", { revision, cause: error });
     this.#acked = Math.max(this.#acked, revision);

@@ -238,7 +238,10 @@ export class Session {
             clusterd: member,
             incarnation: presence.incarnation,
             networkProblem: known?.networkProblem ?? "",
+            busyPorts: known?.busyPorts ?? [],
           },
+          // What is kept of it, others may be changing.
+          ifRevision: view.nodeStatuses.revisionOf(this.nodeId),
         },
       ];
       const expect = [{ table: "nodes" as const, id: this.nodeId, revision: view.nodes.revisionOf(this.nodeId) }];

@@ -17,7 +17,13 @@ import {
   type SessionDown,
   type SessionUp,
 } from "../../proto/gen/embassy/v1/dispatcher.ts";
-import { DesiredState, NodeDescription, TaskState, TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
+import {
+  type BusyPort,
+  DesiredState,
+  NodeDescription,
+  TaskState,
+  TaskStatus,
+} from "../../proto/gen/embassy/v1/state.ts";
 import type { TestCluster } from "../domain/testing.ts";
 import { createDispatcher, type Dispatcher, type DispatcherDeps } from "./index.ts";
 
@@ -253,6 +259,10 @@ export class TestNetd {
     });
     this.#stream.on("error", (error) => this.waiting.fail(errorOf(error)));
     this.#stream.write({ message: { $case: "hello", value: { version: "test" } } });
+  }
+
+  busy(...ports: readonly BusyPort[]): void {
+    this.#stream.write({ message: { $case: "busy", value: { ports: [...ports] } } });
   }
 
   ack(revision: number): void {

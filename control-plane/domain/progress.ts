@@ -1,5 +1,6 @@
 import type { ServiceProgress, StackProgress, TaskView } from "../../proto/gen/embassy/v1/api.ts";
-import { type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import { Protocol, type PublishedPort, PublishMode } from "../../proto/gen/embassy/v1/stack.ts";
+import { NodeState, type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "./index.ts";
 import { hasFailed, isComplete, isSatisfied, lastEnded, restartOf, type SeatTasks, seatsOf } from "./service-tasks.ts";
 import { isUp, observedStatus } from "./tasks.ts";
@@ -68,6 +69,31 @@ export function serviceProgress(index: ClusterIndex, service: Service): ServiceP
   };
 }
 
+const anywhere = (hostIp: string) => (hostIp === "0.0.0.0" ? "" : hostIp);
+
+/** The ports that the service publishes on every host but those on which a program has them, and which that is. */
+function portWarnings({ view }: ClusterIndex, service: Service): string[] {
+  const ports = (view.serviceStatuses.get(service.id)?.ports ?? []).filter(
+    ({ mode }) => mode === PublishMode.PUBLISH_MODE_INGRESS,
+  );
+  if (ports.length === 0) return [];
+  const warnings: string[] = [];
+  for (const { id, state, busyPorts } of view.nodeStatuses.values()) {
+    if (state !== NodeState.NODE_STATE_READY) continue;
+    for (const { port, protocol, hostIp, by } of busyPorts) {
+      const isOne = (one: PublishedPort) =>
+        one.published === port && one.protocol === protocol && anywhere(one.hostIp) === hostIp;
+      if (!ports.some(isOne)) continue;
+      const name = view.nodes.get(id)?.name ?? id;
+      const udp = protocol === Protocol.PROTOCOL_UDP ? "/udp" : "";
+      warnings.push(
+        `${name} does not publish port ${port}${udp} of ${service.spec?.name}: ${by || "a program of the host"} listens there`,
+      );
+    }
+  }
+  return warnings.sort();
+}
+
 /**
  * How far a stack is from what was deployed. Services that are being removed count as old tasks, and are listed as long as
  * they have any; `removed` only once no service and no network of the stack is left.
@@ -85,6 +111,7 @@ export function stackProgress(index: ClusterIndex, stack: string): StackProgress
     revision,
     services: progress.map((one) => one.progress),
     converged: revision > 0 && present,
+    warnings: revision > 0 && present ? services.flatMap((service) => portWarnings(index, service)) : [],
     removed: revision === 0 && services.length === 0 && index.networksOfStack(stack).length === 0,
   };
 }

@@ -56,6 +56,14 @@ export function schedulerNode(
       generic: description?.generic,
     },
     taints: spec.taints.length > 0 ? spec.taints.map(schedulerTaint) : undefined,
+    busyPorts:
+      status === undefined || status.busyPorts.length === 0
+        ? undefined
+        : status.busyPorts.map(({ port, protocol, by }) => ({
+            port,
+            protocol: protocol === Protocol.PROTOCOL_UDP ? "udp" : "tcp",
+            by: by || "a program of the host",
+          })),
   };
 }
 

@@ -56,6 +56,7 @@ export function nodeArbitrary(id: string): fc.Arbitrary<SchedulerNode> {
       value: fc.constantFrom(undefined, "x"),
       image: fc.boolean(),
       diskPressure: fc.constantFrom(false, false, false, true),
+      busyPort: fc.constantFrom(undefined, undefined, undefined, 80, 81),
     })
     .map((r) =>
       aNode(id, {
@@ -64,6 +65,7 @@ export function nodeArbitrary(id: string): fc.Arbitrary<SchedulerNode> {
         ready: r.ready,
         arch: r.arch,
         diskPressure: r.diskPressure,
+        busyPorts: r.busyPort === undefined ? undefined : [{ port: r.busyPort, protocol: "tcp", by: "sshd" }],
         images: r.image ? ["app:1"] : [],
         taints: r.taint === undefined ? undefined : [{ key: "dedicated", effect: r.taint, value: r.value }],
         capacity: {

@@ -48,6 +48,16 @@ export interface SchedulerNode {
   readonly diskPressure?: boolean | undefined;
   /** Images that it holds, by the same names as `TaskGroup.image`. */
   readonly images?: readonly string[] | undefined;
+  /** Ports that programs of the host have: no task is given them. */
+  readonly busyPorts?: readonly BusyHostPort[] | undefined;
+}
+
+/** A port of a node that a program of its host has. */
+export interface BusyHostPort {
+  readonly port: number;
+  readonly protocol: "tcp" | "udp";
+  /** The program, for people. */
+  readonly by: string;
 }
 
 export interface Platform {

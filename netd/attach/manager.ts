@@ -7,6 +7,7 @@ import type {
   AttachRequest,
   AttachResponse,
 } from "../../proto/gen/embassy/v1/local.ts";
+import type { PublishedPort } from "../../proto/gen/embassy/v1/stack.ts";
 import type { TaskAddress } from "../../proto/gen/embassy/v1/state.ts";
 import type { VethSource } from "../kernel/commands.ts";
 import { gatewayAddress } from "../kernel/ruleset.ts";
@@ -28,6 +29,10 @@ export interface AttachDeps {
   readonly apply: (taskIds: readonly string[]) => Promise<void>;
   /** Why the data path does not get on, if it does not; for errors. */
   readonly trouble: () => string;
+  /** Claims the ports that a task publishes on this host; throws `conflict` when a program of the host has one. */
+  readonly claim: (taskId: string, ports: readonly PublishedPort[]) => Promise<void>;
+  /** Takes back what was claimed for a task that is not attached after all. */
+  readonly unclaim: (taskId: string) => Promise<void>;
   /** The attachments have changed: who asks DNS may be another. */
   readonly onChange: () => void;
 }
@@ -75,12 +80,13 @@ export class AttachManager {
 
   /**
    * Makes the task's namespace and addresses; for a task that has them, gives the same again. Waits, until the signal is
-   * aborted, for networks and for an address. Throws `exhausted`, `unavailable`, or `invalid` for a sysctl.
+   * aborted, for networks and for an address. Throws `exhausted`, `unavailable`, `conflict` for a port of the host, or `invalid`
+   * for a sysctl.
    */
   async attach(request: AttachRequest, signal: AbortSignal): Promise<AttachResponse> {
     return await this.#alone(request.taskId, async () => {
       const known = this.#deps.ledger.attachments.get(request.taskId);
-      const attachment = known ?? (await this.#create(request, signal));
+      const attachment = known ?? (await this.#claimAndCreate(request, signal));
       // Also for a known one: an earlier call may have been given up on while the kernel was at it.
       await this.#untilApplied(attachment.taskId, signal);
       return this.#response(attachment);
@@ -140,6 +146,16 @@ export class AttachManager {
     throw new ClusterError(`task ${attachment.taskId}: ${stderr.trim() || `ip ended with ${code}`}`, {
       code: "internal",
     });
+  }
+
+  async #claimAndCreate(request: AttachRequest, signal: AbortSignal): Promise<Attachment> {
+    await this.#deps.claim(request.taskId, request.hostPorts);
+    try {
+      return await this.#create(request, signal);
+    } catch (error) {
+      await this.#deps.unclaim(request.taskId);
+      throw error;
+    }
   }
 
   async #create(request: AttachRequest, signal: AbortSignal): Promise<Attachment> {

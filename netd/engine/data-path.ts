@@ -9,6 +9,8 @@ import { type Action, applyToModel, plan } from "../plan/diff.ts";
 import type { Item } from "../plan/items.ts";
 import { allUnits, planUnit, unitsTouchedBy } from "../plan/units.ts";
 import type { Attachment, View } from "../plan/view.ts";
+import type { PortClaims } from "../publish/claims.ts";
+import { claimsOf } from "../publish/ports.ts";
 import { type Changes, ClusterState } from "../state/cluster.ts";
 
 /** Where the ends of veth pairs come from: the namespaces of attached tasks. */
@@ -23,6 +25,8 @@ export interface DataPathDeps {
   readonly log: Log;
   readonly veths: VethProvider;
   readonly attachments: ReadonlyMap<string, Attachment>;
+  /** Which ports of this host may be published. */
+  readonly claims: Pick<PortClaims, "set" | "has">;
   /** Finds the MTU of the device with the underlay address. */
   readonly mtuOfAddress: (address: string) => Promise<number | undefined>;
   /** Starts to end what connections still lead to those backends; nothing waits for it. */
@@ -64,7 +68,7 @@ export class DataPath implements AsyncDisposable {
   readonly #deps: DataPathDeps;
   readonly #desired = new DesiredItems();
   #believed = new Map<string, Item>();
-  #dirty = new Set<string>();
+  readonly #dirty = new Set<string>();
   #observe = true;
   #suspected = false;
   #gone: GoneBackend[] = [];
@@ -84,7 +88,9 @@ export class DataPath implements AsyncDisposable {
   }
 
   get view(): View {
-    return { cluster: this.cluster, attachments: this.#deps.attachments, underlayMtu: this.#underlayMtu };
+    const { attachments, claims } = this.#deps;
+    const mayPublish: View["mayPublish"] = (claim) => claims.has(claim);
+    return { cluster: this.cluster, attachments, underlayMtu: this.#underlayMtu, mayPublish };
   }
 
   /** Everything up to it is in the kernel. */
@@ -136,6 +142,12 @@ export class DataPath implements AsyncDisposable {
     await this.#request();
   }
 
+  /** Ports may be published that could not be, or the other way round. */
+  portsChanged(units: Iterable<string>): void {
+    for (const unit of units) this.#dirty.add(unit);
+    this.#request().catch(() => {});
+  }
+
   /** Something may have been changed by others: everything will be compared, and mended. */
   async suspect(): Promise<void> {
     this.#suspected = true;
@@ -149,7 +161,7 @@ export class DataPath implements AsyncDisposable {
     // A pass under way would be seen half done.
     await this.#exclusive(async () => {
       if (this.cluster.revision === 0) return;
-      this.#replan();
+      await this.#replan();
       const observation = await this.#deps.kernel.observe(this.#sysctls());
       drifts = plan(this.#desired.items, observation.items).map(driftOf);
       if (!this.#deps.kernel.isRuleset(observation)) {
@@ -219,9 +231,8 @@ export class DataPath implements AsyncDisposable {
     if (this.cluster.revision === 0) return;
     const { log, forget, onApplied } = this.#deps;
     const startMs = performance.now();
-    const revision = this.cluster.revision;
     if (this.#observe) await this.#readUnderlay();
-    const touched = this.#replan();
+    const { touched, revision } = await this.#replan();
     const gone = this.#gone.splice(0);
     let drifts = 0;
     let actions: Action[];
@@ -259,12 +270,19 @@ export class DataPath implements AsyncDisposable {
     for (const unit of allUnits(this.view)) this.#dirty.add(unit);
   }
 
-  /** Plans the dirty units anew. Returns the ids of what may have changed. */
-  #replan(): Set<string> {
+  /** Plans the dirty units anew. Gives the ids of what may have changed, and the revision that they are planned for. */
+  async #replan(): Promise<{ readonly touched: Set<string>; readonly revision: number }> {
     const touched = new Set<string>();
-    const dirty = this.#dirty;
-    this.#dirty = new Set();
     const { view } = this;
+    const { claims } = this.#deps;
+    const dirty = new Set<string>();
+    // Meanwhile the state may have changed again.
+    while (this.#dirty.size > 0) {
+      const fresh = [...this.#dirty];
+      this.#dirty.clear();
+      await claims.set(new Map(fresh.map((unit) => [unit, claimsOf(view, unit)])));
+      for (const unit of fresh) dirty.add(unit);
+    }
     for (const unit of dirty) {
       const plans = planUnit(view, unit);
       if (unit === "hosts") {
@@ -273,7 +291,7 @@ export class DataPath implements AsyncDisposable {
       }
       for (const [name, items] of plans) this.#desired.set(name, items, touched);
     }
-    return touched;
+    return { touched, revision: this.cluster.revision };
   }
 
   /** Resolves to whether the ruleset had to be loaded again. */

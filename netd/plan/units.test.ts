@@ -16,7 +16,8 @@ const tcp = (port: number) => ({ port, protocol: Protocol.PROTOCOL_TCP });
 function viewOf(state: NetworkState, attachments: readonly Attachment[] = []): View {
   const cluster = new ClusterState();
   cluster.apply(state);
-  return { cluster, attachments: new Map(attachments.map((one) => [one.taskId, one])), underlayMtu: 1_500 };
+  const all = new Map(attachments.map((one) => [one.taskId, one]));
+  return { cluster, attachments: all, underlayMtu: 1_500, mayPublish: () => true };
 }
 
 const task = (taskId: string, serviceId: string, addresses: Record<string, string>): Attachment => ({

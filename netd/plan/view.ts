@@ -3,6 +3,7 @@ import type { NetHost, NetNetwork } from "../../proto/gen/embassy/v1/dispatcher.
 import type { PublishedPort } from "../../proto/gen/embassy/v1/stack.ts";
 import type { TaskAddress } from "../../proto/gen/embassy/v1/state.ts";
 import { networkMarkBase, returnMarkBase } from "../kernel/ruleset.ts";
+import type { Claim } from "../publish/claims.ts";
 import type { ClusterState } from "../state/cluster.ts";
 
 /** A task of this host and what it has been given. */
@@ -25,6 +26,8 @@ export interface View {
   readonly attachments: ReadonlyMap<string, Attachment>;
   /** Of the device that has this host's underlay address. */
   readonly underlayMtu: number;
+  /** Is the port claimed, and not a program's of the host? */
+  readonly mayPublish: (claim: Claim) => boolean;
 }
 
 /** Bytes that VXLAN over IPv4 adds to a packet. */

@@ -23,7 +23,11 @@ import { planHostPorts, protocolName } from "../publish/ports.ts";
 export function planAttachment(view: View, attachment: Attachment): Item[] {
   const first = attachment.addresses[0];
   if (first === undefined) return [];
-  return [...planWay(view, attachment, first.address), ...planRights(view, attachment), ...planHostPorts(attachment)];
+  return [
+    ...planWay(view, attachment, first.address),
+    ...planRights(view, attachment),
+    ...planHostPorts(view, attachment),
+  ];
 }
 
 /** The MTU of a task's device: the smallest of its networks. */

@@ -14,6 +14,10 @@ import {
   type NetworkUp,
 } from "../../proto/gen/embassy/v1/dispatcher.ts";
 
+import { Protocol } from "../../proto/gen/embassy/v1/stack.ts";
+import type { BusyPort as WireBusyPort } from "../../proto/gen/embassy/v1/state.ts";
+import type { BusyPort } from "../publish/claims.ts";
+
 export interface SessionDeps {
   readonly log: Log;
   readonly clock: Clock;
@@ -26,6 +30,8 @@ export interface SessionDeps {
   readonly update: (state: NetworkState) => Promise<void>;
   /** Everything up to it is in kernel and DNS. */
   readonly appliedRevision: () => number;
+  /** What of the state the programs of the host stand in the way of. */
+  readonly busyPorts: () => readonly BusyPort[];
   /** Why the last pass over the kernel failed; empty when it did not. */
   readonly trouble: () => string;
 }
@@ -47,6 +53,13 @@ function parseManagers(text: string, path: string): string[] {
   throw new ClusterError(`${path} names no managers`, { code: "invalid", subject: path });
 }
 
+const busyPort = ({ protocol, address, port, by }: BusyPort): WireBusyPort => ({
+  port,
+  protocol: protocol === "udp" ? Protocol.PROTOCOL_UDP : Protocol.PROTOCOL_TCP,
+  hostIp: address === "0.0.0.0" ? "" : address,
+  by,
+});
+
 interface Membership {
   readonly managers: readonly string[];
   readonly identity: TlsIdentity;
@@ -59,6 +72,8 @@ interface Membership {
 export class NetworkSession {
   readonly #deps: SessionDeps;
   #connected = false;
+  /** Tells the stream, once it has had a state, of busy ports that it does not know of. */
+  #tellBusy: (() => void) | undefined;
 
   constructor(deps: SessionDeps) {
     this.#deps = deps;
@@ -66,6 +81,11 @@ export class NetworkSession {
 
   get connected(): boolean {
     return this.#connected;
+  }
+
+  /** Other ports are busy than before. */
+  busyPortsChanged(): void {
+    this.#tellBusy?.();
   }
 
   /** Runs until the signal is aborted; never rejects. */
@@ -126,7 +146,22 @@ export class NetworkSession {
     const patience = setTimeout(stop, firstStateMs);
     try {
       await new Promise<void>((resolve, reject) => {
-        const send = (message: NetworkUp["message"]) => stream.write({ message });
+        let told: string | undefined;
+        const tellBusy = () => {
+          const ports = this.#deps.busyPorts().map(busyPort);
+          const key = JSON.stringify(ports);
+          if (key === told) return;
+          told = key;
+          stream.write({ message: { $case: "busy", value: { ports } } });
+        };
+        const send = (message: NetworkUp["message"]) => {
+          // Who waits for an acknowledgement learns what could not be done of the state.
+          if (message?.$case === "ack") {
+            tellBusy();
+            this.#tellBusy = tellBusy;
+          }
+          stream.write({ message });
+        };
         // States are taken in as they come; of acknowledgements only the order matters.
         stream.on("data", ({ state }: NetworkDown) => {
           if (state === undefined) return;
@@ -144,6 +179,7 @@ export class NetworkSession {
       });
     } finally {
       clearTimeout(patience);
+      this.#tellBusy = undefined;
       signal.removeEventListener("abort", stop);
       stream.cancel();
       client.close();

@@ -8,6 +8,7 @@ import { createLog } from "../../lib/log/log.ts";
 import { NetworkState } from "../../proto/gen/embassy/v1/dispatcher.ts";
 import { AttachRequest } from "../../proto/gen/embassy/v1/local.ts";
 import { Netd } from "../netd.ts";
+import { describeBusy } from "../publish/claims.ts";
 
 const [directory = "", level = "warn"] = process.argv.slice(2);
 
@@ -18,6 +19,7 @@ const netd = new Netd({
   resolvConf: `${directory}/resolv.conf`,
   poolSize: 1,
   connected: () => false,
+  portRetryMs: 200,
 });
 
 /** How long the test lets an attach wait. */
@@ -42,6 +44,8 @@ async function run(command: string, argument: unknown): Promise<unknown> {
       return netd.status();
     case "verify":
       return await netd.verify(argument === true);
+    case "busy":
+      return netd.busyPorts().map(describeBusy);
     case "repaired":
       return netd.metrics.driftsRepaired;
     case "metrics":

@@ -21,14 +21,18 @@ const streams: { socket: Socket; sent: number; echoed: number; error: string }[]
 const codeOf = (error: unknown): string =>
   error instanceof Error && "code" in error ? String(error.code) : String(error);
 
-/** Says to whom it is talking, then echoes. */
-async function serveTcp(port: number): Promise<void> {
+/** Says to whom it is talking, then echoes. Resolves to "listens" or to the code of what was wrong. */
+async function serveTcp(at: number | { readonly host: string; readonly port: number }): Promise<string> {
+  const { host, port } = typeof at === "number" ? { host: "0.0.0.0", port: at } : at;
   const server = createServer((socket) => {
     socket.on("error", () => {});
     socket.write(`${name} ${socket.remoteAddress}\n`);
     socket.pipe(socket);
   });
-  await new Promise<void>((resolve) => server.listen(port, "0.0.0.0", resolve));
+  return await new Promise<string>((resolve) => {
+    server.on("error", (error) => resolve(codeOf(error)));
+    server.listen(port, host, () => resolve("listens"));
+  });
 }
 
 async function serveUdp(port: number): Promise<void> {

@@ -20,6 +20,8 @@ export function judge(stage: Stage, { code }: ClusterError, attempt: number): Ve
   // The layers were collected between pull and mount: the next pass pulls them again.
   if (stage === "mount" && code === "not-found" && attempt < attemptsBeforeReject) return "retry";
   if (permanent.includes(code)) return "reject";
+  // A program of this host has a port that the task publishes; another host may do.
+  if (stage === "network" && code === "conflict") return "reject";
   if (code === "unavailable" && (stage === "network" || stage === "files")) return "retry";
   if (stage === "image") return attempt < pullsBeforeReject ? "retry" : "reject";
   return attempt < attemptsBeforeReject ? "retry" : "reject";

@@ -94,4 +94,48 @@ describe("what must not see one another does not", () => {
     });
     await cluster.run(["rm", "vault"]);
   });
+
+  it("a program of a host keeps its port from a stack: there nothing is published, which is said, and a task that must is elsewhere", async () => {
+    const web = (mode: string) => `services:
+  web:
+    image: "${cluster.registry}/busybox:1"
+    command: [sh, -c, "mkdir /www; echo stack > /www/index.html; exec httpd -f -p 8080 -h /www"]
+    stop_grace_period: 0s
+    ports: [{target: 8080, published: "8099", mode: ${mode}}]
+    deploy: {replicas: 2}`;
+    const started = await cluster.exec("host-1", [
+      "sh",
+      "-c",
+      "mkdir -p /run/own && echo own > /run/own/index.html && { busybox httpd -f -p 8099 -h /run/own > /dev/null 2>&1 & echo $!; }",
+    ]);
+    expect(started.code).toBe(0);
+    const says = async (host: string): Promise<string> =>
+      (await cluster.exec(host, ["busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:8099/"])).stdout.trim();
+    const everywhere = async () => [await says("host-1"), await says("host-2"), await says("host-3")];
+
+    const { stderr } = await cluster.deployText("ports", web("ingress"));
+    expect(stderr).toMatch(/warning: host-1 does not publish port 8099 of web: busybox \(pid \d+\) listens there/);
+    expect(await everywhere()).toEqual(["own", "stack", "stack"]);
+    expect((await cluster.run(["nodes"])).stdout).toMatch(/host-1 .*port 8099 is in use by busybox/);
+    await cluster.kill("host-1", "netd");
+    await cluster.start("host-1", "netd");
+    // It listens for tasks' names once it has done what it knew.
+    await cluster.untilNodes("host-1 has its network", (nodes) =>
+      nodes.every(({ status }) => status?.networkProblem === ""),
+    );
+    expect(await everywhere()).toEqual(["own", "stack", "stack"]);
+    await cluster.run(["rm", "ports"]);
+
+    await cluster.deployText("ports", web("host"));
+    const on = running(await cluster.tasks(), "web").map(({ nodeName }) => nodeName);
+    expect(on.sort()).toEqual(["host-2", "host-3"]);
+    expect(await everywhere()).toEqual(["own", "stack", "stack"]);
+    const third = await cluster.clusterctl(["scale", "ports_web=3"]);
+    expect([third.code, third.stderr]).toEqual([2, expect.stringMatching(/port 8099 .*busybox/)]);
+
+    await cluster.exec("host-1", ["kill", started.stdout.trim()]);
+    await cluster.until("the third task runs once the port is free", (tasks) => running(tasks, "web").length === 3);
+    expect(await everywhere()).toEqual(["stack", "stack", "stack"]);
+    await cluster.run(["rm", "ports"]);
+  });
 });

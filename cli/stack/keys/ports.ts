@@ -122,7 +122,7 @@ export const port = object(
       default: "tcp",
     }),
     mode: key(oneOf("ingress", "host"), {
-      doc: "`ingress` publishes on every node, `host` on the nodes that run a task.",
+      doc: "`ingress` publishes on every node, `host` on the nodes that run a task. A program of a host that listens there keeps its port, and nothing is published there.",
       example: "host",
       beside: 'target: 80\npublished: "8080"',
       default: "ingress",

@@ -134,6 +134,22 @@ describe("each filter refuses for its reason, and says what would help", () => {
       ["host-port", "port 53/udp held by db.1", "Publish another port, or stop db.1."],
     ],
     [
+      "a port of a program of the host",
+      {
+        group: { ports: [{ port: 22, protocol: "tcp" }] },
+        node: { busyPorts: [{ port: 22, protocol: "tcp", by: "sshd (pid 7)" }] },
+      },
+      ["host-port", "port 22 held by sshd (pid 7)", "Publish another port, or stop sshd (pid 7)."],
+    ],
+    [
+      "a range that programs of the host have",
+      {
+        group: { ports: [{ port: 0, protocol: "tcp", range: [80, 80] }] },
+        node: { busyPorts: [{ port: 80, protocol: "tcp", by: "nginx (pid 8)" }] },
+      },
+      ["host-port", "no free port in 80-80", "Widen the port range, or add a node."],
+    ],
+    [
       "a port of a range that is used up",
       {
         group: { ports: [{ port: 0, protocol: "tcp", range: [80, 80] }] },

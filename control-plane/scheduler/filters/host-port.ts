@@ -1,5 +1,5 @@
 import { type NodeRecord, portKey, type TaskRecord } from "../state/records.ts";
-import { defaultPortRange, type HostPort } from "../types.ts";
+import { type BusyHostPort, defaultPortRange, type HostPort } from "../types.ts";
 import type { Filter } from "./filter.ts";
 
 /** Every host port that the group asks for is free on the node. */
@@ -11,14 +11,17 @@ export const hostPort: Filter = {
     const { ports } = group;
     if (ports === undefined || ports.length === 0) return true;
     // Several may stand in each other's way, even on a node where none is taken.
-    if (ports.length === 1 && (node.ports === undefined || node.ports.size === 0)) return true;
+    const none = (node.ports === undefined || node.ports.size === 0) && node.spec.busyPorts === undefined;
+    if (ports.length === 1 && none) return true;
     return givePorts(ports, node) !== undefined;
   },
   reason(_state, group, node) {
     const ports = group.spec.ports ?? [];
     // The first that cannot be had beside those before it.
     const refused = ports.find((_, i) => givePorts(ports.slice(0, i + 1), node) === undefined);
-    const holder = refused && node.ports?.get(portKey(refused.port, refused.protocol))?.name;
+    const key = refused && portKey(refused.port, refused.protocol);
+    const task = key && node.ports?.get(key)?.name;
+    const holder = task ?? node.spec.busyPorts?.find((one) => keyOf(one) === key)?.by;
     if (refused === undefined || refused.port === 0 || holder === undefined) {
       const [first, last] = refused?.range ?? defaultPortRange;
       return {
@@ -32,10 +35,12 @@ export const hostPort: Filter = {
       kind: "host-port",
       text: `${port} held by ${holder}`,
       fix: `Publish another port, or stop ${holder}.`,
-      together: `${port} taken`,
+      together: task === undefined ? `${port} held by programs of the hosts` : `${port} taken`,
     };
   },
 };
+
+const keyOf = ({ port, protocol }: BusyHostPort) => portKey(port, protocol);
 
 /**
  * The number for each port asked for, lowest free first within a range; undefined when one of them cannot be had. What
@@ -49,7 +54,8 @@ export function givePorts(
   const given: number[] = [];
   const free = (key: number): boolean => {
     const holder = node.ports?.get(key);
-    return holder === undefined || leaving?.has(holder) === true;
+    if (holder !== undefined && leaving?.has(holder) !== true) return false;
+    return node.spec.busyPorts?.some((one) => keyOf(one) === key) !== true;
   };
   for (const { port, protocol, range } of ports) {
     if (port !== 0) {

@@ -179,6 +179,8 @@ export interface StackProgress {
   converged: boolean;
   /** nothing of it is left: streams end after this */
   removed: boolean;
+  /** once every service has what it wants: ports that a host does not publish, and why */
+  warnings: string[];
 }
 
 export interface ServiceProgress {
@@ -541,6 +543,10 @@ export interface InfoResponse {
   revision: number;
   /** host:port of the members that have served */
   addresses: string[];
+  /** stopped giving signs of life together with most others */
+  nodesSilent: number;
+  /** of those that are ready */
+  nodesWithoutNetwork: number;
 }
 
 /** Travels in the trailer embassy-error-bin of a failed call. */
@@ -1702,7 +1708,7 @@ export const WatchStackRequest: MessageFns<WatchStackRequest> = {
 };
 
 function createBaseStackProgress(): StackProgress {
-  return { revision: 0, services: [], converged: false, removed: false };
+  return { revision: 0, services: [], converged: false, removed: false, warnings: [] };
 }
 
 export const StackProgress: MessageFns<StackProgress> = {
@@ -1718,6 +1724,9 @@ export const StackProgress: MessageFns<StackProgress> = {
     }
     if (message.removed !== false) {
       writer.uint32(32).bool(message.removed);
+    }
+    for (const v of message.warnings) {
+      writer.uint32(42).string(v!);
     }
     return writer;
   },
@@ -1767,6 +1776,14 @@ export const StackProgress: MessageFns<StackProgress> = {
             message.removed = reader.bool();
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.warnings.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1787,6 +1804,7 @@ export const StackProgress: MessageFns<StackProgress> = {
         : [],
       converged: isSet(object.converged) ? globalThis.Boolean(object.converged) : false,
       removed: isSet(object.removed) ? globalThis.Boolean(object.removed) : false,
+      warnings: globalThis.Array.isArray(object?.warnings) ? object.warnings.map((e: any) => globalThis.String(e)) : [],
     };
   },
 
@@ -1804,6 +1822,9 @@ export const StackProgress: MessageFns<StackProgress> = {
     if (message.removed !== undefined) {
       obj.removed = message.removed;
     }
+    if (message.warnings?.length) {
+      obj.warnings = message.warnings;
+    }
     return obj;
   },
 
@@ -1816,6 +1837,7 @@ export const StackProgress: MessageFns<StackProgress> = {
     message.services = object.services?.map((e) => ServiceProgress.fromPartial(e)) || [];
     message.converged = object.converged ?? false;
     message.removed = object.removed ?? false;
+    message.warnings = object.warnings?.map((e) => e) || [];
     return message;
   },
 };
@@ -6793,6 +6815,8 @@ function createBaseInfoResponse(): InfoResponse {
     nodesTotal: 0,
     revision: 0,
     addresses: [],
+    nodesSilent: 0,
+    nodesWithoutNetwork: 0,
   };
 }
 
@@ -6821,6 +6845,12 @@ export const InfoResponse: MessageFns<InfoResponse> = {
     }
     for (const v of message.addresses) {
       writer.uint32(66).string(v!);
+    }
+    if (message.nodesSilent !== 0) {
+      writer.uint32(72).uint32(message.nodesSilent);
+    }
+    if (message.nodesWithoutNetwork !== 0) {
+      writer.uint32(80).uint32(message.nodesWithoutNetwork);
     }
     return writer;
   },
@@ -6902,6 +6932,22 @@ export const InfoResponse: MessageFns<InfoResponse> = {
             message.addresses.push(reader.string());
             continue;
           }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.nodesSilent = reader.uint32();
+            continue;
+          }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.nodesWithoutNetwork = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -6938,6 +6984,16 @@ export const InfoResponse: MessageFns<InfoResponse> = {
       addresses: globalThis.Array.isArray(object?.addresses)
         ? object.addresses.map((e: any) => globalThis.String(e))
         : [],
+      nodesSilent: isSet(object.nodesSilent)
+        ? globalThis.Number(object.nodesSilent)
+        : isSet(object.nodes_silent)
+        ? globalThis.Number(object.nodes_silent)
+        : 0,
+      nodesWithoutNetwork: isSet(object.nodesWithoutNetwork)
+        ? globalThis.Number(object.nodesWithoutNetwork)
+        : isSet(object.nodes_without_network)
+        ? globalThis.Number(object.nodes_without_network)
+        : 0,
     };
   },
 
@@ -6967,6 +7023,12 @@ export const InfoResponse: MessageFns<InfoResponse> = {
     if (message.addresses?.length) {
       obj.addresses = message.addresses;
     }
+    if (message.nodesSilent !== undefined) {
+      obj.nodesSilent = Math.round(message.nodesSilent);
+    }
+    if (message.nodesWithoutNetwork !== undefined) {
+      obj.nodesWithoutNetwork = Math.round(message.nodesWithoutNetwork);
+    }
     return obj;
   },
 
@@ -6983,6 +7045,8 @@ export const InfoResponse: MessageFns<InfoResponse> = {
     message.nodesTotal = object.nodesTotal ?? 0;
     message.revision = object.revision ?? 0;
     message.addresses = object.addresses?.map((e) => e) || [];
+    message.nodesSilent = object.nodesSilent ?? 0;
+    message.nodesWithoutNetwork = object.nodesWithoutNetwork ?? 0;
     return message;
   },
 };

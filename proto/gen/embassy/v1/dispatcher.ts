@@ -31,6 +31,7 @@ import {
   Resources,
 } from "./stack.ts";
 import {
+  BusyPort,
   DesiredState,
   desiredStateFromJSON,
   desiredStateToJSON,
@@ -210,7 +211,13 @@ export interface Blob {
 }
 
 export interface NetworkUp {
-  message: { $case: "hello"; value: NetworkHello } | { $case: "ack"; value: NetworkAck } | undefined;
+  message: { $case: "hello"; value: NetworkHello } | { $case: "ack"; value: NetworkAck } | //
+  /** before the acknowledgement of the state that it is found with, and when it changes */
+  { $case: "busy"; value: NetworkBusy } | undefined;
+}
+
+export interface NetworkBusy {
+  ports: BusyPort[];
 }
 
 export interface NetworkHello {
@@ -2942,6 +2949,9 @@ export const NetworkUp: MessageFns<NetworkUp> = {
       case "ack":
         NetworkAck.encode(message.message.value, writer.uint32(18).fork()).join();
         break;
+      case "busy":
+        NetworkBusy.encode(message.message.value, writer.uint32(26).fork()).join();
+        break;
     }
     return writer;
   },
@@ -2975,6 +2985,14 @@ export const NetworkUp: MessageFns<NetworkUp> = {
             message.message = { $case: "ack", value: NetworkAck.decode(reader, reader.uint32()) };
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.message = { $case: "busy", value: NetworkBusy.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2993,6 +3011,8 @@ export const NetworkUp: MessageFns<NetworkUp> = {
         ? { $case: "hello", value: NetworkHello.fromJSON(object.hello) }
         : isSet(object.ack)
         ? { $case: "ack", value: NetworkAck.fromJSON(object.ack) }
+        : isSet(object.busy)
+        ? { $case: "busy", value: NetworkBusy.fromJSON(object.busy) }
         : undefined,
     };
   },
@@ -3003,6 +3023,8 @@ export const NetworkUp: MessageFns<NetworkUp> = {
       obj.hello = NetworkHello.toJSON(message.message.value);
     } else if (message.message?.$case === "ack") {
       obj.ack = NetworkAck.toJSON(message.message.value);
+    } else if (message.message?.$case === "busy") {
+      obj.busy = NetworkBusy.toJSON(message.message.value);
     }
     return obj;
   },
@@ -3025,7 +3047,80 @@ export const NetworkUp: MessageFns<NetworkUp> = {
         }
         break;
       }
+      case "busy": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "busy", value: NetworkBusy.fromPartial(object.message.value) };
+        }
+        break;
+      }
     }
+    return message;
+  },
+};
+
+function createBaseNetworkBusy(): NetworkBusy {
+  return { ports: [] };
+}
+
+export const NetworkBusy: MessageFns<NetworkBusy> = {
+  encode(message: NetworkBusy, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.ports) {
+      BusyPort.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NetworkBusy {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNetworkBusy();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.ports.push(BusyPort.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NetworkBusy {
+    return { ports: globalThis.Array.isArray(object?.ports) ? object.ports.map((e: any) => BusyPort.fromJSON(e)) : [] };
+  },
+
+  toJSON(message: NetworkBusy): unknown {
+    const obj: any = {};
+    if (message.ports?.length) {
+      obj.ports = message.ports.map((e) => BusyPort.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<NetworkBusy>): NetworkBusy {
+    return NetworkBusy.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NetworkBusy>): NetworkBusy {
+    const message = createBaseNetworkBusy();
+    message.ports = object.ports?.map((e) => BusyPort.fromPartial(e)) || [];
     return message;
   },
 };

@@ -1334,7 +1334,8 @@ export type NetdService = typeof NetdService;
 export const NetdService = {
   /**
    * Makes the task's network namespace and its addresses; again for the same task: the same answer.
-   * Waits until the task's networks are known (deadline of the call). Errors: exhausted (block full), unavailable.
+   * Waits until the task's networks are known (deadline of the call). Errors: exhausted (block full), unavailable,
+   * conflict (a program of the host has one of host_ports).
    */
   attach: {
     path: "/embassy.v1.Netd/Attach" as const,
@@ -1391,7 +1392,8 @@ export const NetdService = {
 export interface NetdServer extends UntypedServiceImplementation {
   /**
    * Makes the task's network namespace and its addresses; again for the same task: the same answer.
-   * Waits until the task's networks are known (deadline of the call). Errors: exhausted (block full), unavailable.
+   * Waits until the task's networks are known (deadline of the call). Errors: exhausted (block full), unavailable,
+   * conflict (a program of the host has one of host_ports).
    */
   attach: handleUnaryCall<AttachRequest, AttachResponse>;
   /** Takes both away. A task that is not there is no error. */
@@ -1406,7 +1408,8 @@ export interface NetdServer extends UntypedServiceImplementation {
 export interface NetdClient extends Client {
   /**
    * Makes the task's network namespace and its addresses; again for the same task: the same answer.
-   * Waits until the task's networks are known (deadline of the call). Errors: exhausted (block full), unavailable.
+   * Waits until the task's networks are known (deadline of the call). Errors: exhausted (block full), unavailable,
+   * conflict (a program of the host has one of host_ports).
    */
   attach(
     request: AttachRequest,

@@ -8,6 +8,9 @@
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
 import {
   NetworkSpec,
+  Protocol,
+  protocolFromJSON,
+  protocolToJSON,
   PublishedPort,
   ServiceSpec,
   StackSpec,
@@ -485,6 +488,18 @@ export interface NodeStatus {
   incarnation: string;
   /** what is wrong with its netd, as its noded sees it; empty: nothing. Of a node that is down: what was */
   networkProblem: string;
+  /** as its netd says, by port */
+  busyPorts: BusyPort[];
+}
+
+/** A port that something is to be published at, and that a program of the host has: the program keeps it. */
+export interface BusyPort {
+  port: number;
+  protocol: Protocol;
+  /** where it is to be published; empty: at every address */
+  hostIp: string;
+  /** the program: "sshd (pid 812)"; empty: not known */
+  by: string;
 }
 
 /** What a node says of itself when its session opens. */
@@ -2139,6 +2154,7 @@ function createBaseNodeStatus(): NodeStatus {
     clusterd: "",
     incarnation: "",
     networkProblem: "",
+    busyPorts: [],
   };
 }
 
@@ -2167,6 +2183,9 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     }
     if (message.networkProblem !== "") {
       writer.uint32(66).string(message.networkProblem);
+    }
+    for (const v of message.busyPorts) {
+      BusyPort.encode(v!, writer.uint32(74).fork()).join();
     }
     return writer;
   },
@@ -2248,6 +2267,14 @@ export const NodeStatus: MessageFns<NodeStatus> = {
             message.networkProblem = reader.string();
             continue;
           }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.busyPorts.push(BusyPort.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2278,6 +2305,11 @@ export const NodeStatus: MessageFns<NodeStatus> = {
         : isSet(object.network_problem)
         ? globalThis.String(object.network_problem)
         : "",
+      busyPorts: globalThis.Array.isArray(object?.busyPorts)
+        ? object.busyPorts.map((e: any) => BusyPort.fromJSON(e))
+        : globalThis.Array.isArray(object?.busy_ports)
+        ? object.busy_ports.map((e: any) => BusyPort.fromJSON(e))
+        : [],
     };
   },
 
@@ -2307,6 +2339,9 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     if (message.networkProblem !== undefined) {
       obj.networkProblem = message.networkProblem;
     }
+    if (message.busyPorts?.length) {
+      obj.busyPorts = message.busyPorts.map((e) => BusyPort.toJSON(e));
+    }
     return obj;
   },
 
@@ -2325,6 +2360,128 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     message.clusterd = object.clusterd ?? "";
     message.incarnation = object.incarnation ?? "";
     message.networkProblem = object.networkProblem ?? "";
+    message.busyPorts = object.busyPorts?.map((e) => BusyPort.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseBusyPort(): BusyPort {
+  return { port: 0, protocol: 0, hostIp: "", by: "" };
+}
+
+export const BusyPort: MessageFns<BusyPort> = {
+  encode(message: BusyPort, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.port !== 0) {
+      writer.uint32(8).uint32(message.port);
+    }
+    if (message.protocol !== 0) {
+      writer.uint32(16).int32(message.protocol);
+    }
+    if (message.hostIp !== "") {
+      writer.uint32(26).string(message.hostIp);
+    }
+    if (message.by !== "") {
+      writer.uint32(34).string(message.by);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): BusyPort {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBusyPort();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.port = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.protocol = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.hostIp = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.by = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): BusyPort {
+    return {
+      port: isSet(object.port) ? globalThis.Number(object.port) : 0,
+      protocol: isSet(object.protocol) ? protocolFromJSON(object.protocol) : 0,
+      hostIp: isSet(object.hostIp)
+        ? globalThis.String(object.hostIp)
+        : isSet(object.host_ip)
+        ? globalThis.String(object.host_ip)
+        : "",
+      by: isSet(object.by) ? globalThis.String(object.by) : "",
+    };
+  },
+
+  toJSON(message: BusyPort): unknown {
+    const obj: any = {};
+    if (message.port !== undefined) {
+      obj.port = Math.round(message.port);
+    }
+    if (message.protocol !== undefined) {
+      obj.protocol = protocolToJSON(message.protocol);
+    }
+    if (message.hostIp !== undefined) {
+      obj.hostIp = message.hostIp;
+    }
+    if (message.by !== undefined) {
+      obj.by = message.by;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<BusyPort>): BusyPort {
+    return BusyPort.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<BusyPort>): BusyPort {
+    const message = createBaseBusyPort();
+    message.port = object.port ?? 0;
+    message.protocol = object.protocol ?? 0;
+    message.hostIp = object.hostIp ?? "";
+    message.by = object.by ?? "";
     return message;
   },
 };
