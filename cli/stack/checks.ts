@@ -68,6 +68,7 @@ class Checker {
     this.#links(name, service, path);
     this.#numbers(service, path);
     this.#mounts(service, path);
+    this.#placement(service, path);
     this.#modes(service, path);
     this.#templates(service, path);
   }
@@ -98,6 +99,27 @@ class Checker {
       hint ?? (listed || undefined),
       suggestion,
     );
+  }
+
+  #placement(service: Service, path: Path): void {
+    const placement = service["x-placement"];
+    const where = [...path, "x-placement"];
+    if ((placement?.spread ?? []).length > 0 && (service.deploy.placement?.preferences ?? []).length > 0) {
+      this.#error(
+        "conflict",
+        [...where, "spread"],
+        "cannot go with deploy.placement.preferences",
+        "Say it here: {over: node.labels.zone} is {spread: node.labels.zone} there.",
+      );
+    }
+    for (const key of ["affinity", "anti_affinity"] as const) {
+      for (const [index, { service: other }] of numbered(placement?.[key])) {
+        // A wish towards what no profile brings in is no wish.
+        if (other === undefined || this.#context.off.includes(other)) continue;
+        if (!Object.hasOwn(this.#stack.services, other))
+          this.#unknown([...where, key, index], "service", other, Object.keys(this.#stack.services));
+      }
+    }
   }
 
   #references(name: string, service: Service, path: Path): void {

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { StackSpec, TaintEffect } from "../../proto/gen/embassy/v1/stack.ts";
+import { PlacementStrategy, StackSpec, TaintEffect } from "../../proto/gen/embassy/v1/stack.ts";
 import { convertStack, qualifyImage } from "./convert.ts";
 import { diagnosticJson, loadStack, memoryFiles } from "./index.ts";
 
@@ -68,18 +68,23 @@ services:
     deploy:
       endpoint_mode: dnsrr
       labels: {d: "1"}
-      placement: {constraints: ["node.labels.zone == a "], preferences: [{spread: node.labels.rack}], max_replicas_per_node: 2}
+      placement: {constraints: ["node.labels.zone == a "], max_replicas_per_node: 2}
       resources:
         limits: {cpus: "0.5", memory: 64m, pids: 100}
         reservations: {cpus: "0.25", memory: 32m, generic_resources: [{discrete_resource_spec: {kind: ssd, value: 2}}]}
       update_config: {parallelism: 2, delay: 3s, order: stop-first}
     x-placement:
       tolerations: [{key: gpu, value: a100, effect: no-execute}, {}]
+      spread: [{over: node.labels.zone, shares: {a: 2, b: 0.5}, other_share: 0}, {over: node.labels.rack, max_skew: 2}]
+      affinity: [{node: "node.labels.disk == ssd ", weight: 10}, {service: db}, {service: off}]
+      anti_affinity: [{service: web, over: node.labels.zone, weight: 100}]
+      strategy: binpack
   db:
     image: postgres
     networks: [back]
     healthcheck: {test: [CMD, pg_isready], retries: 5}
-    deploy: {mode: global}
+    deploy: {mode: global, placement: {preferences: [{spread: node.labels.rack}]}}
+  "off": {image: busybox, profiles: [debug]}
 networks: {back: {driver_opts: {icc: "false", mtu: 1400}, ipam: {config: [{subnet: 10.1.0.0/16}]}, labels: {n: "1"}}, front: {internal: true}, shared: {external: true, name: infra_net}}
 volumes: {data: {}}
 configs: {app: {environment: APP}}
@@ -130,6 +135,7 @@ describe("what the contract has a place for", () => {
     expect(db).toMatchObject({
       name: "db",
       mode: { $case: "global" },
+      placement: { spread: ["node.labels.rack"], spreadRules: [], affinities: [] },
       container: {
         image: "docker.io/library/postgres:latest",
         healthcheck: { test: ["CMD", "pg_isready"], retries: 5 },
@@ -142,7 +148,17 @@ describe("what the contract has a place for", () => {
       mode: { $case: "replicated", value: { replicas: 1 } },
       placement: {
         constraints: ["node.labels.zone == a"],
-        spread: ["node.labels.rack"],
+        spread: [],
+        spreadRules: [
+          { over: "node.labels.zone", shares: { a: 2, b: 0.5 }, otherShare: 0, maxSkew: 0 },
+          { over: "node.labels.rack", shares: {}, otherShare: 1, maxSkew: 2 },
+        ],
+        affinities: [
+          { to: { $case: "node", value: "node.labels.disk == ssd" }, weight: 10 },
+          { to: { $case: "service", value: { service: "db", over: "node.id" } }, weight: 50 },
+          { to: { $case: "service", value: { service: "web", over: "node.labels.zone" } }, weight: -100 },
+        ],
+        strategy: PlacementStrategy.PLACEMENT_STRATEGY_BINPACK,
         maxReplicasPerNode: 2,
         platforms: ["linux/arm64"],
         tolerations: [

@@ -1,9 +1,11 @@
 import {
+  type Affinity,
   type ContainerSpec,
   DependencyCondition,
   EndpointMode,
   type Mount as MountSpec,
   MountType,
+  PlacementStrategy,
   Protocol,
   PublishMode,
   PullPolicy,
@@ -101,6 +103,20 @@ function serviceSpec(name: string, service: Service, stack: Stack): ServiceParti
       spread: (deploy.placement?.preferences ?? []).map(({ spread }) => spread),
       maxReplicasPerNode: deploy.placement?.max_replicas_per_node ?? 0,
       platforms: service.platform === undefined ? [] : [service.platform],
+      spreadRules: (service["x-placement"]?.spread ?? []).map(({ over, shares, other_share, max_skew }) => ({
+        over,
+        shares: shares ?? {},
+        otherShare: other_share ?? 1,
+        maxSkew: max_skew ?? 0,
+      })),
+      affinities: [
+        ...(service["x-placement"]?.affinity ?? []).map((one) => affinity(one, 1)),
+        ...(service["x-placement"]?.anti_affinity ?? []).map((one) => affinity(one, -1)),
+      ].filter(({ to }) => to?.$case !== "service" || Object.hasOwn(stack.services, to.value.service)),
+      strategy:
+        service["x-placement"]?.strategy === "binpack"
+          ? PlacementStrategy.PLACEMENT_STRATEGY_BINPACK
+          : PlacementStrategy.PLACEMENT_STRATEGY_SPREAD,
       tolerations: (service["x-placement"]?.tolerations ?? []).map(({ key, value, effect }) => ({
         key: key ?? "",
         value,
@@ -161,6 +177,19 @@ function serviceSpec(name: string, service: Service, stack: Stack): ServiceParti
     labels: deploy.labels ?? {},
     containerName: service.container_name ?? "",
     endpointMode: deploy.endpoint_mode === "dnsrr" ? EndpointMode.ENDPOINT_MODE_DNSRR : EndpointMode.ENDPOINT_MODE_VIP,
+  };
+}
+
+function affinity(
+  { node, service, over, weight }: { node?: string; service?: string; over?: string; weight: number },
+  sign: 1 | -1,
+): Affinity {
+  return {
+    to:
+      service === undefined
+        ? { $case: "node", value: (node ?? "").trim() }
+        : { $case: "service", value: { service, over: over ?? "node.id" } },
+    weight: sign * weight,
   };
 }
 

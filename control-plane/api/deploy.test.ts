@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { describe, expect, it } from "vitest";
 import { defaultPorts } from "../../lib/net/ports.ts";
 import {
+  Affinity,
   BlobMount,
   BlobSpec,
   ContainerSpec,
@@ -18,6 +19,7 @@ import {
   RestartPolicy,
   ServiceNetwork,
   type ServiceSpec,
+  SpreadRule,
   type StackSpec,
   Toleration,
 } from "../../proto/gen/embassy/v1/stack.ts";
@@ -309,6 +311,35 @@ describe("a stack is refused", () => {
       },
       "services.web.deploy.resources.reservations.generic_resources",
       /"a gpu"/,
+    ],
+    [
+      "with an affinity to a service that is not there",
+      () => {
+        const to = { $case: "service", value: { service: "db", over: "node.id" } } as const;
+        const placement = Placement.create({ affinities: [Affinity.create({ to, weight: 50 })] });
+        return aStack("s", [aService("web", { placement })]);
+      },
+      "services.web.x-placement.affinity[0]",
+      /service db is not declared/,
+    ],
+    [
+      "with an affinity that weighs too much",
+      () => {
+        const to = { $case: "node", value: "node.role == worker" } as const;
+        const placement = Placement.create({ affinities: [Affinity.create({ to, weight: -101 })] });
+        return aStack("s", [aService("web", { placement })]);
+      },
+      "services.web.x-placement.affinity[0]",
+      /-101/,
+    ],
+    [
+      "with a share that is none",
+      () => {
+        const rule = SpreadRule.create({ over: "node.labels.zone", shares: { a: -1 } });
+        return aStack("s", [aService("web", { placement: Placement.create({ spreadRules: [rule] }) })]);
+      },
+      "services.web.x-placement.spread[0]",
+      /-1/,
     ],
     [
       "that tolerates a value of no key",

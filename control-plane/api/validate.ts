@@ -15,6 +15,7 @@ const stackName = /^[a-z0-9][a-z0-9_-]{0,62}$/;
 const dnsLabel = /^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$/i;
 const mostReplicas = 100_000;
 const blobBytes = 1_000_000;
+const mostShare = 1_000_000;
 
 /**
  * Checks a stack as it arrived. clusterctl has said all of this with file and line; this is for whoever else calls, and for
@@ -47,6 +48,32 @@ export function validateStack(spec: StackSpec): void {
   for (const service of spec.services) checkService(spec, service);
   checkPorts(spec);
   checkCircles(spec);
+}
+
+/** Checks how tasks are spread, and what they are drawn to. */
+function checkWishes(spec: StackSpec, { placement }: ServiceSpec, subject: string): void {
+  const attribute = (over: string, where: string) => {
+    const parsed = parseConstraint(`${over} exists`);
+    if (!parsed.ok) require(false, where, parsed.error.message);
+  };
+  for (const [index, { over, shares, otherShare }] of (placement?.spreadRules ?? []).entries()) {
+    const where = `${subject}.x-placement.spread[${index}]`;
+    attribute(over, where);
+    const bad = [...Object.values(shares), otherShare].find((share) => !(share >= 0 && share <= mostShare));
+    require(bad === undefined, where, `the share ${bad} is not from 0 to ${mostShare}`);
+  }
+  for (const [index, { to, weight }] of (placement?.affinities ?? []).entries()) {
+    const where = `${subject}.x-placement.affinity[${index}]`;
+    require(weight >= -100 && weight <= 100, where, `the weight ${weight} is not from -100 to 100`);
+    if (to?.$case === "node") {
+      const parsed = parseConstraint(to.value);
+      if (!parsed.ok) require(false, where, parsed.error.message);
+    } else {
+      const name = to?.value.service;
+      require(spec.services.some((one) => one.name === name), where, `service ${name} is not declared`);
+      attribute(to?.value.over ?? "", where);
+    }
+  }
 }
 
 /** Checks taints that a node is to have. Throws `invalid`. */
@@ -112,6 +139,7 @@ function checkService(spec: StackSpec, service: ServiceSpec): void {
     const where = `${subject}.deploy.resources.reservations.generic_resources`;
     require(plainName.test(kind), where, `${JSON.stringify(kind)} cannot be a resource`, `Use ${plainNameWords}.`);
   }
+  checkWishes(spec, service, subject);
   for (const [index, { key, value }] of (service.placement?.tolerations ?? []).entries()) {
     const where = `${subject}.x-placement.tolerations[${index}]`;
     require(key === "" ||

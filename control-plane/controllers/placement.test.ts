@@ -1,5 +1,15 @@
 import { describe, expect, it } from "vitest";
-import { Placement, type ServiceSpec, TaintEffect, Toleration } from "../../proto/gen/embassy/v1/stack.ts";
+import {
+  Affinity,
+  Placement,
+  PlacementStrategy,
+  ResourceAmount,
+  Resources,
+  type ServiceSpec,
+  SpreadRule,
+  TaintEffect,
+  Toleration,
+} from "../../proto/gen/embassy/v1/stack.ts";
 import { Member, type Taint } from "../../proto/gen/embassy/v1/state.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { changeTaints } from "../domain/taints.ts";
@@ -24,6 +34,13 @@ class PlacedCluster extends SteppedCluster {
     if (node === undefined) throw new Error(`no node ${id}`);
     await this.store.commit([{ table: "nodes", id, value: { ...node, taints } }]);
     await this.settle();
+  }
+
+  async label(labelsOf: (id: string) => Record<string, string>): Promise<void> {
+    const nodes = [...this.index.view.nodes.entries()];
+    await this.store.commit(
+      nodes.map(([id, node]) => ({ table: "nodes" as const, id, value: { ...node, labels: labelsOf(id) } })),
+    );
   }
 
   /** Deploys services and lets them settle. */
@@ -114,6 +131,102 @@ describe("a taint of a node", () => {
     await cluster.settleFor(1);
     expect([...cluster.nodesOf("web"), ...cluster.nodesOf("db")]).toEqual(["a", "a"]);
   });
+});
+
+describe("a service is spread", () => {
+  const zoned = async (...zones: string[]) => {
+    const cluster = await PlacedCluster.withNodes(...zones.map((zone, n) => `${zone}${n}`));
+    await cluster.label((id) => ({ zone: id.charAt(0) }));
+    return cluster;
+  };
+  const rule = (over: Partial<SpreadRule>) =>
+    Placement.create({ spreadRules: [SpreadRule.create({ over: "node.labels.zone", otherShare: 1, ...over })] });
+  const zonesOf = (cluster: PlacedCluster) =>
+    cluster
+      .nodesOf("web")
+      .map((id) => id.charAt(0))
+      .join("");
+
+  it("in the shares that each value should have", async () => {
+    using cluster = await zoned("a", "b", "b", "b", "c");
+    const placement = rule({ shares: { a: 70, b: 30 }, otherShare: 0 });
+    await cluster.run(aService("web", { mode: replicas(10), placement }));
+    expect(zonesOf(cluster)).toBe("aaaaaaabbb");
+  });
+
+  it("by no more than max_skew, and waits rather than exceed it", async () => {
+    using cluster = await zoned("a", "a", "a", "b");
+    const web = aService("web", { mode: replicas(4), placement: { ...rule({ maxSkew: 1 }), maxReplicasPerNode: 1 } });
+    await cluster.run(web);
+    expect(zonesOf(cluster)).toBe("aab");
+    expect(cluster.tasks("s", "web").find(({ nodeId }) => nodeId === "")?.unplaced).toContain(
+      "node.labels.zone a would have 3 tasks, the emptiest 1: more than maxSkew 1",
+    );
+    await cluster.addNodes("b4");
+    await cluster.label((id) => ({ zone: id.charAt(0) }));
+    await cluster.settle();
+    expect(zonesOf(cluster)).toBe("aabb");
+  });
+});
+
+describe("an affinity", () => {
+  const wish = (service: string, weight: number, over = "node.id") =>
+    Placement.create({ affinities: [Affinity.create({ to: { $case: "service", value: { service, over } }, weight })] });
+  const one = { mode: replicas(1) };
+
+  it.each([["web", "db"] as const, ["db", "web"] as const])(
+    "brings services together, whichever is placed first: %s, %s",
+    async (...order) => {
+      using cluster = await PlacedCluster.withNodes("a", "b", "c", "d");
+      const filler = aService("filler", { mode: replicas(2) });
+      await cluster.run(filler);
+      const services = { db: aService("db", one), web: aService("web", { ...one, placement: wish("db", 100) }) };
+      await cluster.run(filler, ...order.map((name) => services[name]));
+      expect(cluster.nodesOf("web")).toEqual(cluster.nodesOf("db"));
+    },
+  );
+
+  it("that is negative keeps them apart, and is given up where there is no other place", async () => {
+    using cluster = await PlacedCluster.withNodes("a", "b");
+    const placement = wish("db", -100);
+    await cluster.run(aService("db", { mode: replicas(1) }), aService("web", { mode: replicas(2), placement }));
+    const [db] = cluster.nodesOf("db");
+    // One each, as its own task on the node weighs as much; the first keeps away.
+    expect(cluster.nodesOf("web")).toHaveLength(2);
+    expect(cluster.tasks("s", "web")[0]?.nodeId).not.toBe(db);
+  });
+
+  it("to nodes draws to those that meet the constraint", async () => {
+    using cluster = await PlacedCluster.withNodes("a", "b", "c");
+    await cluster.label((id) => ({ disk: id === "c" ? "ssd" : "hdd" }));
+    const to = { $case: "node", value: "node.labels.disk == ssd" } as const;
+    const placement = Placement.create({ affinities: [Affinity.create({ to, weight: 100 })] });
+    await cluster.run(aService("web", { ...one, placement }));
+    expect(cluster.nodesOf("web")).toEqual(["c"]);
+  });
+
+  it("holds for what has been removed and deployed anew", async () => {
+    using cluster = await PlacedCluster.withNodes("a", "b", "c", "d");
+    const web = aService("web", { ...one, placement: wish("db", 100) });
+    await cluster.run(aService("db", one), web);
+    await cluster.run(aService("filler", { mode: replicas(3) }));
+    await cluster.run(aService("filler", { mode: replicas(3) }), aService("db", one), web);
+    expect(cluster.nodesOf("web")).toEqual(cluster.nodesOf("db"));
+  });
+});
+
+it("a service that is packed fills one node before the next", async () => {
+  using cluster = await PlacedCluster.withNodes("a", "b", "c");
+  const reservations = ResourceAmount.create({ milliCpus: 1_000 });
+  const packed = (strategy: PlacementStrategy) => ({
+    mode: replicas(4),
+    resources: Resources.create({ reservations }),
+    placement: Placement.create({ strategy }),
+  });
+  await cluster.run(aService("web", packed(PlacementStrategy.PLACEMENT_STRATEGY_BINPACK)));
+  expect(new Set(cluster.nodesOf("web")).size).toBe(1);
+  await cluster.run(aService("web", packed(PlacementStrategy.PLACEMENT_STRATEGY_SPREAD)));
+  expect(new Set(cluster.nodesOf("web")).size).toBe(3);
 });
 
 describe("the role of a node", () => {

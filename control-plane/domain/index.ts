@@ -47,6 +47,12 @@ class Grouping<T> {
 const none: ReadonlySet<string> = new Set();
 const nowhere: readonly string[] = [];
 
+function drawnTo({ stack, spec, removed }: Service): readonly string[] {
+  const affinities = spec?.placement?.affinities;
+  if (affinities === undefined || affinities.length === 0 || removed) return nowhere;
+  return affinities.flatMap(({ to }) => (to?.$case === "service" ? [`${stack}/${to.value.service}`] : []));
+}
+
 function pick<T>(table: Table<T>, ids: Iterable<string>): T[] {
   const found: T[] = [];
   for (const id of ids) {
@@ -68,6 +74,8 @@ export class ClusterIndex implements Disposable {
   readonly #tasksByNode = new Grouping<Task>((task) => (task.nodeId === "" ? [] : [task.nodeId]));
   readonly #servicesByStack = new Grouping<Service>((service) => [service.stack]);
   readonly #servicesByNetwork = new Grouping<Service>((service) => Object.values(service.networkIds));
+  /** By those that they have an affinity to: rare, so that most cost nothing here. */
+  readonly #servicesDrawnTo = new Grouping<Service>(drawnTo);
   readonly #networksByStack = new Grouping<Network>((network) => [network.stack]);
   readonly #blocksByNetwork = new Grouping<{ networkId: string }>((block) => [block.networkId]);
   readonly #blocksByNode = new Grouping<{ nodeId: string }>((block) => [block.nodeId]);
@@ -127,6 +135,11 @@ export class ClusterIndex implements Disposable {
   /** With those that are being removed. */
   servicesOfStack(stack: string): Service[] {
     return pick(this.view.services, this.#servicesByStack.ids(stack));
+  }
+
+  /** Services of the stack that have an affinity to the one of this name, positive or negative; not those that are being removed. */
+  servicesDrawnTo(stack: string, name: string): Service[] {
+    return pick(this.view.services, this.#servicesDrawnTo.ids(`${stack}/${name}`));
   }
 
   /** With those that are being removed. */
@@ -198,6 +211,7 @@ export class ClusterIndex implements Disposable {
       case "services":
         this.#servicesByStack.change(change.id, change.before, change.after);
         this.#servicesByNetwork.change(change.id, change.before, change.after);
+        this.#servicesDrawnTo.change(change.id, change.before, change.after);
         return;
       case "networks":
         this.#networksByStack.change(change.id, change.before, change.after);

@@ -1,4 +1,11 @@
-import { Protocol, PublishMode, type ResourceAmount, type ServiceSpec } from "../../proto/gen/embassy/v1/stack.ts";
+import {
+  PlacementStrategy,
+  Protocol,
+  PublishMode,
+  type ResourceAmount,
+  type ServiceSpec,
+  type SpreadRule,
+} from "../../proto/gen/embassy/v1/stack.ts";
 import {
   Availability,
   type NodeSpec,
@@ -7,8 +14,16 @@ import {
   type Service,
   type Task,
 } from "../../proto/gen/embassy/v1/state.ts";
-import type { Platform, Availability as SchedulerAvailability, SchedulerNode, TaskGroup } from "../scheduler/index.ts";
+import type {
+  Platform,
+  Affinity as SchedulerAffinity,
+  Availability as SchedulerAvailability,
+  SchedulerNode,
+  SpreadPreference,
+  TaskGroup,
+} from "../scheduler/index.ts";
 import type { View } from "../store/types.ts";
+import type { ClusterIndex } from "./index.ts";
 import { schedulerTaint, schedulerToleration } from "./taints.ts";
 
 const availabilities: Record<Availability, SchedulerAvailability> = {
@@ -91,20 +106,28 @@ export function groupId(task: Pick<Task, "serviceId" | "serviceVersion">): strin
  * What the tasks of one version of a service have in common for the scheduler. Without the image: no node says which ones it
  * holds, and the scheduler would keep a view of all nodes for each image.
  */
-export function taskGroup(task: Pick<Task, "serviceId" | "serviceVersion" | "stack" | "spec">): TaskGroup {
+export function taskGroup(
+  index: Pick<ClusterIndex, "servicesDrawnTo">,
+  task: Pick<Task, "serviceId" | "serviceVersion" | "stack" | "spec">,
+): TaskGroup {
   const spec: ServiceSpec | undefined = task.spec;
   const placement = spec?.placement;
   const platforms = [...(placement?.platforms ?? [])];
   if ((spec?.container?.platform ?? "") !== "") platforms.push(spec?.container?.platform ?? "");
   return {
     id: groupId(task),
-    service: task.serviceId,
+    service: nameInScheduler(task.stack, spec?.name ?? ""),
     name: `${task.stack}_${spec?.name ?? ""}`,
     reservations: amount(spec?.resources?.reservations),
     platforms: platforms.map(parsePlatform),
     constraints: placement?.constraints ?? [],
     maxPerNode: placement?.maxReplicasPerNode ?? 0,
-    spread: (placement?.spread ?? []).map((over) => ({ over })),
+    spread: [
+      ...(placement?.spread ?? []).map((over) => ({ over })),
+      ...(placement?.spreadRules ?? []).map(spreadPreference),
+    ],
+    affinities: affinitiesOf(index, task),
+    strategy: placement?.strategy === PlacementStrategy.PLACEMENT_STRATEGY_BINPACK ? "binpack" : undefined,
     tolerations:
       placement !== undefined && placement.tolerations.length > 0
         ? placement.tolerations.map(schedulerToleration)
@@ -116,6 +139,48 @@ export function taskGroup(task: Pick<Task, "serviceId" | "serviceVersion" | "sta
         protocol: protocol === Protocol.PROTOCOL_UDP ? "udp" : "tcp",
       })),
   };
+}
+
+/** By its name, so that others can be drawn to it before and after it is removed and deployed anew. */
+function nameInScheduler(stack: string, service: string): string {
+  return `${stack}/${service}`;
+}
+
+function spreadPreference({ over, shares, otherShare, maxSkew }: SpreadRule): SpreadPreference {
+  const uneven = Object.keys(shares).length > 0;
+  return {
+    over,
+    shares: uneven ? shares : undefined,
+    otherShare: uneven ? otherShare : undefined,
+    maxSkew: maxSkew > 0 ? maxSkew : undefined,
+  };
+}
+
+/**
+ * What the tasks are drawn to or kept from. What one service wants of another the other wants of it, or it would depend on which of
+ * them is placed first; a service that comes later is seen by the other's next version.
+ */
+function affinitiesOf(
+  index: Pick<ClusterIndex, "servicesDrawnTo">,
+  { stack, spec }: Pick<Task, "stack" | "spec">,
+): readonly SchedulerAffinity[] | undefined {
+  const name = spec?.name ?? "";
+  const affinities: SchedulerAffinity[] = [];
+  for (const { to, weight } of spec?.placement?.affinities ?? []) {
+    if (to?.$case === "node") affinities.push({ kind: "node", constraint: to.value, weight });
+    else if (to?.$case === "service") {
+      const service = nameInScheduler(stack, to.value.service);
+      affinities.push({ kind: "service", service, over: to.value.over, weight });
+    }
+  }
+  for (const other of index.servicesDrawnTo(stack, name)) {
+    const service = nameInScheduler(stack, other.spec?.name ?? "");
+    for (const { to, weight } of other.spec?.placement?.affinities ?? []) {
+      if (to?.$case !== "service" || to.value.service !== name || other.spec?.name === name) continue;
+      affinities.push({ kind: "service", service, over: to.value.over, weight });
+    }
+  }
+  return affinities.length > 0 ? affinities : undefined;
 }
 
 /** Is it a global service? */

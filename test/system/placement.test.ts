@@ -81,4 +81,35 @@ describe("where tasks run", () => {
     expect(await hostsOf("far")).toEqual(["host-2", "host-3"]);
     await cluster.run(["rm", "roles"]);
   });
+
+  it("is even over zones within max_skew, and beside the service that it wants to be near", async () => {
+    for (const [host, zone] of [
+      ["host-1", "a"],
+      ["host-2", "a"],
+      ["host-3", "b"],
+    ] as const) {
+      await cluster.run(["node", "label", host, `zone=${zone}`]);
+    }
+    const near = napping(
+      "near",
+      "{replicas: 2}",
+      ", x-placement: {affinity: [{service: even, over: node.labels.zone, weight: 100}]}",
+    );
+    const even = napping(
+      "even",
+      "{replicas: 1}",
+      ", x-placement: {affinity: [{node: node.labels.zone == b, weight: 100}]}",
+    );
+    await cluster.deployText("wishes", `${near.slice(0, -1)}, ${even.slice("services: {".length)}`);
+    expect(await hostsOf("even")).toEqual(["host-3"]);
+    await cluster.run(["rm", "wishes"]);
+
+    const skew = ", x-placement: {spread: [{over: node.labels.zone, max_skew: 1}]}";
+    await cluster.deployText("skewed", napping("skewed", "{replicas: 4, placement: {max_replicas_per_node: 2}}", skew));
+    expect((await hostsOf("skewed")).filter((host) => host === "host-3")).toHaveLength(2);
+    const waits = await cluster.clusterctl(["scale", "skewed_skewed=6", "--timeout", "1s"]);
+    expect(waits.stderr).toContain("node.labels.zone a would have 4 tasks, the emptiest 2: more than maxSkew 1");
+    expect(await hostsOf("skewed")).toHaveLength(5);
+    await cluster.run(["rm", "skewed"]);
+  });
 });

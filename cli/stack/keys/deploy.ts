@@ -10,8 +10,13 @@ const OPERATORS = '==, !=, =~, !~, <, <=, >, >=, "in (a, b)", "not in (a, b)", e
 const CONSTRAINT =
   /^([^\s=!<>~]+)\s*(?:(?:==|!=|=~|!~|<=|>=|<|>)\s*(\S.*)|(?:not\s+)?in\s*(\(.*\))|(?:not\s+)?exists)$/i;
 
+/** An attribute of a node, for tasks to be spread over. */
+export function attribute(): ScalarType<string> {
+  return text("an attribute such as node.labels.zone", checkAttribute);
+}
+
 /** An attribute of a node, an operator, a value: the part of the scheduler's language that can be checked without it. */
-function constraint(): ScalarType<string> {
+export function constraint(): ScalarType<string> {
   const accepts = "a constraint such as node.labels.zone == a or node.role != manager";
   return text(accepts, (value) => {
     const match = CONSTRAINT.exec(value.trim());
@@ -102,10 +107,10 @@ export const deploy = object({
         list(
           object(
             {
-              spread: key(
-                text("an attribute such as node.labels.zone", (value) => checkAttribute(value)),
-                { doc: "Spreads tasks evenly over the values of an attribute.", example: "node.labels.zone" },
-              ),
+              spread: key(attribute(), {
+                doc: "Spreads tasks evenly over the values of an attribute.",
+                example: "node.labels.zone",
+              }),
             },
             { required: ["spread"] },
           ),

@@ -1,8 +1,9 @@
 import { plainName, plainNameWords } from "../../../lib/words/plain-name.ts";
-import { bool, duration, integer, matching, oneOf, text } from "../scalars.ts";
+import { bool, duration, integer, matching, number, oneOf, text } from "../scalars.ts";
 import type { Fail } from "../schema.ts";
-import { Bad, key, list, object, type ScalarType, scalarType } from "../schema.ts";
+import { Bad, key, list, object, record, type ScalarType, scalarType } from "../schema.ts";
 import { describeKind, type MapTree } from "../tree.ts";
+import { attribute, constraint } from "./deploy.ts";
 
 /** Keys of a service that Compose does not have. Each is strict: an unknown key inside is an error. */
 
@@ -312,9 +313,100 @@ export const disruption = object(
 
 const taintKey = matching(plainName, `the key of a taint: ${plainNameWords}`);
 
+const weight = key(integer(1, 100, "a whole number from 1 to 100"), {
+  doc: "How strong the wish is; 100 weighs as much as one more task of the same service on the node; of another service each of its tasks counts, up to ten.",
+  example: "80",
+  beside: "service: db",
+  default: 50,
+});
+
+const affinity = object(
+  {
+    node: key(constraint(), {
+      doc: "Nodes that meet this constraint.",
+      example: "node.labels.disk == ssd",
+    }),
+    service: key(text("a service"), { doc: "Where tasks of this service of the stack are.", example: "db" }),
+    over: key(attribute(), {
+      doc: "With `service`: what has to be the same, `node.id` for the same node or a label for the same zone.",
+      example: "node.labels.zone",
+      beside: "service: db",
+      defaultNote: "`node.id`",
+    }),
+    weight,
+  },
+  {
+    extensions: false,
+    accepts: "a mapping with node or service, over, weight",
+    check: (tree, fail) => {
+      if (tree.entries.has("node") === tree.entries.has("service")) fail(tree, "takes exactly one of node, service");
+      if (tree.entries.has("node") && tree.entries.has("over")) fail(tree, "over goes with service only");
+    },
+  },
+);
+
 /** `x-placement` */
 export const placement = object(
   {
+    spread: key(
+      list(
+        object(
+          {
+            over: key(attribute(), {
+              doc: "Attribute over whose values tasks are spread.",
+              example: "node.labels.zone",
+            }),
+            max_skew: key(integer(1, 100_000, "a whole number from 1"), {
+              doc: "Most tasks that one value may have more than the emptiest that the service could use. Above that a task waits; nodes without the attribute get none, and values whose nodes are all drained, paused or down do not count.",
+              example: "1",
+              beside: "over: node.labels.zone",
+            }),
+            shares: key(
+              record(number(0, 1_000_000, "a number from 0 to 1000000"), { accepts: "a mapping of values to shares" }),
+              {
+                doc: "How many tasks each value should have, relative to the others; without it, as many each.",
+                example: "{a: 70, b: 30}",
+                beside: "over: node.labels.zone",
+                defaultNote: "equal shares",
+              },
+            ),
+            other_share: key(number(0, 1_000_000, "a number from 0 to 1000000"), {
+              doc: "Share of each value that `shares` does not name.",
+              example: "0",
+              beside: "over: node.labels.zone\nshares: {a: 1}",
+              defaultNote: "1",
+            }),
+          },
+          {
+            extensions: false,
+            required: ["over"],
+            accepts: "a mapping with over, max_skew, shares, other_share",
+            check: (tree, fail) => {
+              if (tree.entries.has("other_share") && !tree.entries.has("shares"))
+                fail(tree, "has other_share, and no shares");
+            },
+          },
+        ),
+        { accepts: "a list of attributes to spread over" },
+      ),
+      {
+        doc: "Spreads tasks over the values of attributes, the first above all, in the shares and within the bounds that are given. In place of `deploy.placement.preferences`, which spreads evenly.",
+        example: "[{over: node.labels.zone, max_skew: 1}]",
+      },
+    ),
+    affinity: key(list(affinity, { accepts: "a list of affinities" }), {
+      doc: "What tasks are drawn to: nodes, or tasks of other services. A wish and no condition: they run elsewhere rather than not at all.",
+      example: "[{service: db, over: node.labels.zone}]",
+    }),
+    anti_affinity: key(list(affinity, { accepts: "a list of affinities" }), {
+      doc: "What tasks keep away from, in the same words.",
+      example: "[{node: node.labels.disk == hdd, weight: 20}]",
+    }),
+    strategy: key(oneOf("spread", "binpack"), {
+      doc: "Between nodes that are as good otherwise: the one with most free, or the one with least free that has room.",
+      example: "binpack",
+      default: "spread",
+    }),
     tolerations: key(
       list(
         object(
@@ -347,7 +439,7 @@ export const placement = object(
       },
     ),
   },
-  { extensions: false, accepts: "a mapping with tolerations" },
+  { extensions: false, accepts: "a mapping with spread, affinity, anti_affinity, strategy, tolerations" },
 );
 
 /** What running tasks do when a config or secret that they use changes. */

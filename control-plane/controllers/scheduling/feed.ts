@@ -142,7 +142,7 @@ export class SchedulerFeed {
     const group = groupId(task);
     try {
       if (!this.#groups.has(group)) {
-        this.scheduler.upsertGroup(taskGroup(task));
+        this.scheduler.upsertGroup(taskGroup(this.#index, task));
         this.#groups.set(group, new Set());
         if (task.spec !== undefined) {
           this.#largestSpec = Math.max(this.#largestSpec, ServiceSpec.encode(task.spec).finish().length);

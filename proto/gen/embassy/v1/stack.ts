@@ -132,6 +132,44 @@ export function mountTypeToJSON(object: MountType): string {
   }
 }
 
+export const PlacementStrategy = {
+  /** PLACEMENT_STRATEGY_SPREAD - the node that has most free */
+  PLACEMENT_STRATEGY_SPREAD: 0,
+  /** PLACEMENT_STRATEGY_BINPACK - the one that has least free and still room */
+  PLACEMENT_STRATEGY_BINPACK: 1,
+} as const;
+
+export type PlacementStrategy = typeof PlacementStrategy[keyof typeof PlacementStrategy];
+
+export namespace PlacementStrategy {
+  export type PLACEMENT_STRATEGY_SPREAD = typeof PlacementStrategy.PLACEMENT_STRATEGY_SPREAD;
+  export type PLACEMENT_STRATEGY_BINPACK = typeof PlacementStrategy.PLACEMENT_STRATEGY_BINPACK;
+}
+
+export function placementStrategyFromJSON(object: any): PlacementStrategy {
+  switch (object) {
+    case 0:
+    case "PLACEMENT_STRATEGY_SPREAD":
+      return PlacementStrategy.PLACEMENT_STRATEGY_SPREAD;
+    case 1:
+    case "PLACEMENT_STRATEGY_BINPACK":
+      return PlacementStrategy.PLACEMENT_STRATEGY_BINPACK;
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum PlacementStrategy");
+  }
+}
+
+export function placementStrategyToJSON(object: PlacementStrategy): string {
+  switch (object) {
+    case PlacementStrategy.PLACEMENT_STRATEGY_SPREAD:
+      return "PLACEMENT_STRATEGY_SPREAD";
+    case PlacementStrategy.PLACEMENT_STRATEGY_BINPACK:
+      return "PLACEMENT_STRATEGY_BINPACK";
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum PlacementStrategy");
+  }
+}
+
 export const TaintEffect = {
   /** TAINT_EFFECT_NO_SCHEDULE - no new tasks that do not tolerate it */
   TAINT_EFFECT_NO_SCHEDULE: 0,
@@ -634,6 +672,48 @@ export interface Placement {
   /** os/arch; empty: any */
   platforms: string[];
   tolerations: Toleration[];
+  /** in order, and after those of `spread` */
+  spreadRules: SpreadRule[];
+  affinities: Affinity[];
+  strategy: PlacementStrategy;
+}
+
+/** Spreads the tasks over the values of a node's attribute. */
+export interface SpreadRule {
+  /** "node.labels.zone" */
+  over: string;
+  /** of each value, relative to the others, 0-1,000,000; none: equal shares */
+  shares: { [key: string]: number };
+  /** of each value that `shares` does not name */
+  otherShare: number;
+  /** most tasks that a value may have above the emptiest one; 0: no limit */
+  maxSkew: number;
+}
+
+export interface SpreadRule_SharesEntry {
+  key: string;
+  value: number;
+}
+
+/** A wish, and no condition. */
+export interface Affinity {
+  to:
+    | //
+    /** a constraint: the nodes that meet it */
+    { $case: "node"; value: string }
+    | //
+    /** where tasks of a service are */
+    { $case: "service"; value: ServiceAffinity }
+    | undefined;
+  /** -100 to 100: attracts when it is positive, repels when negative */
+  weight: number;
+}
+
+export interface ServiceAffinity {
+  /** name within the stack */
+  service: string;
+  /** what has to be the same to be together: "node.id", "node.labels.zone" */
+  over: string;
 }
 
 /** Matches taints of nodes by what is set; all of them if nothing is. */
@@ -3949,7 +4029,16 @@ export const Healthcheck: MessageFns<Healthcheck> = {
 };
 
 function createBasePlacement(): Placement {
-  return { constraints: [], spread: [], maxReplicasPerNode: 0, platforms: [], tolerations: [] };
+  return {
+    constraints: [],
+    spread: [],
+    maxReplicasPerNode: 0,
+    platforms: [],
+    tolerations: [],
+    spreadRules: [],
+    affinities: [],
+    strategy: 0,
+  };
 }
 
 export const Placement: MessageFns<Placement> = {
@@ -3968,6 +4057,15 @@ export const Placement: MessageFns<Placement> = {
     }
     for (const v of message.tolerations) {
       Toleration.encode(v!, writer.uint32(42).fork()).join();
+    }
+    for (const v of message.spreadRules) {
+      SpreadRule.encode(v!, writer.uint32(50).fork()).join();
+    }
+    for (const v of message.affinities) {
+      Affinity.encode(v!, writer.uint32(58).fork()).join();
+    }
+    if (message.strategy !== 0) {
+      writer.uint32(64).int32(message.strategy);
     }
     return writer;
   },
@@ -4025,6 +4123,30 @@ export const Placement: MessageFns<Placement> = {
             message.tolerations.push(Toleration.decode(reader, reader.uint32()));
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.spreadRules.push(SpreadRule.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.affinities.push(Affinity.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.strategy = reader.int32() as any;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4054,6 +4176,15 @@ export const Placement: MessageFns<Placement> = {
       tolerations: globalThis.Array.isArray(object?.tolerations)
         ? object.tolerations.map((e: any) => Toleration.fromJSON(e))
         : [],
+      spreadRules: globalThis.Array.isArray(object?.spreadRules)
+        ? object.spreadRules.map((e: any) => SpreadRule.fromJSON(e))
+        : globalThis.Array.isArray(object?.spread_rules)
+        ? object.spread_rules.map((e: any) => SpreadRule.fromJSON(e))
+        : [],
+      affinities: globalThis.Array.isArray(object?.affinities)
+        ? object.affinities.map((e: any) => Affinity.fromJSON(e))
+        : [],
+      strategy: isSet(object.strategy) ? placementStrategyFromJSON(object.strategy) : 0,
     };
   },
 
@@ -4074,6 +4205,15 @@ export const Placement: MessageFns<Placement> = {
     if (message.tolerations?.length) {
       obj.tolerations = message.tolerations.map((e) => Toleration.toJSON(e));
     }
+    if (message.spreadRules?.length) {
+      obj.spreadRules = message.spreadRules.map((e) => SpreadRule.toJSON(e));
+    }
+    if (message.affinities?.length) {
+      obj.affinities = message.affinities.map((e) => Affinity.toJSON(e));
+    }
+    if (message.strategy !== undefined) {
+      obj.strategy = placementStrategyToJSON(message.strategy);
+    }
     return obj;
   },
 
@@ -4087,6 +4227,451 @@ export const Placement: MessageFns<Placement> = {
     message.maxReplicasPerNode = object.maxReplicasPerNode ?? 0;
     message.platforms = object.platforms?.map((e) => e) || [];
     message.tolerations = object.tolerations?.map((e) => Toleration.fromPartial(e)) || [];
+    message.spreadRules = object.spreadRules?.map((e) => SpreadRule.fromPartial(e)) || [];
+    message.affinities = object.affinities?.map((e) => Affinity.fromPartial(e)) || [];
+    message.strategy = object.strategy ?? 0;
+    return message;
+  },
+};
+
+function createBaseSpreadRule(): SpreadRule {
+  return { over: "", shares: {}, otherShare: 0, maxSkew: 0 };
+}
+
+export const SpreadRule: MessageFns<SpreadRule> = {
+  encode(message: SpreadRule, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.over !== "") {
+      writer.uint32(10).string(message.over);
+    }
+    globalThis.Object.entries(message.shares).forEach(([key, value]: [string, number]) => {
+      SpreadRule_SharesEntry.encode({ key: key as any, value }, writer.uint32(18).fork()).join();
+    });
+    if (message.otherShare !== 0) {
+      writer.uint32(25).double(message.otherShare);
+    }
+    if (message.maxSkew !== 0) {
+      writer.uint32(32).uint32(message.maxSkew);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SpreadRule {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSpreadRule();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.over = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            const entry2 = SpreadRule_SharesEntry.decode(reader, reader.uint32());
+            if (entry2.value !== undefined) {
+              message.shares[entry2.key] = entry2.value;
+            }
+            continue;
+          }
+          case 3: {
+            if (tag !== 25) {
+              break;
+            }
+
+            message.otherShare = reader.double();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.maxSkew = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): SpreadRule {
+    return {
+      over: isSet(object.over) ? globalThis.String(object.over) : "",
+      shares: isObject(object.shares)
+        ? (globalThis.Object.entries(object.shares) as [string, any][]).reduce(
+          (acc: { [key: string]: number }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.Number(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      otherShare: isSet(object.otherShare)
+        ? globalThis.Number(object.otherShare)
+        : isSet(object.other_share)
+        ? globalThis.Number(object.other_share)
+        : 0,
+      maxSkew: isSet(object.maxSkew)
+        ? globalThis.Number(object.maxSkew)
+        : isSet(object.max_skew)
+        ? globalThis.Number(object.max_skew)
+        : 0,
+    };
+  },
+
+  toJSON(message: SpreadRule): unknown {
+    const obj: any = {};
+    if (message.over !== undefined) {
+      obj.over = message.over;
+    }
+    if (message.shares) {
+      const entries = globalThis.Object.entries(message.shares) as [string, number][];
+      if (entries.length > 0) {
+        obj.shares = {};
+        entries.forEach(([k, v]) => {
+          obj.shares[k] = floatToJson(v);
+        });
+      }
+    }
+    if (message.otherShare !== undefined) {
+      obj.otherShare = floatToJson(message.otherShare);
+    }
+    if (message.maxSkew !== undefined) {
+      obj.maxSkew = Math.round(message.maxSkew);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<SpreadRule>): SpreadRule {
+    return SpreadRule.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SpreadRule>): SpreadRule {
+    const message = createBaseSpreadRule();
+    message.over = object.over ?? "";
+    message.shares = (globalThis.Object.entries(object.shares ?? {}) as [string, number][]).reduce(
+      (acc: { [key: string]: number }, [key, value]: [string, number]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.Number(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.otherShare = object.otherShare ?? 0;
+    message.maxSkew = object.maxSkew ?? 0;
+    return message;
+  },
+};
+
+function createBaseSpreadRule_SharesEntry(): SpreadRule_SharesEntry {
+  return { key: "", value: 0 };
+}
+
+export const SpreadRule_SharesEntry: MessageFns<SpreadRule_SharesEntry> = {
+  encode(message: SpreadRule_SharesEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== 0) {
+      writer.uint32(17).double(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SpreadRule_SharesEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSpreadRule_SharesEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 17) {
+              break;
+            }
+
+            message.value = reader.double();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): SpreadRule_SharesEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.Number(object.value) : 0,
+    };
+  },
+
+  toJSON(message: SpreadRule_SharesEntry): unknown {
+    const obj: any = {};
+    if (message.key !== undefined) {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = floatToJson(message.value);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<SpreadRule_SharesEntry>): SpreadRule_SharesEntry {
+    return SpreadRule_SharesEntry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SpreadRule_SharesEntry>): SpreadRule_SharesEntry {
+    const message = createBaseSpreadRule_SharesEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? 0;
+    return message;
+  },
+};
+
+function createBaseAffinity(): Affinity {
+  return { to: undefined, weight: 0 };
+}
+
+export const Affinity: MessageFns<Affinity> = {
+  encode(message: Affinity, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.to?.$case) {
+      case "node":
+        writer.uint32(10).string(message.to.value);
+        break;
+      case "service":
+        ServiceAffinity.encode(message.to.value, writer.uint32(18).fork()).join();
+        break;
+    }
+    if (message.weight !== 0) {
+      writer.uint32(24).int32(message.weight);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Affinity {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAffinity();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.to = { $case: "node", value: reader.string() };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.to = { $case: "service", value: ServiceAffinity.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.weight = reader.int32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Affinity {
+    return {
+      to: isSet(object.node)
+        ? { $case: "node", value: globalThis.String(object.node) }
+        : isSet(object.service)
+        ? { $case: "service", value: ServiceAffinity.fromJSON(object.service) }
+        : undefined,
+      weight: isSet(object.weight) ? globalThis.Number(object.weight) : 0,
+    };
+  },
+
+  toJSON(message: Affinity): unknown {
+    const obj: any = {};
+    if (message.to?.$case === "node") {
+      obj.node = message.to.value;
+    } else if (message.to?.$case === "service") {
+      obj.service = ServiceAffinity.toJSON(message.to.value);
+    }
+    if (message.weight !== undefined) {
+      obj.weight = Math.round(message.weight);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<Affinity>): Affinity {
+    return Affinity.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Affinity>): Affinity {
+    const message = createBaseAffinity();
+    switch (object.to?.$case) {
+      case "node": {
+        if (object.to?.value !== undefined && object.to?.value !== null) {
+          message.to = { $case: "node", value: object.to.value };
+        }
+        break;
+      }
+      case "service": {
+        if (object.to?.value !== undefined && object.to?.value !== null) {
+          message.to = { $case: "service", value: ServiceAffinity.fromPartial(object.to.value) };
+        }
+        break;
+      }
+    }
+    message.weight = object.weight ?? 0;
+    return message;
+  },
+};
+
+function createBaseServiceAffinity(): ServiceAffinity {
+  return { service: "", over: "" };
+}
+
+export const ServiceAffinity: MessageFns<ServiceAffinity> = {
+  encode(message: ServiceAffinity, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.service !== "") {
+      writer.uint32(10).string(message.service);
+    }
+    if (message.over !== "") {
+      writer.uint32(18).string(message.over);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ServiceAffinity {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseServiceAffinity();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.service = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.over = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ServiceAffinity {
+    return {
+      service: isSet(object.service) ? globalThis.String(object.service) : "",
+      over: isSet(object.over) ? globalThis.String(object.over) : "",
+    };
+  },
+
+  toJSON(message: ServiceAffinity): unknown {
+    const obj: any = {};
+    if (message.service !== undefined) {
+      obj.service = message.service;
+    }
+    if (message.over !== undefined) {
+      obj.over = message.over;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ServiceAffinity>): ServiceAffinity {
+    return ServiceAffinity.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ServiceAffinity>): ServiceAffinity {
+    const message = createBaseServiceAffinity();
+    message.service = object.service ?? "";
+    message.over = object.over ?? "";
     return message;
   },
 };
