@@ -2,6 +2,7 @@ import type { Argument, Command, Option } from "commander";
 import { pathOf } from "./commands/tree.ts";
 import { examples } from "./examples.ts";
 import { exitCodes, exitMeanings } from "./exit.ts";
+import { dockerWords } from "./usual-words.ts";
 
 /** `docs/cli.md`: every command with its arguments, options and examples, and what exit codes mean. */
 export function commandReference(program: Command): string {
@@ -30,9 +31,12 @@ ${optionTable(program.options.filter(({ long }) => long !== "--version"))}
 \`EMBASSY_CONTEXT\` chooses a context as \`--context\` does, and \`EMBASSY_CONFIG_DIR\` the folder that contexts are kept in
 (\`~/.config/embassy\`). Colours are used on a terminal only, and not with \`NO_COLOR\`. \`EMBASSY_DEBUG=1\` adds where an error arose.
 
+Docker's words for some commands are understood too: ${dockerWords.map(([theirs, ours]) => `\`${theirs}\` (\`${ours}\`)`).join(", ")}.
+
 ## Output for programs
 
-\`--output json\` prints one document on stdout (\`logs\`: one a line), and nothing else. Fields are those of
+\`--output json\` prints one document on stdout (\`logs\`: one a line), and nothing else; of what only changes something and has nothing to
+give (\`rm\`, \`node drain\`, \`context use\`), nothing at all. Fields are those of
 [\`api.proto\`](../proto/embassy/v1/api.proto), each of them always present; what can only be one of several things is a plain word
 (\`"running"\`, \`"drain"\`, \`"stop-first"\`), times are milliseconds since 1970. These forms are stable: fields and words are added, not
 changed.

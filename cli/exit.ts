@@ -24,7 +24,8 @@ export const exitMeanings: Readonly<Record<keyof typeof exitCodes, string>> = {
     "Something is in the way: another deploy of the stack came first or it was removed meanwhile, a published port is taken, a volume is in use, a node is still up.",
   unreachable: "No cluster is chosen, none answers, or it cannot do the work at present. Trying again may help.",
   denied: "The cluster does not accept this certificate, or its role may not do this.",
-  interrupted: "Interrupted by Ctrl-C, SIGTERM or SIGHUP. What the cluster was told, it goes on with.",
+  interrupted:
+    "Interrupted by Ctrl-C, SIGTERM or SIGHUP, which is also how `logs --follow` mostly ends. What the cluster was told, it goes on with.",
 };
 
 /** An error whose exit code its error code does not tell. */

@@ -4,7 +4,8 @@ import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { PassThrough } from "node:stream";
-import { Server, type ServerDuplexStream, status } from "@grpc/grpc-js";
+import { createServer as createTlsServer } from "node:tls";
+import { Metadata, Server, type ServerDuplexStream, status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { ClusterError } from "../lib/errors/errors.ts";
 import { requirePeer, send, serverCredentials, streaming, unary } from "../lib/grpc/server.ts";
@@ -17,6 +18,7 @@ import {
   type ExecInput,
   type ExecOutput,
   type ExecStart,
+  InfoResponse,
   type ListVolumesResponse,
   LogChunk,
   LogReading,
@@ -31,8 +33,10 @@ import {
 import { MountType, Protocol, PublishedPort, PublishMode } from "../proto/gen/embassy/v1/stack.ts";
 import { NodeState, type NodeStatus, type TaskState, TaskState as TaskStates } from "../proto/gen/embassy/v1/state.ts";
 import type { Cli } from "./cli.ts";
+import { everyCommand, pathOf } from "./commands/tree.ts";
 import { type Context, Contexts } from "./contexts/contexts.ts";
-import { runCli } from "./program.ts";
+import { makeProgram, runCli } from "./program.ts";
+import { dockerWords, inOwnWords, takesNext } from "./usual-words.ts";
 
 /** What the cluster below answers; each test sets what it needs. */
 let answers: {
@@ -47,6 +51,8 @@ let answers: {
   node?: Partial<NodeStatus>;
   volumes: ListVolumesResponse;
   resumed: (LogsResumption | undefined)[];
+  logRead?: () => void;
+  info?: Parameters<typeof InfoResponse.fromPartial>[0];
 };
 
 function task(
@@ -136,6 +142,12 @@ const implementation: ClusterServer = {
       if (turn === 3) await send(call, LogChunk.create({ taskId: "j", mark: true, position: ended }), signal);
       return;
     }
+    if (target === "shop_endless") {
+      call.sendMetadata(new Metadata());
+      answers.logRead?.();
+      await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+      return;
+    }
     if (target !== "shop_web") {
       // Every target means the same two tasks.
       for (const [name, at] of [
@@ -169,7 +181,8 @@ const implementation: ClusterServer = {
       }
     });
   },
-  info: unary(absent),
+  // Only where a test asks for it: other commands call it too, when they have done their work.
+  info: unary(() => (answers.info === undefined ? absent() : InfoResponse.fromPartial(answers.info))),
 } as ClusterServer;
 
 let server: Server;
@@ -177,8 +190,8 @@ let authority: Authority;
 let admin: Context;
 let directory: string;
 
-async function contextOf(from: Authority, role: Role, endpoint: string): Promise<Context> {
-  const { certificate, key } = await from.issue({ commonName: "someone", role, nowMs: Date.now() });
+async function contextOf(from: Authority, role: Role, endpoint: string, nowMs = Date.now()): Promise<Context> {
+  const { certificate, key } = await from.issue({ commonName: "someone", role, nowMs });
   return {
     name: "test",
     endpoints: [endpoint],
@@ -277,7 +290,16 @@ function stackFile(): string {
 
 describe("the command line", () => {
   it.each([
-    [["depoly"], /unknown command 'depoly' \(did you mean deploy\?\)\nusage: clusterctl/],
+    [["depoly"], /unknown command 'depoly' \(did you mean deploy\?\)\n`clusterctl --help` lists the commands/],
+    [
+      ["node", "actvate"],
+      /unknown command 'actvate' \(did you mean activate\?\)\n`clusterctl node` has drain, activate, /,
+    ],
+    [["up"], /unknown command 'up'\n`clusterctl deploy` deploys/],
+    [["node", "promote", "host-1"], /unknown command 'promote'\n.*token create --role manager/],
+    [["service", "update", "web"], /unknown command 'service'.*\nChange the stack file/],
+    [["token", "create", "--ttl", "0s"], /argument '0s' is invalid\. Give a time of at least 1s/],
+    [["token", "create", "--ttl", "20ms"], /argument '20ms' is invalid\. Give a time of at least 1s/],
     [["deploy"], /^error: no stack file was named, and there is none here\nName one with -f/],
     [
       ["deploy", "a.yml", "shop", "more"],
@@ -297,6 +319,8 @@ describe("the command line", () => {
     [["logs", "web", "--since", "yesterday"], /argument 'yesterday' is invalid\. Give a time such as 10m/],
     [["exec", "web"], /missing required argument 'command'/],
     [["inspect", "web"], /"web" is not KIND\/NAME\nKIND is one of/],
+    [["context", "import", "/nowhere/admin.json"], /^error: there is no file \/nowhere\/admin\.json\n/],
+    [["context", "import", "README.md"], /^error: README\.md is not a context file: it is not JSON\nUse the file/],
     [["deploy", "/nowhere/stack.yml"], /\/nowhere\/stack\.yml/],
   ])("%j is refused in one sentence, with exit code 1", async (words, expected) => {
     const result = await clusterctl(words);
@@ -313,6 +337,68 @@ describe("the command line", () => {
     expect((await clusterctl(["--version"])).stdout).toMatch(/^clusterctl \d/);
     expect((await clusterctl(["--help"])).stdout).toMatch(/--version +print the version\n/);
     expect((await clusterctl(["logs", "--help"])).stdout).toMatch(/\(default:\s+all\)/);
+  });
+
+  it.each([
+    [["node", "ls"], ["nodes"]],
+    [
+      ["--context", "test", "node", "list"],
+      ["--context", "test", "nodes"],
+    ],
+    [
+      ["node", "ls", "-o", "json"],
+      ["nodes", "-o", "json"],
+    ],
+    [
+      ["node", "ps", "host-1", "-a"],
+      ["ps", "--node", "host-1", "-a"],
+    ],
+    [
+      ["volume", "ls", "shop"],
+      ["volumes", "shop"],
+    ],
+    [["config", "ls"], ["configs"]],
+    [
+      ["stack", "deploy", "-c", "a.yml", "shop"],
+      ["deploy", "-f", "a.yml", "shop"],
+    ],
+    [
+      ["stack", "rm", "shop"],
+      ["rm", "shop"],
+    ],
+    [
+      ["service", "logs", "-f", "web"],
+      ["logs", "-f", "web"],
+    ],
+    [
+      ["service", "inspect", "shop_web"],
+      ["inspect", "service/shop_web"],
+    ],
+    [
+      ["volume", "rm", "data"],
+      ["volume", "rm", "data"],
+    ],
+    [
+      ["context", "ls"],
+      ["context", "ls"],
+    ],
+    [
+      ["exec", "web", "--", "service", "ls"],
+      ["exec", "web", "--", "service", "ls"],
+    ],
+    [
+      ["logs", "node", "ls"],
+      ["logs", "node", "ls"],
+    ],
+  ])("takes docker's words: %j is %j", (words, expected) => {
+    const options = makeProgram({ out: {} } as unknown as Cli).options;
+    expect(inOwnWords(words, (word) => takesNext(options, word))).toEqual(expected);
+  });
+
+  it("every one of docker's words stands for a command that is there", () => {
+    const program = makeProgram({ out: {} } as unknown as Cli);
+    const paths = new Set([...everyCommand(program)].map(pathOf));
+    for (const [, ours] of dockerWords) expect(paths).toContain(ours.split(" ")[0]);
   });
 
   it("prints help on stdout and succeeds when asked for it", async () => {
@@ -351,14 +437,75 @@ describe("a cluster that cannot be called", () => {
     const endpoint = admin.endpoints[0] ?? "";
     const result = await clusterctl(["nodes"], { context: await contextOf(await newAuthority(), "admin", endpoint) });
     expect(result.code).toBe(7);
-    expect(result.stderr).toMatch(/does not accept this certificate/);
+    expect(result.stderr).toMatch(/does not accept the certificate of context test\n/);
+  });
+
+  it("a certificate that has expired: exit code 7, with the day and how to have another", async () => {
+    const endpoint = admin.endpoints[0] ?? "";
+    const context = await contextOf(authority, "admin", endpoint, Date.UTC(2020, 0, 1));
+    const result = await clusterctl(["nodes"], { context });
+    expect(result.stderr).toMatch(/^error: the certificate of context test has expired on 2020-03-31\n.*admin create/);
+    expect(result.code).toBe(7);
+  });
+
+  it.each([
+    {
+      what: "speaks first, without TLS",
+      says: "SSH-2.0-OpenSSH_9.2\r\n",
+      code: 6,
+      told: /: it does not speak TLS\nAnother program/,
+    },
+    {
+      what: "answers in HTTP",
+      says: "HTTP/1.1 400 Bad Request\r\n\r\n",
+      code: 6,
+      told: /: it does not speak TLS\nAnother program/,
+    },
+    {
+      what: "closes the connection",
+      says: "",
+      code: 6,
+      told: /cannot be reached \(127\.0\.0\.1:\d+: it breaks the connection off\)/,
+    },
+  ])("a program that $what: in words that say so", async ({ says, code, told }) => {
+    const stranger = createServer((socket) => socket.on("error", () => {}).end(says)).listen(0, "127.0.0.1");
+    await once(stranger, "listening");
+    const context = { ...admin, endpoints: [`127.0.0.1:${(stranger.address() as AddressInfo).port}`] };
+    const result = await clusterctl(["nodes"], { context });
+    stranger.close();
+    expect(result.stderr).toMatch(told);
+    expect(result.stderr).not.toMatch(/SSL|error:.*error:/);
+    expect(result.code).toBe(code);
+  });
+
+  it("a server whose certificate has expired: exit code 7, and that clocks may differ", async () => {
+    const own = await authority.issue({
+      commonName: "m1",
+      role: "manager",
+      nowMs: Date.UTC(2020, 0, 1),
+      hosts: ["127.0.0.1"],
+    });
+    const old = createTlsServer({ cert: own.certificate, key: own.key, ALPNProtocols: ["h2"] });
+    old.on("tlsClientError", () => {}).listen(0, "127.0.0.1");
+    await once(old, "listening");
+    const context = { ...admin, endpoints: [`127.0.0.1:${(old.address() as AddressInfo).port}`] };
+    const result = await clusterctl(["nodes"], { context });
+    old.close();
+    expect(result.stderr).toMatch(/: its certificate has expired\nCompare the clocks/);
+    expect(result.code).toBe(7);
+  });
+
+  it("a host whose name is not known: exit code 6", async () => {
+    const result = await clusterctl(["nodes"], { context: { ...admin, endpoints: ["nosuch.invalid:7400"] } });
+    expect(result.stderr).toMatch(/nosuch\.invalid:7400: (there is no host of that name|the name cannot be looked up)/);
+    expect(result.code).toBe(6);
   });
 
   it("a server of another CA: exit code 7", async () => {
     const other = await newAuthority();
     const result = await clusterctl(["nodes"], { context: { ...admin, ca: other.certificate.toString() } });
     expect(result.code).toBe(7);
-    expect(result.stderr).toMatch(/is not a member of the cluster/);
+    expect(result.stderr).toMatch(/is not a member of the cluster .*: its certificate is of another CA\n/);
   });
 
   it("a node's certificate: exit code 7, in the server's words", async () => {
@@ -544,6 +691,18 @@ describe("scale", () => {
   const unplaced = { ...task("web", TaskStates.TASK_STATE_PENDING, { unplaced: "no node fits" }), nodeName: "" };
   const web = { name: "web", desired: 4, running: 2, problems: [unplaced] };
 
+  it("prints what it has set as JSON, and nothing else", async () => {
+    answers.progress = [
+      { revision: 1, converged: true, services: [{ name: "web", desired: 3, running: 3, completed: 0, old: 0 }] },
+    ];
+    const result = await clusterctl(["scale", "web=3", "-o", "json"]);
+    expect(JSON.parse(result.stdout)).toEqual({ services: [{ stack: "shop", service: "web", replicas: 3 }] });
+    expect(result.code).toBe(0);
+    expect(JSON.parse((await clusterctl(["scale", "-d", "web=3", "-o", "json"])).stdout)).toMatchObject({
+      services: [{}],
+    });
+  });
+
   it("gives up on tasks that fit nowhere from the first state on, as deploy does", { timeout: 15_000 }, async () => {
     const old = { name: "old", desired: 1, problems: [task("old", TaskStates.TASK_STATE_REJECTED)] };
     answers.progress = [{ revision: 1, services: [old, web] }];
@@ -661,6 +820,27 @@ describe("what is read", () => {
     expect(result.code).toBe(0);
     const given = [{ stack: "shop", service: "web", version: 2 }];
     expect(JSON.parse((await clusterctl(["restart", "-d", "web", "-o", "json"])).stdout)).toEqual({ services: given });
+  });
+
+  it.each([true, false])(
+    "of a log ends with exit code 130 when it is interrupted, and says nothing (following: %s)",
+    async (follow) => {
+      const interrupted = new AbortController();
+      answers.logRead = () => interrupted.abort(new ClusterError("interrupted", { code: "unavailable" }));
+      const result = await clusterctl(["logs", ...(follow ? ["-f"] : []), "shop_endless"], { interrupted });
+      expect(result).toMatchObject({ code: 130, stderr: "" });
+    },
+  );
+
+  it.each([
+    [{ nodesReady: 3, nodesTotal: 3 }, "3 of 3 ready"],
+    [
+      { nodesReady: 3, nodesTotal: 6, nodesSilent: 1, nodesWithoutNetwork: 2 },
+      "3 of 6 ready, 2 of them without network, 1 silent, 2 down",
+    ],
+  ])("counts the nodes of %j", async (info, expected) => {
+    answers.info = info;
+    expect((await clusterctl(["info"])).stdout).toContain(`nodes:     ${expected}\n`);
   });
 
   it("goes on behind the last line when the connection breaks, and says so, until all is read", async () => {

@@ -27,6 +27,7 @@ import { formatDuration, parseDuration } from "./duration.ts";
 import { examples } from "./examples.ts";
 import { exitCodeOf, exitCodes, Interrupted } from "./exit.ts";
 import { styled } from "./render/style.ts";
+import { inOwnWords, insteadOf, takesNext } from "./usual-words.ts";
 
 const registers: readonly Register[] = [
   registerDeploy,
@@ -143,20 +144,11 @@ export function withDashes(program: Command, words: readonly string[]): readonly
   return words;
 }
 
-/** Whether the word after an option is its value: `-u root` and `-iu root`, not `-uroot` or `--user=root`. */
-function takesNext(options: readonly Option[], word: string): boolean {
-  if (word.startsWith("--")) return options.some(({ long, required }) => long === word && required);
-  for (let at = 1; at < word.length; at++) {
-    const option = options.find(({ short }) => short === `-${word.charAt(at)}`);
-    if (option?.required) return at === word.length - 1;
-  }
-  return false;
-}
-
 /** Runs a command line. Returns the process's exit code; errors are told on the screen, message then hint. */
 export async function runCli(given: readonly string[], cli: Cli): Promise<number> {
   const program = makeProgram(cli);
-  const words = withDashes(program, usualWords(program, given));
+  const own = inOwnWords(given, (word) => takesNext(program.options, word));
+  const words = withDashes(program, usualWords(program, own));
   if (words.length === 0) {
     cli.err.write(program.helpInformation());
     return exitCodes.error;
@@ -176,6 +168,14 @@ export async function runCli(given: readonly string[], cli: Cli): Promise<number
   }
 }
 
+function hintOf(program: Command, command: Command, words: readonly string[], { code }: CommanderError): string {
+  if (code !== "commander.unknownCommand") return usageOf(command);
+  const instead = insteadOf(words, (word) => takesNext(program.options, word));
+  if (instead !== undefined) return instead;
+  if (command === program) return "`clusterctl --help` lists the commands.";
+  return `\`clusterctl ${pathOf(command)}\` has ${command.commands.map((candidate) => candidate.name()).join(", ")}.`;
+}
+
 function reportUsage(cli: Cli, program: Command, words: readonly string[], error: CommanderError): number {
   if (error.exitCode === 0) return exitCodes.ok; // --help
   const command = commandOf(program, words);
@@ -188,6 +188,6 @@ function reportUsage(cli: Cli, program: Command, words: readonly string[], error
   // commander's own word for a command that needs a subcommand.
   const missing = `a subcommand is missing: ${command.commands.length === 1 ? "" : "one of "}${subcommands}`;
   const shown = error.code === "commander.help" ? missing : message;
-  report(cli, new ClusterError(shown, { code: "invalid", hint: usageOf(command) }));
+  report(cli, new ClusterError(shown, { code: "invalid", hint: hintOf(program, command, words, error) }));
   return exitCodes.error;
 }

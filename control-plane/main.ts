@@ -405,8 +405,8 @@ function commands(): Command {
     .option("--ttl <time>", "how long it is valid (default: 24h, a manager's 1h)")
     .action(async (flags: { stateDir: string; ttl?: string; role: TokenRole }) => {
       const ttlMs = flags.ttl === undefined ? 0 : parseDuration("--ttl", flags.ttl);
-      if (ttlMs === 0 && flags.ttl !== undefined) {
-        throw new ClusterError("--ttl is 0", { code: "invalid", subject: "--ttl" });
+      if (flags.ttl !== undefined && ttlMs < 1_000) {
+        throw new ClusterError(`--ttl is ${flags.ttl}; it must be at least 1s`, { code: "invalid", subject: "--ttl" });
       }
       console.log(await createTokenByApi(absolute(flags.stateDir), ttlMs, flags.role));
     });

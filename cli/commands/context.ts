@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
+import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
 import { globalOptions, printJson, type Register } from "../cli.ts";
 import { parseContext } from "../contexts/contexts.ts";
 import { table } from "../render/table.ts";
@@ -53,7 +53,12 @@ export const registerContext: Register = (program, cli) => {
       try {
         text = readFileSync(file, "utf8");
       } catch (cause) {
-        throw new ClusterError(`${file} cannot be read: ${messageOf(cause)}`, {
+        const words = isErrno(cause, "ENOENT")
+          ? `there is no file ${file}`
+          : isErrno(cause, "EISDIR")
+            ? `${file} is a directory`
+            : `${file} cannot be read: ${messageOf(cause)}`;
+        throw new ClusterError(words, {
           code: "invalid",
           subject: file,
           cause,

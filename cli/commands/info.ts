@@ -1,5 +1,17 @@
+import type { InfoResponse } from "../../proto/gen/embassy/v1/api.ts";
 import { globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
+
+/** "2 of 4 ready, 1 of them without network, 1 silent, 1 down" */
+function nodesOf({ nodesReady, nodesTotal, nodesSilent, nodesWithoutNetwork }: InfoResponse): string {
+  const down = nodesTotal - nodesReady - nodesSilent;
+  return [
+    `${nodesReady} of ${nodesTotal} ready`,
+    ...(nodesWithoutNetwork > 0 ? [`${nodesWithoutNetwork} of them without network`] : []),
+    ...(nodesSilent > 0 ? [`${nodesSilent} silent`] : []),
+    ...(down > 0 ? [`${down} down`] : []),
+  ].join(", ");
+}
 
 export const registerInfo: Register = (program, cli) => {
   program
@@ -19,7 +31,7 @@ export const registerInfo: Register = (program, cli) => {
             version: info.version,
             leader: info.leader || "none",
             members: info.members.join(", "),
-            nodes: `${info.nodesReady} of ${info.nodesTotal} ready`,
+            nodes: nodesOf(info),
             etcd: `revision ${info.revision}`,
           };
           for (const [key, value] of Object.entries(lines)) cli.out.write(`${`${key}:`.padEnd(10)} ${value}\n`);

@@ -1,6 +1,7 @@
 import { InvalidArgumentError, Option } from "commander";
 import { globalOptions, type Register, withCluster } from "../cli.ts";
 import { parseSince } from "../duration.ts";
+import { exitCodes } from "../exit.ts";
 import { styled, styleFor } from "../render/style.ts";
 
 interface LogsOptions {
@@ -76,8 +77,9 @@ export const registerLogs: Register = (program, cli) => {
             cli.stdout.write(Buffer.concat([Buffer.from(`${time}${prefix} | `), ...parts, Buffer.from("\n")]));
           }
         } catch (error) {
-          // An interrupt is how following ends.
           if (!cli.signal.aborted) throw error;
+          // An interrupt is how following ends: nothing to tell, but to whoever looks at the exit code.
+          cli.exitCode = exitCodes.interrupted;
         }
       });
     });

@@ -16,6 +16,7 @@ export const registerRemove: Register = (program, cli) => {
     .option("--timeout <time>", "how long to wait", parseDuration, 300_000)
     .option("-d, --detach", "do not wait")
     .action(async (names: string[], options: { timeout: number; detach?: boolean }, command) => {
+      const global = globalOptions(command);
       const stacks = [...new Set(names)];
       let told = 0;
       const work = async (client: ClusterClient) => {
@@ -44,6 +45,7 @@ export const registerRemove: Register = (program, cli) => {
             // It went before the watch began.
             if (!hasCode(error, "not-found")) throw error;
           }
+          if (global.output === "json") continue;
           cli.err.write(`stack ${stack} is gone, after ${formatSeconds(performance.now() - startedMs)}\n`);
         }
       };
@@ -51,6 +53,6 @@ export const registerRemove: Register = (program, cli) => {
         told === 0
           ? "`clusterctl stacks` shows whether it was removed."
           : `The cluster goes on removing ${stacks.slice(0, told).join(", ")}: \`clusterctl ps\` shows what is left.${told < stacks.length ? ` Not touched: ${stacks.slice(told).join(", ")}.` : ""}`;
-      await goingOn(cli.signal, hint, async () => await withCluster(cli, globalOptions(command), work));
+      await goingOn(cli.signal, hint, async () => await withCluster(cli, global, work));
     });
 };

@@ -1,6 +1,6 @@
 import { ClusterError } from "../../lib/errors/errors.ts";
 import type { ClusterClient } from "../../proto/gen/embassy/v1/api.ts";
-import { globalOptions, type Register, withCluster } from "../cli.ts";
+import { globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { parseDuration } from "../duration.ts";
 import { goingOn } from "../exit.ts";
 import { count, formatSeconds } from "../render/format.ts";
@@ -15,6 +15,10 @@ export const registerScale: Register = (program, cli) => {
     .option("-d, --detach", "do not wait")
     .action(async (words: string[], options: { timeout: number; detach?: boolean }, command) => {
       const startedMs = performance.now();
+      const global = globalOptions(command);
+      const say = (text: string) => {
+        if (global.output !== "json") cli.err.write(`${text}\n`);
+      };
       const wanted = words.map(parseScale);
       const byStack = new Map<string, Map<string, number>>();
       const work = async (client: ClusterClient) => {
@@ -35,7 +39,7 @@ export const registerScale: Register = (program, cli) => {
             limits,
           );
           byStack.set(stack, (byStack.get(stack) ?? new Map<string, number>()).set(service, request.replicas));
-          cli.err.write(`${stack}_${service} is to have ${request.replicas}\n`);
+          say(`${stack}_${service} is to have ${request.replicas}`);
         }
         if (options.detach === true) return;
         for (const [stack, numbers] of byStack) {
@@ -56,13 +60,21 @@ export const registerScale: Register = (program, cli) => {
             signal: cli.signal,
           });
         }
-        cli.err.write(`done after ${formatSeconds(performance.now() - startedMs)}\n`);
+        say(`done after ${formatSeconds(performance.now() - startedMs)}`);
+      };
+      const workAndTell = async (client: ClusterClient) => {
+        await work(client);
+        if (global.output !== "json") return;
+        const services = [...byStack].flatMap(([stack, numbers]) =>
+          [...numbers].map(([service, replicas]) => ({ stack, service, replicas })),
+        );
+        printJson(cli, { services });
       };
       const hint = () =>
         byStack.size === 0
           ? "`clusterctl services` shows whether the number was changed."
           : `The cluster goes on with it: ${[...byStack.keys()].map((stack) => `\`clusterctl ps ${stack}\``).join(", ")} shows how it goes; scale back to undo it.`;
-      await goingOn(cli.signal, hint, async () => await withCluster(cli, globalOptions(command), work));
+      await goingOn(cli.signal, hint, async () => await withCluster(cli, global, workAndTell));
     });
 };
 

@@ -30,7 +30,7 @@ export function parseContext(text: string, source: string): Context {
   try {
     value = JSON.parse(text);
   } catch (cause) {
-    throw bad(messageOf(cause), cause);
+    throw bad("it is not JSON", cause);
   }
   if (typeof value !== "object" || value === null) throw bad("it holds no object");
   const fields = value as Record<string, unknown>;

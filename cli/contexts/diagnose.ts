@@ -1,6 +1,7 @@
 import { connect } from "node:tls";
-import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
+import { ClusterError, type ErrorCode } from "../../lib/errors/errors.ts";
 import type { Context } from "./contexts.ts";
+import { certificateProblem, connectionWords, type Meaning, meaningOf } from "./tls-words.ts";
 
 const patienceMs = 2_000;
 
@@ -8,8 +9,8 @@ const patienceMs = 2_000;
 type Outcome =
   | { readonly kind: "answers" }
   | { readonly kind: "unreachable"; readonly words: string }
-  | { readonly kind: "wrong-server"; readonly words: string }
-  | { readonly kind: "refuses-us"; readonly words: string };
+  | { readonly kind: "wrong-server"; readonly meaning: Meaning }
+  | { readonly kind: "refuses-us" };
 
 /**
  * Says in one sentence why no member of the cluster can be called: gRPC itself tells a refused certificate and a dead
@@ -19,24 +20,30 @@ export async function diagnose(context: Context, cause: ClusterError): Promise<C
   const outcomes = await Promise.all(
     context.endpoints.map(async (endpoint) => ({ endpoint, outcome: await attempt(context, endpoint) })),
   );
+  const told = (code: ErrorCode, message: string, hint: string) =>
+    new ClusterError(message, { code, subject: `context/${context.name}`, hint, cause });
   for (const { endpoint, outcome } of outcomes) {
     if (outcome.kind === "refuses-us") {
-      return new ClusterError(`the cluster at ${endpoint} does not accept this certificate (${outcome.words})`, {
-        code: "denied",
-        subject: `context/${context.name}`,
-        hint: `Context ${context.name} is of another cluster, or its certificate has expired: import the one of this cluster with \`clusterctl context import FILE\`.`,
-        cause,
-      });
+      const problem = certificateProblem(context.certificate, Date.now());
+      if (problem !== undefined) {
+        return told(
+          "denied",
+          `the certificate of context ${context.name} ${problem}`,
+          "Make another on a manager with `clusterd admin create --name USER --out FILE`, and `clusterctl context import FILE`.",
+        );
+      }
+      return told(
+        "denied",
+        `the cluster at ${endpoint} does not accept the certificate of context ${context.name}`,
+        "The context is of another cluster, or of one that was made anew: import that of this cluster with `clusterctl context import FILE`.",
+      );
     }
     if (outcome.kind === "wrong-server") {
-      return new ClusterError(
-        `${endpoint} is not a member of the cluster that context ${context.name} is for (${outcome.words})`,
-        {
-          code: "denied",
-          subject: `context/${context.name}`,
-          hint: "Its certificate is of another CA. Check the context's endpoints, or import the context of that cluster.",
-          cause,
-        },
+      const { words, hint, code } = outcome.meaning;
+      return told(
+        code,
+        `${endpoint} is not a member of the cluster that context ${context.name} is for: ${words}`,
+        hint,
       );
     }
   }
@@ -63,10 +70,13 @@ async function attempt(context: Context, endpoint: string): Promise<Outcome> {
       resolve(outcome);
     };
     // A server that has refused a certificate closes the connection; one that accepts it sends its HTTP/2 settings.
-    const ended = (words: string) => {
-      if (secured) settle({ kind: "refuses-us", words });
-      else if (connected) settle({ kind: "wrong-server", words });
-      else settle({ kind: "unreachable", words });
+    const ended = (code: string) => {
+      const meaning = meaningOf(code);
+      if (secured) settle({ kind: "refuses-us" });
+      else if (connected && meaning !== undefined) settle({ kind: "wrong-server", meaning });
+      // It may just be starting, or on its way out.
+      else if (connected) settle({ kind: "unreachable", words: "it breaks the connection off" });
+      else settle({ kind: "unreachable", words: connectionWords(code) });
     };
     const socket = connect({
       host: endpoint.slice(0, colon),
@@ -88,17 +98,12 @@ async function attempt(context: Context, endpoint: string): Promise<Outcome> {
       secured = true;
     });
     socket.on("data", () => settle({ kind: "answers" }));
-    socket.on("error", (error) => {
-      if (isErrno(error, "ECONNREFUSED")) settle({ kind: "unreachable", words: "connection refused" });
-      else if (/ALERT/.test((error as NodeJS.ErrnoException).code ?? "")) {
-        settle({
-          kind: "refuses-us",
-          words: messageOf(error)
-            .replace(/^.*SSL routines:[^:]*:/, "")
-            .replace(/:.*$/s, ""),
-        });
-      } else ended(messageOf(error));
+    socket.on("error", (error: NodeJS.ErrnoException) => {
+      const code = error.code ?? "";
+      const isOfOurs = /ALERT_(?!PROTOCOL_VERSION|NO_APPLICATION_PROTOCOL)/.test(code);
+      if (isOfOurs) settle({ kind: "refuses-us" });
+      else ended(code);
     });
-    socket.on("close", () => ended("it closes the connection"));
+    socket.on("close", () => ended("ECONNRESET"));
   });
 }

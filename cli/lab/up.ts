@@ -80,8 +80,9 @@ async function prepare(paths: LabPaths, known: LabRecord | undefined, options: U
         hint: `Take it down first: clusterctl lab down --name ${paths.name}`,
       });
     }
-    const hosts = Math.max(known.hosts, options.hosts ?? 0);
-    const managers = Math.max(known.managers ?? 1, options.managers ?? 0);
+    const { hosts = known.hosts, managers = known.managers ?? 1 } = options;
+    refuseFewer(paths, "--hosts", hosts, known.hosts, "host");
+    refuseFewer(paths, "--managers", managers, known.managers ?? 1, "manager");
     const lab = { ...known, hosts, managers };
     checkCounts(lab);
     if (lab.hosts !== known.hosts || lab.managers !== known.managers) writeRecord(paths, lab);
@@ -93,6 +94,16 @@ async function prepare(paths: LabPaths, known: LabRecord | undefined, options: U
   const lab: LabRecord = { name: paths.name, subnet: await claimSubnet(paths, options.subnet), hosts, managers };
   writeRecord(paths, lab);
   return lab;
+}
+
+/** A lab only grows. */
+function refuseFewer({ name }: LabPaths, option: string, wanted: number, has: number, what: string): void {
+  if (wanted >= has) return;
+  throw new ClusterError(`lab ${name} has ${has} ${what}s, and none is taken away: ${option} is ${wanted}`, {
+    code: "conflict",
+    subject: option,
+    hint: `Take it down and bring it up anew: clusterctl lab down --name ${name}`,
+  });
 }
 
 function checkCounts({ hosts, managers }: Required<Pick<LabRecord, "hosts" | "managers">>): void {

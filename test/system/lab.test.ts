@@ -46,6 +46,11 @@ describe("lab down", () => {
         "left",
         `services: {web: {image: "${cluster.registry}/busybox:1", command: [sleep, "1000"], deploy: {replicas: 4}, ports: ["8080:80"]}}`,
       );
+      const fewer = await cluster.clusterctl(["lab", "up", "--name", name, "--hosts", "1"]);
+      expect([fewer.code, fewer.stderr]).toEqual([
+        5,
+        expect.stringMatching(/lab \S+ has 2 hosts, and none is taken away/),
+      ]);
       await cluster.kill("host-2", "noded");
       expect(traces(name).length).toBeGreaterThan(10);
       expect(cgroupsOf(nodeIds).length).toBeGreaterThan(0);
