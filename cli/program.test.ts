@@ -29,6 +29,7 @@ import {
   StackView,
   type TaskView,
   TaskView as TaskViews,
+  VolumeHomeView,
 } from "../proto/gen/embassy/v1/api.ts";
 import { MountType, Protocol, PublishedPort, PublishMode } from "../proto/gen/embassy/v1/stack.ts";
 import { NodeState, type NodeStatus, type TaskState, TaskState as TaskStates } from "../proto/gen/embassy/v1/state.ts";
@@ -233,7 +234,7 @@ beforeEach(() => {
     services: [],
     removed: () => {},
     resumed: [],
-    volumes: { volumes: [], failures: [] },
+    volumes: { volumes: [], failures: [], homes: [] },
   };
 });
 
@@ -770,7 +771,7 @@ describe("what is read", () => {
       stdout: "",
       stderr: "a is removed from host-1\nb is removed from host-1\n",
     });
-    answers.volumes = { volumes: [], failures: [{ nodeName: "host-4", why: "node host-4 is down" }] };
+    answers.volumes = { volumes: [], failures: [{ nodeName: "host-4", why: "node host-4 is down" }], homes: [] };
     expect(await clusterctl(["volume", "rm", "a"])).toMatchObject({
       code: 6,
       stderr: expect.stringContaining("error: a stays where it could not be removed: node host-4 is down\n") as string,
@@ -874,8 +875,10 @@ describe("what is read", () => {
     });
     expect((await clusterctl(["configs", "-o", "json"])).stdout).toBe('{\n  "configs": []\n}\n');
     expect(JSON.parse((await clusterctl(["volumes", "-o", "json"])).stdout)).toEqual({
-      volumes: [{ name: "shop_data", services: ["shop_db"], nodes: ["host-2"], dataNodes: [] }],
+      volumes: [{ name: "shop_data", services: ["shop_db"], nodes: ["host-2"], homes: [], dataNodes: [] }],
     });
+    const homeOn = (volume: string, slot: number, nodeName: string, problem = "") =>
+      VolumeHomeView.fromPartial({ home: { volume, slot, service: "shop_db" }, nodeName, problem });
     const held = [
       ["old_data", "host-3"],
       ["shop_data", "host-1"],
@@ -884,15 +887,27 @@ describe("what is read", () => {
     answers.volumes = {
       volumes: held.map(([name, nodeName]) => ({ name, nodeName })),
       failures: [{ nodeName: "host-4", why: "node host-4 is down" }],
+      homes: [
+        homeOn("old_data", 1, "host-1"),
+        homeOn("shop_data", 1, "host-2"),
+        homeOn("shop_data", 2, "host-4", "down"),
+        homeOn("shop_data", 3, "host-2"),
+      ],
     };
     expect(await clusterctl(["volumes"])).toEqual({
       code: 0,
-      stdout: expect.stringMatching(/\nold_data +- +- +host-3\nshop_data +shop_db +host-2 +host-1 host-2\n$/) as string,
+      stdout: expect.stringMatching(
+        /\nold_data +- +- +host-1 \(no data\) +host-3\nshop_data +shop_db +host-2 +host-2 \(slots 1 3\), host-4 \(slot 2, down\) +host-1 host-2\n$/,
+      ) as string,
       stderr: "warning: volumes are missing from the list: node host-4 is down\n",
     });
     expect((await clusterctl(["volumes", "shop"])).stdout).not.toContain("old_data");
     const inspected = async (subject: string) => JSON.parse((await clusterctl(["inspect", subject])).stdout) as unknown;
-    expect(await inspected("volume/old_data")).toMatchObject({ name: "old_data", dataNodes: ["host-3"] });
+    expect(await inspected("volume/old_data")).toMatchObject({
+      name: "old_data",
+      dataNodes: ["host-3"],
+      homes: [{ slot: 1, node: "host-1", problem: "no data", service: "shop_db" }],
+    });
     expect(await inspected("secret/shop_key")).toMatchObject({ stack: "shop", name: "key", services: ["db"] });
     expect((await clusterctl(["inspect", "config/key"])).stderr).toBe("error: there is no config key\n");
     expect(await clusterctl(["volumes", "shp"])).toMatchObject({

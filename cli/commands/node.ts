@@ -141,14 +141,19 @@ export const registerNode: Register = (program, cli) => {
     });
   node
     .command("rm")
-    .description("Forgets nodes that are down.")
+    .description(
+      "Forgets nodes that are down. One that is the home of volumes only with --force: tasks that wait for it begin elsewhere with empty volumes.",
+    )
     .argument("<name...>", "node's name or id")
-    .action(async (names: string[], _options, command) => {
+    .option("--force", "although volumes have their data there")
+    .action(async (names: string[], options: { force?: boolean }, command) => {
       await withCluster(cli, globalOptions(command), async (client) => {
         const { call } = await import("../../lib/grpc/client.ts");
         for (const name of names) {
-          await call(client.removeNode.bind(client), { node: name }, { signal: cli.signal });
-          say(command, `${name} is forgotten`);
+          const request = { node: name, force: options.force ?? false };
+          const { volumes } = await call(client.removeNode.bind(client), request, { signal: cli.signal });
+          const lost = volumes.length === 0 ? "" : `, and what it had of ${volumes.join(", ")}`;
+          say(command, `${name} is forgotten${lost}`);
         }
       });
     });

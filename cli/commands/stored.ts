@@ -16,6 +16,15 @@ interface BlobRow {
   readonly services: readonly string[];
 }
 
+interface VolumeHomeRow {
+  readonly slot: number;
+  readonly node: string;
+  /** Why no task can be placed there: down, silent, drained, paused; "no data" when the node has no directory of it; "" for nothing. */
+  readonly problem: string;
+  /** `<stack>_<service>` that was placed there last. */
+  readonly service: string;
+}
+
 /** A named volume as `--output json` gives it. */
 interface VolumeRow {
   readonly name: string;
@@ -23,6 +32,8 @@ interface VolumeRow {
   readonly services: readonly string[];
   /** Where a task that mounts it is. */
   readonly nodes: readonly string[];
+  /** Where the data of each slot is, by slot, then node; slot 0: of a global service's task on that node. */
+  readonly homes: readonly VolumeHomeRow[];
   /** Which nodes that answer have a directory of it; each its own, which stays when tasks and stacks go. */
   readonly dataNodes: readonly string[];
 }
@@ -69,9 +80,12 @@ export const volumes = (stack: string): Listing<VolumeRow> => ({
       { signal },
     );
     const held = await call(client.listVolumes.bind(client), {}, { signal });
-    const found = new Map<string, { services: Set<string>; nodes: Set<string>; dataNodes: string[] }>();
+    const found = new Map<
+      string,
+      { services: Set<string>; nodes: Set<string>; homes: VolumeHomeRow[]; dataNodes: string[] }
+    >();
     const entry = (name: string) => {
-      const known = found.get(name) ?? { services: new Set<string>(), nodes: new Set<string>(), dataNodes: [] };
+      const known = found.get(name) ?? { services: new Set(), nodes: new Set(), homes: [], dataNodes: [] };
       found.set(name, known);
       return known;
     };
@@ -87,12 +101,21 @@ export const volumes = (stack: string): Listing<VolumeRow> => ({
     }
     for (const { name, nodeName } of held.volumes)
       if (stack === "" || found.has(name)) entry(name).dataNodes.push(nodeName);
+    const unasked = new Set(held.failures.map(({ nodeName }) => nodeName));
+    for (const { home, nodeName, problem } of held.homes) {
+      const { volume = "", slot = 0, service = "" } = home ?? {};
+      if (stack !== "" && !found.has(volume)) continue;
+      const { homes, dataNodes } = entry(volume);
+      const isEmpty = problem === "" && !unasked.has(nodeName) && !dataNodes.includes(nodeName);
+      homes.push({ slot, node: nodeName, problem: isEmpty ? "no data" : problem, service });
+    }
     const rows = [...found]
       .toSorted(([a], [b]) => compare(a, b))
       .map(([name, known]) => ({
         name,
         services: [...known.services].toSorted(),
         nodes: [...known.nodes].toSorted(),
+        homes: known.homes,
         dataNodes: known.dataNodes,
       }));
     const warnings = held.failures.map(({ why }) => `volumes are missing from the list: ${why}`);
@@ -102,9 +125,25 @@ export const volumes = (stack: string): Listing<VolumeRow> => ({
     { title: "NAME", value: ({ name }) => name, shrinkTo: 16 },
     { title: "SERVICES", value: ({ services }) => services.join(" ") || "-", shrinkTo: 12 },
     { title: "TASKS ON", value: ({ nodes }) => nodes.join(" ") || "-", shrinkTo: 12 },
+    { title: "HOME", value: ({ homes }) => homesWords(homes) || "-", shrinkTo: 12 },
     { title: "DATA ON", value: ({ dataNodes }) => dataNodes.join(" ") || "-", shrinkTo: 12 },
   ],
 });
+
+/** "host-1", "host-2 (down)"; where a volume has homes of several slots "host-1 (slots 1 3), host-2 (slot 2, down)". */
+function homesWords(homes: readonly VolumeHomeRow[]): string {
+  const slotted = homes.some(({ slot }) => slot > 1);
+  return [...Map.groupBy(homes, ({ node }) => node)]
+    .map(([node, here]) => {
+      const slots = slotted ? here.filter(({ slot }) => slot > 0).map(({ slot }) => slot) : [];
+      const notes = [
+        ...(slots.length > 0 ? [`${slots.length === 1 ? "slot" : "slots"} ${slots.join(" ")}`] : []),
+        ...here.slice(0, 1).flatMap(({ problem }) => (problem === "" ? [] : [problem])),
+      ];
+      return notes.length === 0 ? node : `${node} (${notes.join(", ")})`;
+    })
+    .join(", ");
+}
 
 function pairs(labels: Readonly<Record<string, string>>): string {
   return Object.entries(labels)
@@ -121,7 +160,7 @@ export const registerStored: Register = (program, cli) => {
     .command("volumes")
     .summary("list volumes")
     .description(
-      "Lists the named volumes that services mount and those that nodes have: which services mount them, on which nodes tasks with them are, and on which nodes data of them is. Each node has a directory of its own for a volume, which stays when its tasks move and when its stack is removed.",
+      "Lists the named volumes that services mount and those that nodes have: which services mount them, on which nodes tasks with them are, which node is their home, by slot where there are several, and on which nodes data of them is. A home is where a slot's data is: its tasks run there, also after the stack was removed and is deployed again.",
     )
     .argument("[stack]", "stack")
     .action(async (stack: string | undefined, _options, command) => await show(cli, command, volumes(stack ?? "")));
@@ -143,7 +182,7 @@ export const registerStored: Register = (program, cli) => {
     .description("Changes volumes; `clusterctl volumes` lists them.")
     .command("rm")
     .description(
-      "Removes volumes that no service mounts, with all that is in them, from every node. With --node from that one, where no task may mount them: a service may have left data behind when it moved.",
+      "Removes volumes that no service mounts, with all that is in them, from every node. Fails when a node that is their home does not answer. With --node from that node, where no task may mount them; a task that waits for it then begins elsewhere with an empty volume.",
     )
     .argument("<name...>", "volume")
     .option("--node <name>", "only there")
@@ -166,7 +205,9 @@ export const registerStored: Register = (program, cli) => {
           const response = await call(client.removeVolume.bind(client), request, limits);
           done.push({ name, ...(jsonOf(api.RemoveVolumeResponse, response) as object) });
           left.push(...response.failures.map(({ why }) => `${name} stays where it could not be removed: ${why}`));
-          if (global.output !== "json") cli.err.write(`${name} is removed from ${response.nodes.join(", ")}\n`);
+          const where =
+            response.nodes.length > 0 ? `removed from ${response.nodes.join(", ")}` : "forgotten: no node had it";
+          if (global.output !== "json") cli.err.write(`${name} is ${where}\n`);
         }
         if (global.output === "json") printJson(cli, { volumes: done });
         if (left.length > 0) {

@@ -524,6 +524,13 @@ class Checker {
           "cannot be said of a volume that exists already",
           "Leave it out, or external.",
         );
+      if (volume.external && volume["x-on-node-loss"] !== undefined)
+        this.#error(
+          "conflict",
+          ["volumes", name, "x-on-node-loss"],
+          "is for the stack to say that makes the volume",
+          "Leave it out, or external.",
+        );
     }
   }
 

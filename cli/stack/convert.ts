@@ -5,6 +5,7 @@ import {
   EndpointMode,
   type Mount as MountSpec,
   MountType,
+  OnNodeLoss,
   PlacementStrategy,
   Protocol,
   PublishMode,
@@ -204,6 +205,11 @@ const CONDITION = {
   service_healthy: DependencyCondition.DEPENDENCY_CONDITION_HEALTHY,
   service_completed_successfully: DependencyCondition.DEPENDENCY_CONDITION_COMPLETED,
 } as const;
+const ON_NODE_LOSS = {
+  wait: OnNodeLoss.ON_NODE_LOSS_WAIT,
+  recreate: OnNodeLoss.ON_NODE_LOSS_RECREATE,
+};
+
 const PULL: Readonly<Record<string, PullPolicy>> = {
   always: PullPolicy.PULL_POLICY_ALWAYS,
   never: PullPolicy.PULL_POLICY_NEVER,
@@ -324,7 +330,9 @@ function mountSpec(mount: Mount, stack: Stack): { [P in keyof MountSpec]?: Mount
       createHostPath: mount.bind?.create_host_path ?? false,
     };
   }
-  return { type: MountType.MOUNT_TYPE_VOLUME, source: stack.volumes[mount.source ?? ""]?.name ?? "", target, readOnly };
+  const volume = stack.volumes[mount.source ?? ""];
+  const onNodeLoss = ON_NODE_LOSS[volume?.["x-on-node-loss"] ?? "wait"];
+  return { type: MountType.MOUNT_TYPE_VOLUME, source: volume?.name ?? "", target, readOnly, onNodeLoss };
 }
 
 /** `/run:size=64m,mode=1777`; other options are refused before. */

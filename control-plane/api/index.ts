@@ -21,7 +21,7 @@ import { NodeState, type Service } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { changeTaints } from "../domain/taints.ts";
-import { isNodeUp, serviceFullName } from "../domain/tasks.ts";
+import { serviceFullName } from "../domain/tasks.ts";
 import { servedAddresses } from "../pki/join.ts";
 import type { Leadership, Store, Write } from "../store/types.ts";
 import { Agents } from "./agents.ts";
@@ -31,6 +31,7 @@ import { type EtcdMembership, listManagers, removeManager } from "./managers.ts"
 import { type AddressSettings, type DeployPlan, planDeploy } from "./plan-deploy.ts";
 import { listNetworks, listNodes, listServices, listStacks, listTasks, type NetworkProgress } from "./reads.ts";
 import { planMoves } from "./rebalance.ts";
+import { planNodeRemoval } from "./remove-node.ts";
 import { list, resolveNode, resolveService } from "./resolve.ts";
 import { planRestart } from "./restart.ts";
 import { checkReplicas, checkTaints, validateStack } from "./validate.ts";
@@ -151,21 +152,11 @@ export function createApi(deps: ApiDeps): Api {
       log.info("node updated", { nodeId: spec.id, node: spec.name, availability: spec.availability, user });
       return { spec };
     }),
-    removeNode: admin(async ({ node: word }, user) => {
-      const node = resolveNode(index, word);
-      if (isNodeUp(index.view, node.id)) {
-        throw new ClusterError(`node ${node.name} is up`, {
-          code: "conflict",
-          subject: `node/${node.name}`,
-          hint: "Drain it, stop noded on it, and remove it once it is down.",
-        });
-      }
-      await store.commit([
-        { table: "nodes", id: node.id, value: undefined, ifRevision: index.view.nodes.revisionOf(node.id) },
-        { table: "nodeStatuses", id: node.id, value: undefined },
-      ]);
-      log.info("node removed", { nodeId: node.id, node: node.name, user });
-      return {};
+    removeNode: admin(async (request, user) => {
+      const { node, volumes, writes } = planNodeRemoval(index, request);
+      await store.commit(writes);
+      log.info("node removed", { nodeId: node.id, node: node.name, volumes, user });
+      return { volumes: [...volumes] };
     }),
     listManagers: admin(async () => ({ managers: await listManagers(managers) })),
     removeManager: admin(async ({ manager }, user) => {
@@ -180,7 +171,7 @@ export function createApi(deps: ApiDeps): Api {
     }),
     listVolumes: admin(async () => await listVolumes({ index, agents })),
     removeVolume: admin(async (request, user) => {
-      const response = await removeVolume({ index, agents }, request);
+      const response = await again(async () => await removeVolume({ index, agents, store }, request));
       if (!request.dryRun) log.info("volume removed", { volume: request.name, nodes: response.nodes, user });
       return response;
     }),

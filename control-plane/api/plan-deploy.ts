@@ -16,6 +16,7 @@ import { defaultPorts, type OwnPort } from "../../lib/net/ports.ts";
 import {
   type BlobSpec,
   type NetworkSpec,
+  OnNodeLoss,
   Protocol,
   type PublishedPort,
   PublishMode,
@@ -385,8 +386,10 @@ function shapeOf(service: Service): string {
   const mode: ServiceSpec["mode"] =
     spec.mode?.$case === "global" ? spec.mode : { $case: "replicated", value: { replicas: 0 } };
   const ports = spec.ports.filter((port) => port.mode === PublishMode.PUBLISH_MODE_HOST);
+  const mounts = spec.container?.mounts.map((mount) => ({ ...mount, onNodeLoss: OnNodeLoss.ON_NODE_LOSS_WAIT }));
   const made = {
     ...spec,
+    container: spec.container === undefined ? undefined : { ...spec.container, mounts: mounts ?? [] },
     mode,
     ports,
     containerName: "",

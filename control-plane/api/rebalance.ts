@@ -1,11 +1,11 @@
 import { silentLog } from "../../lib/log/log.ts";
 import type { PlannedMove, RebalanceRequest } from "../../proto/gen/embassy/v1/api.ts";
-import { MountType } from "../../proto/gen/embassy/v1/stack.ts";
 import { DesiredState, type Service, type Task } from "../../proto/gen/embassy/v1/state.ts";
 import { SchedulerFeed } from "../controllers/scheduling/feed.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { seatsOf } from "../domain/service-tasks.ts";
 import { hasEnded, observedState, taskName } from "../domain/tasks.ts";
+import { volumesOf } from "../domain/volumes.ts";
 import type { Write } from "../store/types.ts";
 import { servicesOf } from "./resolve.ts";
 
@@ -54,7 +54,7 @@ export function planMoves(index: ClusterIndex, request: RebalanceRequest): MoveP
 
 function mayMove(index: ClusterIndex, service: Service): boolean {
   if (service.removed) return false;
-  if (service.spec?.container?.mounts.some(({ type }) => type === MountType.MOUNT_TYPE_VOLUME)) return false;
+  if (volumesOf(service.spec?.container).length > 0) return false;
   return index
     .tasksOfService(service.id)
     .every((task) => task.serviceVersion === service.version || !hasNotEnded(index, task));

@@ -1,18 +1,15 @@
 import { describe, expect, it } from "vitest";
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { unary } from "../../lib/grpc/server.ts";
-import { ContainerSpec, Mount, MountType } from "../../proto/gen/embassy/v1/stack.ts";
-import { NodeState, NodeStatus } from "../../proto/gen/embassy/v1/state.ts";
+import { NodeState, NodeStatus, VolumeHome } from "../../proto/gen/embassy/v1/state.ts";
 import { SteppedCluster } from "../controllers/testing.ts";
-import { aService, aStack, replicas } from "../domain/testing.ts";
+import { aService, aStack, mounting, replicas } from "../domain/testing.ts";
+import type { Store } from "../store/types.ts";
 import { Agents } from "./agents.ts";
 import { placeAgent, TestAgents } from "./testing.ts";
 import { listVolumes, removeVolume } from "./volumes.ts";
 
-const withData = () => {
-  const mounts = [Mount.create({ type: MountType.MOUNT_TYPE_VOLUME, source: "s_data", target: "/data" })];
-  return aService("db", { mode: replicas(1), container: ContainerSpec.create({ image: "r/db:1", mounts }) });
-};
+const withData = () => aService("db", { mode: replicas(1), container: mounting(["s_data"]) });
 
 /** Three nodes, of which c is down, with agents that have these volumes. */
 async function setUp(volumes: Readonly<Record<string, string[]>>) {
@@ -33,8 +30,15 @@ async function setUp(volumes: Readonly<Record<string, string[]>>) {
   const down = NodeStatus.create({ ...cluster.index.nodeStatus("c"), state: NodeState.NODE_STATE_DOWN });
   await cluster.store.commit([{ table: "nodeStatuses", id: "c", value: down }]);
   const agents = new Agents(cluster.index, () => servers.manager);
-  const deps = { index: cluster.index, agents };
-  return {
+  const hooks = { beforeCommit: async () => {} };
+  const store: Pick<Store, "commit"> = {
+    commit: async (...given) => {
+      await hooks.beforeCommit();
+      return await cluster.store.commit(...given);
+    },
+  };
+  const deps = { index: cluster.index, agents, store };
+  return Object.assign(hooks, {
     cluster,
     list: async () => await listVolumes(deps),
     remove: async (name: string, node = "", dryRun = false) => await removeVolume(deps, { name, node, dryRun }),
@@ -43,7 +47,7 @@ async function setUp(volumes: Readonly<Record<string, string[]>>) {
       servers[Symbol.dispose]();
       cluster[Symbol.dispose]();
     },
-  };
+  });
 }
 
 const down = { nodeName: "c", why: "node c is not reachable: it is down" };
@@ -58,7 +62,56 @@ describe("volumes", () => {
         { name: "s_data", nodeName: "b" },
       ],
       failures: [down],
+      homes: [],
     });
+  });
+
+  it("have homes, which are listed and go with them, or keep them when they do not answer", async () => {
+    using one = await setUp({ a: ["s_data"], b: ["s_data"] });
+    const home = (slot: number, nodeId: string) => {
+      const value = VolumeHome.create({ volume: "s_data", slot, nodeId, service: "s_db" });
+      return { table: "volumeHomes" as const, id: `s_data/${slot}`, value };
+    };
+    await one.cluster.store.commit([home(1, "b"), home(2, "c"), home(3, "a")]);
+    const homes = async () =>
+      (await one.list()).homes.map(({ home: of, nodeName, problem }) => [of?.slot, nodeName, problem]);
+    expect(await homes()).toEqual([
+      [1, "b", ""],
+      [2, "c", "down"],
+      [3, "a", ""],
+    ]);
+    await expect(one.remove("s_data")).rejects.toMatchObject({
+      code: "unavailable",
+      message: "volume s_data has data on c: node c is not reachable: it is down",
+      hint: expect.stringContaining("Nothing was removed.") as string,
+    });
+    await expect(one.remove("s_data", "c")).rejects.toMatchObject({ code: "unavailable" });
+    expect((await one.list()).volumes).toHaveLength(2);
+    expect(await one.remove("s_data", "b")).toEqual({ nodes: ["b"], failures: [] });
+    expect(await homes()).toEqual([
+      [2, "c", "down"],
+      [3, "a", ""],
+    ]);
+    await one.cluster.store.commit([{ table: "volumeHomes", id: "s_data/2", value: undefined }]);
+    expect(await one.remove("s_data")).toEqual({ nodes: ["a"], failures: [down] });
+    expect(await homes()).toEqual([]);
+    // Its task was placed, and its node has made nothing yet.
+    await one.cluster.store.commit([home(1, "b")]);
+    expect(await one.remove("s_data")).toEqual({ nodes: [], failures: [down] });
+    expect(await homes()).toEqual([]);
+  });
+
+  it("keep all their data when a task is placed in the same moment", async () => {
+    using one = await setUp({ a: ["s_data"], b: ["s_data"] });
+    const home = VolumeHome.create({ volume: "s_data", slot: 1, nodeId: "a", taskId: "before" });
+    await one.cluster.store.commit([{ table: "volumeHomes", id: "s_data/1", value: home }]);
+    one.beforeCommit = async () => {
+      await one.cluster.deploy(aStack("s", [withData()]));
+      await one.cluster.settle();
+    };
+    await expect(one.remove("s_data")).rejects.toMatchObject({ code: "conflict", subject: "volumeHomes/s_data/1" });
+    expect((await one.list()).volumes).toHaveLength(2);
+    await expect(one.remove("s_data")).rejects.toMatchObject({ message: /in use: service s_db/ });
   });
 
   it("that nothing mounts are removed from every node, or from one", async () => {

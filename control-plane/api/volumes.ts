@@ -6,68 +6,121 @@ import type {
   RemoveVolumeRequest,
   RemoveVolumeResponse,
 } from "../../proto/gen/embassy/v1/api.ts";
-import { type ContainerSpec, MountType } from "../../proto/gen/embassy/v1/stack.ts";
-import type { NodeSpec } from "../../proto/gen/embassy/v1/state.ts";
+import type { NodeSpec, VolumeHome } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { hasEnded, observedState, serviceFullName, taskName } from "../domain/tasks.ts";
+import { homeProblem, volumesOf } from "../domain/volumes.ts";
+import type { Store, Write } from "../store/types.ts";
 import type { Agents, OpenAgent } from "./agents.ts";
 import { resolveNode } from "./resolve.ts";
 
 interface VolumesDeps {
   readonly index: ClusterIndex;
   readonly agents: Pick<Agents, "open">;
+  readonly store: Pick<Store, "commit">;
 }
 
 const deadlineMs = 5_000;
 
-/** What volumes the nodes have, each node asked; those that do not answer are named. */
-export async function listVolumes({ index, agents }: VolumesDeps): Promise<ListVolumesResponse> {
+/** The homes of volumes, and what volumes the nodes have, each node asked; those that do not answer are named. */
+export async function listVolumes({
+  index,
+  agents,
+}: Pick<VolumesDeps, "index" | "agents">): Promise<ListVolumesResponse> {
   const { answers, failures } = await ofEach(agents, nodesOf(index), async ({ client }) => {
     return (await call(client.listVolumes.bind(client), {}, { deadlineMs })).names;
   });
   const volumes = answers.flatMap(({ node, answer }) => answer.map((name) => ({ name, nodeName: node.name })));
-  return { volumes: volumes.toSorted((a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0)), failures };
+  const homes = [...index.view.volumeHomes.values()].map((home) => ({
+    home,
+    nodeName: index.view.nodes.get(home.nodeId)?.name ?? home.nodeId,
+    problem: homeProblem(index.view, home.nodeId) ?? "",
+  }));
+  return {
+    volumes: volumes.toSorted((a, b) => compare(a.name, b.name)),
+    failures,
+    homes: homes.toSorted(
+      (a, b) => compare(a.home.volume, b.home.volume) || a.home.slot - b.home.slot || compare(a.nodeName, b.nodeName),
+    ),
+  };
+}
+
+function compare(a: string, b: string): number {
+  return a < b ? -1 : a > b ? 1 : 0;
 }
 
 /**
- * Removes a volume from the nodes that have it, or only says which those are. The nodes look again whether a task mounts it. Throws `conflict` when it is in
- * use, `not-found` when no node that answers has it, `unavailable` when the one node asked does not answer.
+ * Removes a volume from the nodes that have it, or only says which those are. Its homes are forgotten before its data: a task placed from
+ * then on begins anew, and one that is placed in the same moment makes this fail. The nodes look again whether a task mounts it. Throws
+ * `conflict` when it is in use, `not-found` when no node that answers has it, `unavailable` when a home, or the one node asked, does not
+ * answer: nothing is removed then, as it would come back with that node.
  */
 export async function removeVolume(
-  { index, agents }: VolumesDeps,
+  { index, agents, store }: VolumesDeps,
   { name, node: word, dryRun }: RemoveVolumeRequest,
 ): Promise<RemoveVolumeResponse> {
-  const nodes = word === "" ? nodesOf(index) : [resolveNode(index, word)];
-  requireUnused(index, name, word === "" ? undefined : nodes[0]);
-  const { answers, failures } = await ofEach(agents, nodes, async ({ client }) => {
-    if (dryRun) return (await call(client.listVolumes.bind(client), {}, { deadlineMs })).names.includes(name);
-    try {
-      await call(client.removeVolume.bind(client), { name }, { deadlineMs });
-      return true;
-    } catch (error) {
-      if (hasCode(error, "not-found")) return false;
-      throw error;
-    }
-  });
-  const removed = answers.filter(({ answer }) => answer).map(({ node }) => node.name);
-  if (removed.length === 0 && word !== "" && failures[0] !== undefined) {
-    throw new ClusterError(failures[0].why, { code: "unavailable", subject: `node/${failures[0].nodeName}` });
-  }
-  if (removed.length === 0) {
-    const unasked = failures.map(({ nodeName }) => nodeName).join(", ");
-    throw new ClusterError(
-      word === "" ? `no node has a volume ${name}` : `node ${nodes[0]?.name} has no volume ${name}`,
-      {
-        code: "not-found",
-        subject: `volume/${name}`,
-        hint:
-          unasked === ""
-            ? "`clusterctl volumes` lists those there are."
-            : `Not asked, as it does not answer: ${unasked}.`,
-      },
+  const only = word === "" ? undefined : resolveNode(index, word);
+  requireUnused(index, name, only);
+  const { answers, failures } = await ofEach(agents, only === undefined ? nodesOf(index) : [only], async ({ client }) =>
+    (await call(client.listVolumes.bind(client), {}, { deadlineMs })).names.includes(name),
+  );
+  const holders = answers.filter(({ answer }) => answer).map(({ node }) => node);
+  const homes = [...index.view.volumeHomes.entries()].filter(
+    ([, { volume, nodeId }]) => volume === name && (only === undefined || nodeId === only.id),
+  );
+  requireAnswers(index, name, homes, failures);
+  if (holders.length === 0 && homes.length === 0) throw absent(name, only, failures);
+  if (dryRun) return { nodes: holders.map((node) => node.name), failures };
+  if (homes.length > 0) {
+    await store.commit(
+      homes.map(([id]): Write => {
+        return { table: "volumeHomes", id, value: undefined, ifRevision: index.view.volumeHomes.revisionOf(id) };
+      }),
     );
   }
-  return { nodes: removed, failures };
+  const removed = await ofEach(agents, holders, async ({ client }) => {
+    try {
+      await call(client.removeVolume.bind(client), { name }, { deadlineMs });
+    } catch (error) {
+      if (!hasCode(error, "not-found")) throw error;
+    }
+  });
+  return { nodes: removed.answers.map(({ node }) => node.name), failures: [...failures, ...removed.failures] };
+}
+
+function requireAnswers(
+  index: ClusterIndex,
+  name: string,
+  homes: readonly (readonly [string, VolumeHome])[],
+  failures: readonly NodeFailure[],
+): void {
+  for (const { nodeName, why } of failures) {
+    const nodeId = index.nodeByName(nodeName)?.id;
+    if (!homes.some(([, home]) => home.nodeId === nodeId)) continue;
+    throw new ClusterError(`volume ${name} has data on ${nodeName}: ${why}`, {
+      code: "unavailable",
+      subject: `volume/${name}`,
+      hint: `Nothing was removed. Bring ${nodeName} back, or forget it with all that it has: \`clusterctl node rm --force ${nodeName}\`.`,
+    });
+  }
+}
+
+function absent(name: string, only: NodeSpec | undefined, failures: readonly NodeFailure[]): ClusterError {
+  if (only !== undefined && failures[0] !== undefined) {
+    return new ClusterError(failures[0].why, { code: "unavailable", subject: `node/${only.name}` });
+  }
+  const unasked = failures.map(({ nodeName }) => nodeName).join(", ");
+  return new ClusterError(
+    only === undefined ? `no node has a volume ${name}` : `node ${only.name} has no volume ${name}`,
+    {
+      code: "not-found",
+      subject: `volume/${name}`,
+      hint:
+        unasked === ""
+          ? "`clusterctl volumes` lists those there are."
+          : `Not asked, as it does not answer: ${unasked}.`,
+    },
+  );
 }
 
 /** With a node, only what runs there counts: a service may have left data behind where none of its tasks is any more. */
@@ -81,7 +134,7 @@ function requireUnused(index: ClusterIndex, name: string, node: NodeSpec | undef
     });
   };
   if (node === undefined) {
-    const user = [...view.services.values()].find(({ spec }) => mounts(spec?.container, name));
+    const user = [...view.services.values()].find(({ spec }) => volumesOf(spec?.container).includes(name));
     if (user !== undefined) {
       refuse(
         `service ${serviceFullName(user)}`,
@@ -92,16 +145,10 @@ function requireUnused(index: ClusterIndex, name: string, node: NodeSpec | undef
   const task = [...view.tasks.values()].find(
     (one) =>
       !hasEnded(observedState(view, one)) &&
-      mounts(one.spec?.container, name) &&
+      volumesOf(one.spec?.container).includes(name) &&
       (node === undefined || one.nodeId === node.id),
   );
   if (task !== undefined) refuse(`task ${taskName(view, task)}`, "Wait until it has ended, or move it away first.");
-}
-
-function mounts(container: ContainerSpec | undefined, volume: string): boolean {
-  return (
-    container?.mounts.some(({ type, source }) => type === MountType.MOUNT_TYPE_VOLUME && source === volume) === true
-  );
 }
 
 function nodesOf(index: ClusterIndex): NodeSpec[] {

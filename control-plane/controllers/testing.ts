@@ -44,7 +44,10 @@ export class SteppedCluster extends TestCluster {
     }
     const { placements, unplaced } = this.feed.scheduler.schedule();
     const plan = planCommit(this.index, placements, blockPrefix);
-    for (const { tasks, explanation } of unplaced) for (const id of tasks) plan.unplaced.set(id, explanation.summary);
+    for (const { tasks, explanation } of unplaced) {
+      for (const id of tasks) plan.unplaced.set(id, this.feed.whyNowhere(id, explanation));
+    }
+    for (const [id, why] of [...this.feed.waitingForHomes(), ...this.feed.refused]) plan.unplaced.set(id, why);
     const hold = this.feed.hold(placements);
     await commit([...plan.writes, ...this.#unplaced(plan.unplaced)]);
     this.feed.release(hold);

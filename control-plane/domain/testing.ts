@@ -2,7 +2,10 @@ import { createHmac } from "node:crypto";
 import { newId } from "../../lib/ids/ids.ts";
 import {
   ContainerSpec,
+  Mount,
+  MountType,
   NetworkSpec,
+  type OnNodeLoss,
   ServiceNetwork,
   ServiceSpec,
   StackSpec,
@@ -45,6 +48,23 @@ export function aService(name: string, over: Partial<ServiceSpec> = {}): Service
     networks: [ServiceNetwork.create({ network: "default" })],
     ...over,
   });
+}
+
+/** A container that mounts these volumes: the names of the cluster. */
+export function mounting(
+  volumes: readonly string[],
+  over: Partial<ContainerSpec> = {},
+  onNodeLoss?: OnNodeLoss,
+): ContainerSpec {
+  const mounts = volumes.map((source) =>
+    Mount.create({
+      type: MountType.MOUNT_TYPE_VOLUME,
+      source,
+      target: `/${source}`,
+      ...(onNodeLoss && { onNodeLoss }),
+    }),
+  );
+  return ContainerSpec.create({ image: "registry/db:1", mounts, ...over });
 }
 
 /** A stack of these services; its networks are those that they name. */

@@ -152,28 +152,6 @@ describe("scheduler", () => {
     ]);
   });
 
-  it("puts a task where it prefers to be if it fits there, and anywhere else if not", () => {
-    const group = aGroup("db", { reservations: { milliCpus: 3_000, memoryBytes: 0 } });
-    const scheduler = aScheduler([aNode("a"), aNode("b"), aNode("c", { availability: "drain" })], [group]);
-    const wants = (id: string, prefers: string) => ({ id, group: group.id, prefers });
-    const where = (id: string, prefers: string) => {
-      const { placements } = scheduler.schedule([wants(id, prefers)]);
-      return placements.map(({ node }) => node);
-    };
-    expect(where("1", "b")).toEqual(["b"]);
-    expect(where("2", "b")).toEqual(["a"]);
-    scheduler.removeTask("2");
-    expect(where("3", "c")).toEqual(["a"]);
-    scheduler.removeTask("3");
-    expect(where("4", "gone")).toEqual(["a"]);
-    // It keeps its wish while it waits.
-    scheduler.addTask(wants("5", "b"));
-    expect(scheduler.schedule().placements).toEqual([]);
-    scheduler.removeTask("4");
-    scheduler.removeTask("1");
-    expect(scheduler.fork().schedule().placements).toMatchObject([{ task: "5", node: "b" }]);
-  });
-
   it("counts tasks whose node is told later, and frees what ends", () => {
     const group = aGroup("web", { reservations: { milliCpus: 4_000, memoryBytes: 0 } });
     const scheduler = aScheduler([], [group]);

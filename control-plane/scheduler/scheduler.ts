@@ -150,7 +150,6 @@ export class Scheduler {
       if (known.group === group && spec.node === undefined && known.waitsIn !== undefined) {
         if (known.onlyNode === spec.onlyNode) {
           known.pinned = spec.pinned ?? false;
-          known.prefers = spec.prefers;
           known.name = spec.name ?? spec.id;
           return;
         }
@@ -409,9 +408,7 @@ export class Scheduler {
     onlyNode: string | undefined,
     mayPreempt: boolean,
   ): Placement | undefined {
-    const bound = onlyNode ?? task.prefers;
-    let node = bound === undefined ? undefined : this.#only(group, bound);
-    if (node === undefined && onlyNode === undefined) node = this.#index.best();
+    const node = onlyNode === undefined ? this.#index.best() : this.#only(group, onlyNode);
     if (node !== undefined) return this.#place(task, group, node, noVictims);
     if (!mayPreempt || group.priority <= this.#state.lowestPriority) return undefined;
     const search = new PreemptionSearch(this.#state, group);
@@ -475,7 +472,6 @@ export class Scheduler {
   #add(spec: SchedulerTask, group: GroupRecord, sequence: number, evictedFrom?: string): void {
     const task = new TaskRecord(spec.id, group, spec.name ?? spec.id, sequence);
     task.onlyNode = spec.onlyNode;
-    task.prefers = spec.prefers;
     task.pinned = spec.pinned ?? false;
     this.#tasks.set(spec.id, task);
     group.tasks++;
@@ -523,7 +519,6 @@ export class Scheduler {
       name: task.name,
       node: task.node?.spec.id ?? task.evictedFrom ?? away,
       onlyNode: task.onlyNode,
-      prefers: task.prefers,
       pinned: task.pinned,
       ports: task.ports,
     };

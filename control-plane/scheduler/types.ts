@@ -175,10 +175,8 @@ export interface SchedulerTask {
   readonly name?: string | undefined;
   /** Where it is; absent: it waits to be placed. */
   readonly node?: string | undefined;
-  /** May run on this node only (a global service's task). */
+  /** May run on this node only (a global service's task; one whose data is there). */
   readonly onlyNode?: string | undefined;
-  /** Id of the node that it goes to if it fits there, whatever the scores say: its data is there. */
-  readonly prefers?: string | undefined;
   /** Of a placed task: the numbers given for `TaskGroup.ports`, in that order. Absent: as stated, none for port 0. */
   readonly ports?: readonly number[] | undefined;
   /** Of a placed task: rebalancing leaves it alone (cooldown, being updated). Preemption does not look at it. */

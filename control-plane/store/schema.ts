@@ -14,6 +14,7 @@ import {
   ServiceStatus,
   StackRecord,
   TaskStatus,
+  VolumeHome,
 } from "../../proto/gen/embassy/v1/state.ts";
 import { createTaskCodec } from "./task-codec.ts";
 import type { StoredBlob, TableName, Tables } from "./types.ts";
@@ -65,6 +66,7 @@ const places: readonly Place[] = [
   { table: "members", keyPrefix: "members/", idPrefix: "" },
   { table: "memberSessions", keyPrefix: "alive/", idPrefix: "" },
   { table: "allocations", keyPrefix: "allocations/", idPrefix: "" },
+  { table: "volumeHomes", keyPrefix: "volumes/", idPrefix: "" },
   { table: "tasks", keyPrefix: "work/tasks/", idPrefix: "" },
 ];
 
@@ -113,6 +115,7 @@ export function createCodecs(blobs: Codec<StoredBlob>): Codecs {
     sessions: protobuf(NodeSession),
     tasks: createTaskCodec(),
     taskStatuses: protobuf(TaskStatus),
+    volumeHomes: protobuf(VolumeHome),
     blobs,
     tokens: protobuf(JoinToken),
     members: protobuf(Member),

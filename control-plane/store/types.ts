@@ -13,6 +13,7 @@ import type {
   StackRecord,
   Task,
   TaskStatus,
+  VolumeHome,
 } from "../../proto/gen/embassy/v1/state.ts";
 
 /**
@@ -47,6 +48,8 @@ export interface Tables {
   tasks: Task;
   /** task id */
   taskStatuses: TaskStatus;
+  /** `<volume>/<seat>` */
+  volumeHomes: VolumeHome;
   /** `config/<sha256>` or `secret/<sha256>` */
   blobs: StoredBlob;
   /** token id */

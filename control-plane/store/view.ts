@@ -52,6 +52,7 @@ export class MutableView {
     sessions: new MutableTable<Tables["sessions"]>(),
     tasks: new MutableTable<Tables["tasks"]>(),
     taskStatuses: new MutableTable<Tables["taskStatuses"]>(),
+    volumeHomes: new MutableTable<Tables["volumeHomes"]>(),
     blobs: new MutableTable<Tables["blobs"]>(),
     tokens: new MutableTable<Tables["tokens"]>(),
     members: new MutableTable<Tables["members"]>(),

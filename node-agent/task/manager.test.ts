@@ -373,12 +373,21 @@ describe("TaskManager", () => {
     expect(host.signals).toEqual(["SIGQUIT"]);
   });
 
-  it("starts the next of a slot once the one that stops there has ended", async () => {
+  it.each([
+    ["the next of a slot", "s"],
+    ["the first of a slot of a service that was removed and is deployed again", "t"],
+  ])("starts %s once the one that stops there has ended", async (_, serviceId) => {
     const host = new Host();
     const node = spawn(host);
     await using manager = node.manager;
     await manager.adopt();
-    const of = (taskId: string) => ({ ...assignment(DESIRED_STATE_RUNNING, taskId), serviceId: "s", slot: 1 });
+    const of = (taskId: string) => ({
+      ...assignment(DESIRED_STATE_RUNNING, taskId),
+      stack: "s",
+      serviceName: "web",
+      serviceId: taskId === id ? "s" : serviceId,
+      slot: 1,
+    });
     await manager.assign(assignments([of(id)], true));
     await manager.assign(assignments([{ ...of(other), desired: DESIRED_STATE_READY }]));
     await node.until(id, inState(TASK_STATE_RUNNING));

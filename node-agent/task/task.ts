@@ -61,9 +61,14 @@ export function wantedOf(task: ManagedTask): Wanted {
   return { desired: task.assignment.desired, stopGraceMs: stopGraceMs(task.assignment) };
 }
 
-/** Do the two hold the same place of a service? */
+/**
+ * Do the two hold the same place of a service? By its name: of one that was removed and is deployed again the older task may still write
+ * to the volumes of the newer one.
+ */
 export function sameSlot(a: ManagedTask, b: ManagedTask): boolean {
-  return a !== b && a.assignment.serviceId === b.assignment.serviceId && a.assignment.slot === b.assignment.slot;
+  const one = a.assignment;
+  const other = b.assignment;
+  return a !== b && one.stack === other.stack && one.serviceName === other.serviceName && one.slot === other.slot;
 }
 
 export function observe(task: ManagedTask, predecessorStops: boolean, nowMs: number): Observed {

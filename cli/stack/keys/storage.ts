@@ -1,4 +1,4 @@
-import { localPath, looseText, matching, text } from "../scalars.ts";
+import { localPath, looseText, matching, oneOf, text } from "../scalars.ts";
 import { Bad, key, later, object } from "../schema.ts";
 import { labels } from "./common.ts";
 import { externalKey, hoistExternalName } from "./network.ts";
@@ -42,6 +42,11 @@ export const volume = object(
     ),
     external: externalKey,
     labels: key(labels(), { doc: "Labels of the volume.", example: "{tier: cold}" }),
+    "x-on-node-loss": key(oneOf("wait", "recreate"), {
+      doc: "When the node that has the volume's data is lost or drained: tasks that mount it wait for that node, or begin on another one with an empty volume. What is on the first node stays there either way.",
+      example: "recreate",
+      defaultNote: "`wait`",
+    }),
     "x-cluster-spec": later({
       doc: "Options of a CSI volume.",
       example: "{access_mode: {scope: single}}",

@@ -3,15 +3,18 @@ import type { Log } from "../../../lib/log/log.ts";
 import { ServiceSpec } from "../../../proto/gen/embassy/v1/stack.ts";
 import type { Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
-import { nodeOfData } from "../../domain/node-of-data.ts";
 import { groupId, schedulerNode, taskGroup } from "../../domain/scheduler-facts.ts";
 import { hasFailed } from "../../domain/service-tasks.ts";
 import { hasEnded, isNodeLost, isWanted, observedState, taskName } from "../../domain/tasks.ts";
-import { type Placement, Scheduler } from "../../scheduler/index.ts";
+import { type Bound, boundOf, homeProblem, volumesOf, waitsForNode } from "../../domain/volumes.ts";
+import { type Explanation, type Placement, Scheduler } from "../../scheduler/index.ts";
 import type { Change } from "../../store/types.ts";
+import { HomeWatch } from "./home-watch.ts";
 
 /** Of one placement beside the specification: its other fields, and its key three times. */
 const usualPlacementBytes = 320;
+/** Of the home that a placement gives to a volume, with its key twice. */
+const usualHomeBytes = 320;
 
 /** Placements of a commit under way. */
 export interface Hold {
@@ -36,8 +39,11 @@ export class SchedulerFeed {
   readonly #log: Log;
   readonly #groups = new Map<string, Set<string>>();
   readonly #groupOf = new Map<string, string>();
-  /** Bytes of the largest specification so far. */
+  /** Bytes of the largest specification so far, with the homes of its volumes. */
   #largestSpec = 0;
+  readonly #homes = new HomeWatch();
+  /** Tasks that wait for the node of a volume, of which that has been told to have changed. */
+  readonly #homesChanged = new Set<string>();
   /** By task: placed by the scheduler, and not yet in the view. */
   readonly #held = new Map<string, Held>();
   /** Tasks that failed and are still on record, by group and node: the scheduler prefers other nodes. */
@@ -60,6 +66,10 @@ export class SchedulerFeed {
         case "nodeStatuses":
           this.#node(change.id);
           for (const task of this.#index.tasksOfNode(change.id)) this.#task(task.id);
+          for (const id of this.#homes.ofNode(change.id)) {
+            this.#homesChanged.add(id);
+            this.#task(id);
+          }
           worth = true;
           break;
         case "tasks":
@@ -78,6 +88,18 @@ export class SchedulerFeed {
           for (const [id] of this.#index.view.nodes.entries()) this.#node(id);
           worth = true;
           break;
+        case "volumeHomes":
+          for (const id of this.#homes.ofHome(change.id)) {
+            this.#task(id);
+            worth = true;
+          }
+          break;
+        case "services":
+          for (const id of this.#homes.ofService(change.id)) {
+            this.#task(id);
+            worth = true;
+          }
+          break;
         case "blocks":
           // A network that was full has room again.
           worth ||= change.after === undefined;
@@ -87,6 +109,25 @@ export class SchedulerFeed {
       }
     }
     return worth;
+  }
+
+  /** Why a task that waits fits nowhere, in words for people. */
+  whyNowhere(taskId: string, { reasons, summary }: Explanation): string {
+    const bound = this.#homes.boundOf(taskId);
+    if (bound?.kind !== "home") return summary;
+    return waitsForNode(this.#index.view, bound, `it does not fit: ${reasons[0]?.text ?? summary}`);
+  }
+
+  /** Tasks that wait for the node of a volume and may not be looked at although the reason is another one since the last call, with the reason. */
+  waitingForHomes(): [taskId: string, why: string][] {
+    const { view } = this.#index;
+    const found = [...this.#homesChanged].flatMap((id): [string, string][] => {
+      const bound = this.#homes.boundOf(id);
+      const waits = bound?.kind === "home" && homeProblem(view, bound.nodeId) !== undefined;
+      return waits ? [[id, waitsForNode(view, bound, "")]] : [];
+    });
+    this.#homesChanged.clear();
+    return found;
   }
 
   /** How many placements a commit of so many bytes takes for sure, by the largest specification there has been; at least 1. */
@@ -114,6 +155,7 @@ export class SchedulerFeed {
   #shows(id: string, after: Task | undefined): boolean {
     const held = this.#held.get(id);
     if (held === undefined || after === undefined || held.node !== after.nodeId || held.lost) return false;
+    this.#homes.forget(id);
     this.#held.delete(id);
     held.hold.left--;
     return true;
@@ -135,17 +177,27 @@ export class SchedulerFeed {
     const waits = task?.nodeId === "";
     const counts = task !== undefined && !hasEnded(observedState(view, task)) && (!waits || isWanted(task));
     if (!counts) {
+      this.#homes.forget(id);
       this.#forget(id);
       return;
     }
+    const bound = boundOf(this.#index, task);
+    if (waits) this.#homes.watch(this.#index, task, bound);
+    else this.#homes.forget(id);
     if (waits && this.#held.has(id)) return;
+    if (waits && bound.kind === "apart") {
+      this.#forget(id);
+      this.refused.set(id, bound.why);
+      return;
+    }
     const group = groupId(task);
     try {
       if (!this.#groups.has(group)) {
         this.scheduler.upsertGroup(taskGroup(this.#index, task));
         this.#groups.set(group, new Set());
         if (task.spec !== undefined) {
-          this.#largestSpec = Math.max(this.#largestSpec, ServiceSpec.encode(task.spec).finish().length);
+          const homes = volumesOf(task.spec.container).length * usualHomeBytes;
+          this.#largestSpec = Math.max(this.#largestSpec, ServiceSpec.encode(task.spec).finish().length + homes);
         }
         for (const [node, tasks] of this.#failures.get(group) ?? []) {
           this.scheduler.setFailures(group, node, tasks.size);
@@ -158,8 +210,7 @@ export class SchedulerFeed {
         group,
         name: taskName(view, task),
         node: waits ? undefined : task.nodeId,
-        onlyNode: task.onlyNode === "" ? undefined : task.onlyNode,
-        prefers: waits && task.onlyNode === "" ? nodeOfData(this.#index, task) : undefined,
+        onlyNode: onlyNodeOf(task, bound),
         ports: waits || task.hostPorts.length === 0 ? undefined : task.hostPorts.map(({ published }) => published),
       });
       this.refused.delete(id);
@@ -204,4 +255,11 @@ export class SchedulerFeed {
       this.scheduler.removeGroup(group);
     }
   }
+}
+
+/** The one node that the task may run on, or may move to. */
+function onlyNodeOf(task: Task, bound: Bound): string | undefined {
+  if (task.onlyNode !== "") return task.onlyNode;
+  // One that runs may leave a home that is not waited for.
+  return bound.kind === "home" && (bound.waits || task.nodeId === "") ? bound.nodeId : undefined;
 }

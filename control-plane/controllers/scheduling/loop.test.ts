@@ -1,7 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { ContainerSpec, Mount, MountType, Placement, Resources } from "../../../proto/gen/embassy/v1/stack.ts";
-import { Availability, NodeState, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
-import { isWanted } from "../../domain/tasks.ts";
+import { Placement, Resources } from "../../../proto/gen/embassy/v1/stack.ts";
+import { NodeState, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
 import { aService, aStack, replicas } from "../../domain/testing.ts";
 import { writesOf } from "../services/loop.ts";
 import { planService } from "../services/plan.ts";
@@ -108,33 +107,6 @@ describe("scheduling", () => {
     expect(planCommit(cluster.index, [again], 27).expect).toEqual([
       { table: "blocks", id: blockId?.[0], revision: cluster.index.view.blocks.revisionOf(blockId?.[0] ?? "") },
     ]);
-  });
-
-  it("goes back to where its volume's data is, and elsewhere only when it does not fit there", async () => {
-    const mount = { ...Mount.create({ target: "/data" }), type: MountType.MOUNT_TYPE_VOLUME };
-    const version = async (cluster: SteppedCluster, tag: number, source: string) => {
-      const container = ContainerSpec.create({ image: `redis:${tag}`, mounts: [{ ...mount, source }] });
-      await cluster.deploy(aStack("s", [aService("redis", { mode: replicas(2), container })]));
-      for (let batch = 0; batch < 2; batch++) {
-        await cluster.settle();
-        cluster.nowMs += 10_000;
-      }
-      await cluster.settle();
-      const wanted = cluster.tasks("s", "redis").filter((task) => isWanted(task) && task.serviceVersion === tag);
-      return Object.fromEntries(wanted.map(({ slot, nodeId }) => [slot, nodeId]));
-    };
-    using cluster = new SteppedCluster();
-    await cluster.addNodes("a", "b", "c", "d");
-    const first = await version(cluster, 1, "s_data");
-    expect(await version(cluster, 2, "s_data")).toEqual(first);
-    await cluster.drain(first[1] ?? "");
-    const moved = await version(cluster, 3, "s_data");
-    expect(moved[1]).not.toBe(first[1]);
-    expect(moved[2]).toBe(first[2]);
-    await cluster.setAvailability(first[1] ?? "", Availability.AVAILABILITY_ACTIVE);
-    expect(await version(cluster, 4, "s_data")).toEqual(moved);
-    // Without a name it is the task's own, and goes with it.
-    expect(await version(cluster, 5, "")).not.toEqual(moved);
   });
 
   it("tries another node after a failure", async () => {

@@ -1,8 +1,10 @@
 import { ReconcileLoop } from "../../../lib/reconcile/loop.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
+import type { Placement } from "../../scheduler/index.ts";
 import type { Write } from "../../store/types.ts";
 import { aborted, type ControllerDeps, commitFenced, isStaleView, staleViewDelayMs } from "../deps.ts";
 import { type Hold, SchedulerFeed } from "./feed.ts";
+import { planAdoption } from "./homes.ts";
 import { type CommitPlan, planCommit } from "./plan.ts";
 
 const onlyKey = "cluster";
@@ -17,10 +19,13 @@ const mostUnderWay = 4;
 export async function runScheduling(deps: ControllerDeps, signal: AbortSignal, most = mostPlacements): Promise<void> {
   const { index } = deps;
   const feed = new SchedulerFeed(index, deps.log);
+  let adopted = false;
   await using loop: ReconcileLoop = new ReconcileLoop({
     name: "scheduling",
     log: deps.log,
     reconcile: async (_, stopped) => {
+      if (!adopted) await commitFenced(deps, planAdoption(index), undefined, stopped);
+      adopted = true;
       if (await placeAll(deps, feed, stopped, most)) loop.markAfter(onlyKey, staleViewDelayMs);
     },
   });
@@ -43,7 +48,7 @@ export async function placeAll(
 ): Promise<boolean> {
   const { index } = deps;
   const reasons = new Map<string, string>();
-  const withoutAddress: Hold[] = [];
+  const putOff: Hold[] = [];
   const errors: unknown[] = [];
   const underWay = new Map<CommitPlan, Promise<void>>();
   const commit = async (plan: CommitPlan, placed: Hold) => {
@@ -64,20 +69,23 @@ export async function placeAll(
       const limit = Math.min(most, feed.placementsWithin(mostCommitBytes));
       const { placements, unplaced } = feed.scheduler.schedule([], { mostPlacements: limit });
       more = placements.length >= limit;
-      for (const one of unplaced) for (const taskId of one.tasks) reasons.set(taskId, one.explanation.summary);
-      const plan = planCommit(index, placements, deps.settings.blockPrefix, underWay.keys());
+      for (const { tasks, explanation } of unplaced) {
+        for (const taskId of tasks) reasons.set(taskId, feed.whyNowhere(taskId, explanation));
+      }
+      const plan = planCommit(index, placements, deps.settings.blockPrefix, [...underWay.keys()]);
       for (const [taskId, why] of plan.unplaced) reasons.set(taskId, why);
-      const written = placements.filter(({ task }) => !plan.unplaced.has(task));
-      if (plan.unplaced.size > 0)
-        withoutAddress.push(feed.hold(placements.filter(({ task }) => plan.unplaced.has(task))));
+      const isPutOff = ({ task }: Placement) => plan.unplaced.has(task) || plan.later.has(task);
+      const written = placements.filter((placement) => !isPutOff(placement));
+      if (written.length < placements.length) putOff.push(feed.hold(placements.filter(isPutOff)));
       underWay.set(plan, commit(plan, feed.hold(written)));
       if (underWay.size >= mostUnderWay) await Promise.race(underWay.values());
     }
   } finally {
     await Promise.all(underWay.values());
     // These waited for this: earlier, the scheduler would find them a place again, for ever.
-    for (const hold of withoutAddress) feed.release(hold);
+    for (const hold of putOff) feed.release(hold);
   }
+  for (const [taskId, why] of feed.waitingForHomes()) if (!reasons.has(taskId)) reasons.set(taskId, why);
   for (const [taskId, why] of feed.refused) reasons.set(taskId, why);
   const failed = errors.find((error) => !isStaleView(error));
   if (failed !== undefined) throw failed;

@@ -1,9 +1,10 @@
 import { describe, expect, it } from "vitest";
 import { systemClock } from "../../../lib/clock/clock.ts";
+import { ClusterError } from "../../../lib/errors/errors.ts";
 import { silentLog } from "../../../lib/log/log.ts";
 import { Resources, ServiceSpec } from "../../../proto/gen/embassy/v1/stack.ts";
-import { DesiredState, Network, Task } from "../../../proto/gen/embassy/v1/state.ts";
-import { TestCluster } from "../../domain/testing.ts";
+import { Availability, DesiredState, Network, Task } from "../../../proto/gen/embassy/v1/state.ts";
+import { mounting, TestCluster } from "../../domain/testing.ts";
 import type { CommitOptions, Write } from "../../store/types.ts";
 import { type ControllerDeps, defaultControllerSettings } from "../deps.ts";
 import { blocksNeeded } from "../ipam/plan.ts";
@@ -200,4 +201,45 @@ describe("placing many tasks", () => {
     expect(waiting()).toEqual([]);
     expect(cluster.count()).toBe(1_200);
   });
+
+  it.each(["nothing fails", "the first commit fails", "the third commit fails"])(
+    "gives a volume that services share one home a slot, with its tasks in commits under way together, when %s",
+    async (how) => {
+      using cluster = await Waiting.of(0);
+      // Arrival by slot: both tasks of a slot are decided in one commit, in two under way, or in two passes.
+      const tasks = Array.from({ length: 600 }, (_, i) => {
+        const name = i % 2 === 0 ? "db" : "backup";
+        const id = `t${String(i).padStart(4, "0")}`;
+        const shared = ServiceSpec.create({ ...spec, name, container: mounting(["s_data"]) });
+        return Task.create({
+          id,
+          serviceId: name,
+          serviceVersion: 1,
+          slot: Math.floor(i / 2) + 1,
+          spec: shared,
+          desired: 1,
+        });
+      });
+      const value = (task: Task) => ({ table: "tasks" as const, id: task.id, value: task });
+      await cluster.store.commit(tasks.map(value));
+      const failing = { "nothing fails": -1, "the first commit fails": 0, "the third commit fails": 2 }[how];
+      cluster.before = async (now) => {
+        await new Promise((resolve) => setImmediate(resolve));
+        if (now !== failing) return;
+        // What is decided again goes elsewhere.
+        await cluster.setAvailability("a", Availability.AVAILABILITY_PAUSE);
+        throw new ClusterError("overtaken", { code: "conflict" });
+      };
+      const waiting = () => [...cluster.index.view.tasks.values()].filter(({ nodeId }) => nodeId === "").length;
+      for (let pass = 0; pass < 4; pass++) await cluster.place();
+      await cluster.setAvailability("a", Availability.AVAILABILITY_ACTIVE);
+      for (let pass = 0; pass < 4 && waiting() > 0; pass++) await cluster.place();
+      expect(cluster.count()).toBe(600);
+      const homes = cluster.index.view.volumeHomes;
+      expect(homes.size).toBe(300);
+      for (const { slot, nodeId } of cluster.index.view.tasks.values()) {
+        expect([slot, homes.get(`s_data/${slot}`)?.nodeId]).toEqual([slot, nodeId]);
+      }
+    },
+  );
 });

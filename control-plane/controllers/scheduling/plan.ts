@@ -1,9 +1,11 @@
 import { PublishMode } from "../../../proto/gen/embassy/v1/stack.ts";
 import type { Block, Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
+import { volumesOf } from "../../domain/volumes.ts";
 import type { Placement } from "../../scheduler/index.ts";
 import type { Write } from "../../store/types.ts";
 import { blockId, blocksNeeded, freeBlocks, tasksByNetwork } from "../ipam/plan.ts";
+import { HomesOfCommit } from "./homes.ts";
 
 /** What one commit writes. */
 export interface CommitPlan {
@@ -15,7 +17,11 @@ export interface CommitPlan {
   readonly blocks: Block[];
   /** The addresses that its tasks will need. */
   readonly addresses: { readonly task: string; readonly networkId: string; readonly nodeId: string }[];
-  /** Commits under way that have to happen first, since they give blocks that this one counts on. */
+  /** Homes of volumes among the writes: key of the table to node. */
+  readonly homes: Map<string, string>;
+  /** Tasks whose volume gets a home elsewhere in the same moment: to be decided again once that has happened. */
+  readonly later: Set<string>;
+  /** Commits under way that have to happen first, since they give blocks or homes that this one counts on. */
   readonly after: Set<CommitPlan>;
 }
 
@@ -28,7 +34,7 @@ export function planCommit(
   index: ClusterIndex,
   placements: readonly Placement[],
   blockPrefix: number,
-  underWay: Iterable<CommitPlan> = [],
+  underWay: readonly CommitPlan[] = [],
 ): CommitPlan {
   const { view } = index;
   const plan: CommitPlan = {
@@ -37,8 +43,11 @@ export function planCommit(
     unplaced: new Map(),
     blocks: [],
     addresses: [],
+    homes: new Map(),
+    later: new Set(),
     after: new Set(),
   };
+  const homes = new HomesOfCommit(index, plan, underWay);
   const counts = new Map<string, Map<string, number>>();
   const owned = new Map<string, string[]>();
   const taken = new Set<string>();
@@ -90,6 +99,11 @@ export function planCommit(
   for (const placement of placements) {
     const task = view.tasks.get(placement.task);
     if (task === undefined) continue;
+    const volumes = volumesOf(task.spec?.container);
+    if (volumes.length > 0 && !homes.admits(task, volumes, placement.node)) {
+      plan.later.add(task.id);
+      continue;
+    }
     let lacking: string | undefined;
     for (const networkId of Object.values(task.networkIds)) lacking ??= room(task.id, networkId, placement.node);
     if (lacking !== undefined) {
@@ -102,6 +116,7 @@ export function planCommit(
       value: { ...task, nodeId: placement.node, unplaced: "", hostPorts: hostPorts(task, placement.ports) },
       ifRevision: view.tasks.revisionOf(task.id),
     });
+    if (volumes.length > 0) homes.give(task, volumes, placement.node);
   }
   return plan;
 }

@@ -67,7 +67,6 @@ export class TaskRecord {
   previousOnNode: TaskRecord | undefined = undefined;
   nextOnNode: TaskRecord | undefined = undefined;
   onlyNode: string | undefined;
-  prefers: string | undefined;
   pinned = false;
   /** Preempted: counts nowhere, and waits for the caller to report its end. Holds the id of the node it was on. */
   evictedFrom: string | undefined = undefined;

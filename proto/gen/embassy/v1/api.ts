@@ -39,6 +39,7 @@ import {
   Taint,
   Task,
   TaskStatus,
+  VolumeHome,
 } from "./state.ts";
 
 export const protobufPackage = "embassy.v1";
@@ -332,10 +333,15 @@ export interface UpdateNodeResponse {
 }
 
 export interface RemoveNodeRequest {
+  /** name or id */
   node: string;
+  /** although volumes have their data there */
+  force: boolean;
 }
 
 export interface RemoveNodeResponse {
+  /** those that had data there: their tasks begin elsewhere with empty ones */
+  volumes: string[];
 }
 
 export interface ListManagersRequest {
@@ -450,6 +456,15 @@ export interface ListVolumesResponse {
   volumes: NodeVolume[];
   /** nodes that could not be asked */
   failures: NodeFailure[];
+  /** by volume, then slot, then node */
+  homes: VolumeHomeView[];
+}
+
+export interface VolumeHomeView {
+  home: VolumeHome | undefined;
+  nodeName: string;
+  /** why no task can be placed there: "down", "drained"; empty: nothing */
+  problem: string;
 }
 
 export interface NodeVolume {
@@ -3863,13 +3878,16 @@ export const UpdateNodeResponse: MessageFns<UpdateNodeResponse> = {
 };
 
 function createBaseRemoveNodeRequest(): RemoveNodeRequest {
-  return { node: "" };
+  return { node: "", force: false };
 }
 
 export const RemoveNodeRequest: MessageFns<RemoveNodeRequest> = {
   encode(message: RemoveNodeRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.node !== "") {
       writer.uint32(10).string(message.node);
+    }
+    if (message.force !== false) {
+      writer.uint32(16).bool(message.force);
     }
     return writer;
   },
@@ -3895,6 +3913,14 @@ export const RemoveNodeRequest: MessageFns<RemoveNodeRequest> = {
             message.node = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.force = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3908,13 +3934,19 @@ export const RemoveNodeRequest: MessageFns<RemoveNodeRequest> = {
   },
 
   fromJSON(object: any): RemoveNodeRequest {
-    return { node: isSet(object.node) ? globalThis.String(object.node) : "" };
+    return {
+      node: isSet(object.node) ? globalThis.String(object.node) : "",
+      force: isSet(object.force) ? globalThis.Boolean(object.force) : false,
+    };
   },
 
   toJSON(message: RemoveNodeRequest): unknown {
     const obj: any = {};
     if (message.node !== undefined) {
       obj.node = message.node;
+    }
+    if (message.force !== undefined) {
+      obj.force = message.force;
     }
     return obj;
   },
@@ -3925,16 +3957,20 @@ export const RemoveNodeRequest: MessageFns<RemoveNodeRequest> = {
   fromPartial(object: DeepPartial<RemoveNodeRequest>): RemoveNodeRequest {
     const message = createBaseRemoveNodeRequest();
     message.node = object.node ?? "";
+    message.force = object.force ?? false;
     return message;
   },
 };
 
 function createBaseRemoveNodeResponse(): RemoveNodeResponse {
-  return {};
+  return { volumes: [] };
 }
 
 export const RemoveNodeResponse: MessageFns<RemoveNodeResponse> = {
-  encode(_: RemoveNodeResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+  encode(message: RemoveNodeResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.volumes) {
+      writer.uint32(10).string(v!);
+    }
     return writer;
   },
 
@@ -3951,6 +3987,14 @@ export const RemoveNodeResponse: MessageFns<RemoveNodeResponse> = {
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.volumes.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3963,20 +4007,26 @@ export const RemoveNodeResponse: MessageFns<RemoveNodeResponse> = {
     }
   },
 
-  fromJSON(_: any): RemoveNodeResponse {
-    return {};
+  fromJSON(object: any): RemoveNodeResponse {
+    return {
+      volumes: globalThis.Array.isArray(object?.volumes) ? object.volumes.map((e: any) => globalThis.String(e)) : [],
+    };
   },
 
-  toJSON(_: RemoveNodeResponse): unknown {
+  toJSON(message: RemoveNodeResponse): unknown {
     const obj: any = {};
+    if (message.volumes?.length) {
+      obj.volumes = message.volumes;
+    }
     return obj;
   },
 
   create(base?: DeepPartial<RemoveNodeResponse>): RemoveNodeResponse {
     return RemoveNodeResponse.fromPartial(base ?? {});
   },
-  fromPartial(_: DeepPartial<RemoveNodeResponse>): RemoveNodeResponse {
+  fromPartial(object: DeepPartial<RemoveNodeResponse>): RemoveNodeResponse {
     const message = createBaseRemoveNodeResponse();
+    message.volumes = object.volumes?.map((e) => e) || [];
     return message;
   },
 };
@@ -5394,7 +5444,7 @@ export const ListVolumesRequest: MessageFns<ListVolumesRequest> = {
 };
 
 function createBaseListVolumesResponse(): ListVolumesResponse {
-  return { volumes: [], failures: [] };
+  return { volumes: [], failures: [], homes: [] };
 }
 
 export const ListVolumesResponse: MessageFns<ListVolumesResponse> = {
@@ -5404,6 +5454,9 @@ export const ListVolumesResponse: MessageFns<ListVolumesResponse> = {
     }
     for (const v of message.failures) {
       NodeFailure.encode(v!, writer.uint32(18).fork()).join();
+    }
+    for (const v of message.homes) {
+      VolumeHomeView.encode(v!, writer.uint32(26).fork()).join();
     }
     return writer;
   },
@@ -5437,6 +5490,14 @@ export const ListVolumesResponse: MessageFns<ListVolumesResponse> = {
             message.failures.push(NodeFailure.decode(reader, reader.uint32()));
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.homes.push(VolumeHomeView.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -5455,6 +5516,7 @@ export const ListVolumesResponse: MessageFns<ListVolumesResponse> = {
       failures: globalThis.Array.isArray(object?.failures)
         ? object.failures.map((e: any) => NodeFailure.fromJSON(e))
         : [],
+      homes: globalThis.Array.isArray(object?.homes) ? object.homes.map((e: any) => VolumeHomeView.fromJSON(e)) : [],
     };
   },
 
@@ -5466,6 +5528,9 @@ export const ListVolumesResponse: MessageFns<ListVolumesResponse> = {
     if (message.failures?.length) {
       obj.failures = message.failures.map((e) => NodeFailure.toJSON(e));
     }
+    if (message.homes?.length) {
+      obj.homes = message.homes.map((e) => VolumeHomeView.toJSON(e));
+    }
     return obj;
   },
 
@@ -5476,6 +5541,114 @@ export const ListVolumesResponse: MessageFns<ListVolumesResponse> = {
     const message = createBaseListVolumesResponse();
     message.volumes = object.volumes?.map((e) => NodeVolume.fromPartial(e)) || [];
     message.failures = object.failures?.map((e) => NodeFailure.fromPartial(e)) || [];
+    message.homes = object.homes?.map((e) => VolumeHomeView.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseVolumeHomeView(): VolumeHomeView {
+  return { home: undefined, nodeName: "", problem: "" };
+}
+
+export const VolumeHomeView: MessageFns<VolumeHomeView> = {
+  encode(message: VolumeHomeView, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.home !== undefined) {
+      VolumeHome.encode(message.home, writer.uint32(10).fork()).join();
+    }
+    if (message.nodeName !== "") {
+      writer.uint32(18).string(message.nodeName);
+    }
+    if (message.problem !== "") {
+      writer.uint32(26).string(message.problem);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): VolumeHomeView {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseVolumeHomeView();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.home = VolumeHome.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nodeName = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.problem = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): VolumeHomeView {
+    return {
+      home: isSet(object.home) ? VolumeHome.fromJSON(object.home) : undefined,
+      nodeName: isSet(object.nodeName)
+        ? globalThis.String(object.nodeName)
+        : isSet(object.node_name)
+        ? globalThis.String(object.node_name)
+        : "",
+      problem: isSet(object.problem) ? globalThis.String(object.problem) : "",
+    };
+  },
+
+  toJSON(message: VolumeHomeView): unknown {
+    const obj: any = {};
+    if (message.home !== undefined) {
+      obj.home = VolumeHome.toJSON(message.home);
+    }
+    if (message.nodeName !== undefined) {
+      obj.nodeName = message.nodeName;
+    }
+    if (message.problem !== undefined) {
+      obj.problem = message.problem;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<VolumeHomeView>): VolumeHomeView {
+    return VolumeHomeView.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<VolumeHomeView>): VolumeHomeView {
+    const message = createBaseVolumeHomeView();
+    message.home = (object.home !== undefined && object.home !== null)
+      ? VolumeHome.fromPartial(object.home)
+      : undefined;
+    message.nodeName = object.nodeName ?? "";
+    message.problem = object.problem ?? "";
     return message;
   },
 };
@@ -7294,7 +7467,7 @@ export const ClusterService = {
     responseSerialize: (value: UpdateNodeResponse): Buffer => Buffer.from(UpdateNodeResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): UpdateNodeResponse => UpdateNodeResponse.decode(value),
   },
-  /** Forgets a node that is down. Errors: conflict (it is up). */
+  /** Forgets a node that is down. Errors: conflict (it is up; volumes have their data there, and it is not forced). */
   removeNode: {
     path: "/embassy.v1.Cluster/RemoveNode" as const,
     requestStream: false as const,
@@ -7348,7 +7521,7 @@ export const ClusterService = {
   },
   /**
    * Removes a volume with all that is in it, from every node or from one. Errors: not-found, conflict (a service mounts it; with
-   * a node named: a task there does), unavailable (the node named cannot be asked).
+   * a node named: a task there does), unavailable (a node that has data of it, or the one named, cannot be asked).
    */
   removeVolume: {
     path: "/embassy.v1.Cluster/RemoveVolume" as const,
@@ -7413,7 +7586,7 @@ export interface ClusterServer extends UntypedServiceImplementation {
   listNodes: handleUnaryCall<ListNodesRequest, ListNodesResponse>;
   listNetworks: handleUnaryCall<ListNetworksRequest, ListNetworksResponse>;
   updateNode: handleUnaryCall<UpdateNodeRequest, UpdateNodeResponse>;
-  /** Forgets a node that is down. Errors: conflict (it is up). */
+  /** Forgets a node that is down. Errors: conflict (it is up; volumes have their data there, and it is not forced). */
   removeNode: handleUnaryCall<RemoveNodeRequest, RemoveNodeResponse>;
   listManagers: handleUnaryCall<ListManagersRequest, ListManagersResponse>;
   /** Takes a member out of the control plane, and out of the embedded etcd. Errors: not-found, conflict (too few would be left). */
@@ -7423,7 +7596,7 @@ export interface ClusterServer extends UntypedServiceImplementation {
   listVolumes: handleUnaryCall<ListVolumesRequest, ListVolumesResponse>;
   /**
    * Removes a volume with all that is in it, from every node or from one. Errors: not-found, conflict (a service mounts it; with
-   * a node named: a task there does), unavailable (the node named cannot be asked).
+   * a node named: a task there does), unavailable (a node that has data of it, or the one named, cannot be asked).
    */
   removeVolume: handleUnaryCall<RemoveVolumeRequest, RemoveVolumeResponse>;
   /** Lines of the tasks chosen, merged; a node that cannot be reached is one warning chunk and not a failure. */
@@ -7614,7 +7787,7 @@ export interface ClusterClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: UpdateNodeResponse) => void,
   ): ClientUnaryCall;
-  /** Forgets a node that is down. Errors: conflict (it is up). */
+  /** Forgets a node that is down. Errors: conflict (it is up; volumes have their data there, and it is not forced). */
   removeNode(
     request: RemoveNodeRequest,
     callback: (error: ServiceError | null, response: RemoveNodeResponse) => void,
@@ -7694,7 +7867,7 @@ export interface ClusterClient extends Client {
   ): ClientUnaryCall;
   /**
    * Removes a volume with all that is in it, from every node or from one. Errors: not-found, conflict (a service mounts it; with
-   * a node named: a task there does), unavailable (the node named cannot be asked).
+   * a node named: a task there does), unavailable (a node that has data of it, or the one named, cannot be asked).
    */
   removeVolume(
     request: RemoveVolumeRequest,

@@ -88,6 +88,45 @@ export function pullPolicyToJSON(object: PullPolicy): string {
   }
 }
 
+/** What becomes of a task when the node that has its volume is lost or drained. */
+export const OnNodeLoss = {
+  /** ON_NODE_LOSS_WAIT - waits for the node */
+  ON_NODE_LOSS_WAIT: 0,
+  /** ON_NODE_LOSS_RECREATE - begins elsewhere with an empty volume */
+  ON_NODE_LOSS_RECREATE: 1,
+} as const;
+
+export type OnNodeLoss = typeof OnNodeLoss[keyof typeof OnNodeLoss];
+
+export namespace OnNodeLoss {
+  export type ON_NODE_LOSS_WAIT = typeof OnNodeLoss.ON_NODE_LOSS_WAIT;
+  export type ON_NODE_LOSS_RECREATE = typeof OnNodeLoss.ON_NODE_LOSS_RECREATE;
+}
+
+export function onNodeLossFromJSON(object: any): OnNodeLoss {
+  switch (object) {
+    case 0:
+    case "ON_NODE_LOSS_WAIT":
+      return OnNodeLoss.ON_NODE_LOSS_WAIT;
+    case 1:
+    case "ON_NODE_LOSS_RECREATE":
+      return OnNodeLoss.ON_NODE_LOSS_RECREATE;
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum OnNodeLoss");
+  }
+}
+
+export function onNodeLossToJSON(object: OnNodeLoss): string {
+  switch (object) {
+    case OnNodeLoss.ON_NODE_LOSS_WAIT:
+      return "ON_NODE_LOSS_WAIT";
+    case OnNodeLoss.ON_NODE_LOSS_RECREATE:
+      return "ON_NODE_LOSS_RECREATE";
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum OnNodeLoss");
+  }
+}
+
 export const MountType = {
   /** MOUNT_TYPE_VOLUME - a directory of the node's own, kept when the task ends */
   MOUNT_TYPE_VOLUME: 0,
@@ -629,6 +668,8 @@ export interface Mount {
   tmpfsMode: number;
   /** bind: make the directory when it is missing */
   createHostPath: boolean;
+  /** volume */
+  onNodeLoss: OnNodeLoss;
 }
 
 export interface BlobMount {
@@ -3465,7 +3506,16 @@ export const Ulimit: MessageFns<Ulimit> = {
 };
 
 function createBaseMount(): Mount {
-  return { type: 0, source: "", target: "", readOnly: false, tmpfsBytes: 0, tmpfsMode: 0, createHostPath: false };
+  return {
+    type: 0,
+    source: "",
+    target: "",
+    readOnly: false,
+    tmpfsBytes: 0,
+    tmpfsMode: 0,
+    createHostPath: false,
+    onNodeLoss: 0,
+  };
 }
 
 export const Mount: MessageFns<Mount> = {
@@ -3490,6 +3540,9 @@ export const Mount: MessageFns<Mount> = {
     }
     if (message.createHostPath !== false) {
       writer.uint32(56).bool(message.createHostPath);
+    }
+    if (message.onNodeLoss !== 0) {
+      writer.uint32(64).int32(message.onNodeLoss);
     }
     return writer;
   },
@@ -3563,6 +3616,14 @@ export const Mount: MessageFns<Mount> = {
             message.createHostPath = reader.bool();
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.onNodeLoss = reader.int32() as any;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3600,6 +3661,11 @@ export const Mount: MessageFns<Mount> = {
         : isSet(object.create_host_path)
         ? globalThis.Boolean(object.create_host_path)
         : false,
+      onNodeLoss: isSet(object.onNodeLoss)
+        ? onNodeLossFromJSON(object.onNodeLoss)
+        : isSet(object.on_node_loss)
+        ? onNodeLossFromJSON(object.on_node_loss)
+        : 0,
     };
   },
 
@@ -3626,6 +3692,9 @@ export const Mount: MessageFns<Mount> = {
     if (message.createHostPath !== undefined) {
       obj.createHostPath = message.createHostPath;
     }
+    if (message.onNodeLoss !== undefined) {
+      obj.onNodeLoss = onNodeLossToJSON(message.onNodeLoss);
+    }
     return obj;
   },
 
@@ -3641,6 +3710,7 @@ export const Mount: MessageFns<Mount> = {
     message.tmpfsBytes = object.tmpfsBytes ?? 0;
     message.tmpfsMode = object.tmpfsMode ?? 0;
     message.createHostPath = object.createHostPath ?? false;
+    message.onNodeLoss = object.onNodeLoss ?? 0;
     return message;
   },
 };

@@ -640,6 +640,21 @@ export interface TaskAddress {
   address: string;
 }
 
+/**
+ * volumes/<volume>/<seat>: the node that has what the tasks of one seat, a slot or a global service's node, have written into a named
+ * volume. Written by the leader with the placement of each task that mounts it; it stays until the volume or the node is removed.
+ */
+export interface VolumeHome {
+  volume: string;
+  /** 0: of a global service's task on that node */
+  slot: number;
+  nodeId: string;
+  /** the last one that was placed there with it */
+  taskId: string;
+  /** <stack>_<service> of that task */
+  service: string;
+}
+
 /** tokens/<id> */
 export interface JoinToken {
   id: string;
@@ -4366,6 +4381,147 @@ export const TaskAddress: MessageFns<TaskAddress> = {
     const message = createBaseTaskAddress();
     message.networkId = object.networkId ?? "";
     message.address = object.address ?? "";
+    return message;
+  },
+};
+
+function createBaseVolumeHome(): VolumeHome {
+  return { volume: "", slot: 0, nodeId: "", taskId: "", service: "" };
+}
+
+export const VolumeHome: MessageFns<VolumeHome> = {
+  encode(message: VolumeHome, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.volume !== "") {
+      writer.uint32(10).string(message.volume);
+    }
+    if (message.slot !== 0) {
+      writer.uint32(16).uint32(message.slot);
+    }
+    if (message.nodeId !== "") {
+      writer.uint32(26).string(message.nodeId);
+    }
+    if (message.taskId !== "") {
+      writer.uint32(34).string(message.taskId);
+    }
+    if (message.service !== "") {
+      writer.uint32(42).string(message.service);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): VolumeHome {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseVolumeHome();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.volume = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.slot = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.nodeId = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.taskId = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.service = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): VolumeHome {
+    return {
+      volume: isSet(object.volume) ? globalThis.String(object.volume) : "",
+      slot: isSet(object.slot) ? globalThis.Number(object.slot) : 0,
+      nodeId: isSet(object.nodeId)
+        ? globalThis.String(object.nodeId)
+        : isSet(object.node_id)
+        ? globalThis.String(object.node_id)
+        : "",
+      taskId: isSet(object.taskId)
+        ? globalThis.String(object.taskId)
+        : isSet(object.task_id)
+        ? globalThis.String(object.task_id)
+        : "",
+      service: isSet(object.service) ? globalThis.String(object.service) : "",
+    };
+  },
+
+  toJSON(message: VolumeHome): unknown {
+    const obj: any = {};
+    if (message.volume !== undefined) {
+      obj.volume = message.volume;
+    }
+    if (message.slot !== undefined) {
+      obj.slot = Math.round(message.slot);
+    }
+    if (message.nodeId !== undefined) {
+      obj.nodeId = message.nodeId;
+    }
+    if (message.taskId !== undefined) {
+      obj.taskId = message.taskId;
+    }
+    if (message.service !== undefined) {
+      obj.service = message.service;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<VolumeHome>): VolumeHome {
+    return VolumeHome.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<VolumeHome>): VolumeHome {
+    const message = createBaseVolumeHome();
+    message.volume = object.volume ?? "";
+    message.slot = object.slot ?? 0;
+    message.nodeId = object.nodeId ?? "";
+    message.taskId = object.taskId ?? "";
+    message.service = object.service ?? "";
     return message;
   },
 };
