@@ -2,7 +2,14 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { ClientReadableStream } from "@grpc/grpc-js";
 import { hasCode } from "../lib/errors/errors.ts";
 import { unansweredStatus } from "../lib/grpc/status.ts";
-import { type LogChunk, type LogPosition, LogReading, type LogsResumption } from "../proto/gen/embassy/v1/api.ts";
+import { chunksOf } from "../lib/logs/batches.ts";
+import {
+  type LogBatch,
+  type LogChunk,
+  type LogPosition,
+  LogReading,
+  type LogsResumption,
+} from "../proto/gen/embassy/v1/api.ts";
 import { messages } from "./stream.ts";
 
 const firstRetryMs = 100;
@@ -27,14 +34,14 @@ export class Outages {
 }
 
 /**
- * The chunks of a followed log, without marks, until all its tasks have ended and are read. A call that breaks off is made again
+ * The chunks of a followed log as they come, without marks, until all its tasks have ended and are read. A call that breaks off is made again
  * for as long as the signal is not aborted, behind the last chunk of each task. Throws what the first call fails with, and what the cluster answers a later one with.
  */
 export async function* followed(
-  call: (resume: LogsResumption | undefined) => ClientReadableStream<LogChunk>,
+  call: (resume: LogsResumption | undefined) => ClientReadableStream<LogBatch>,
   outages: Outages,
   signal: AbortSignal,
-): AsyncGenerator<LogChunk> {
+): AsyncGenerator<LogChunk[]> {
   const positions = new Map<string, LogPosition>();
   let wasAnswered = false;
   let isBroken = false;
@@ -48,9 +55,10 @@ export async function* followed(
         if (isBroken) outages.back();
         isBroken = false;
       });
-      for await (const chunk of messages(stream, signal)) {
-        if (chunk.position !== undefined) positions.set(chunk.taskId, chunk.position);
-        if (!chunk.mark) yield chunk;
+      for await (const batch of messages(stream, signal)) {
+        const chunks = chunksOf(batch);
+        yield chunks.filter(({ mark }) => !mark);
+        for (const { taskId, position } of chunks) if (position !== undefined) positions.set(taskId, position);
       }
       // A member of the control plane that stops in good order may end the call as if nothing more were to come.
       const isRead = [...positions.values()].every(({ state }) => state === LogReading.LOG_READING_ENDED);

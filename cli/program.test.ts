@@ -137,10 +137,11 @@ const implementation: ClusterServer = {
       const turn = answers.resumed.length;
       const chunk = { taskId: "j", taskName: "shop_job.1", timeUs: turn, line: Buffer.from(`line ${turn}`) };
       const under = position("j", LogReading.LOG_READING_UNDER_WAY, turn);
-      await send(call, LogChunk.create({ ...chunk, position: under }), signal);
+      await send(call, { chunks: [LogChunk.create({ ...chunk, position: under })] }, signal);
       if (turn === 1) call.emit("error", { code: status.UNAVAILABLE, details: "the server went away" });
       const ended = position("j", LogReading.LOG_READING_ENDED);
-      if (turn === 3) await send(call, LogChunk.create({ taskId: "j", mark: true, position: ended }), signal);
+      const last = LogChunk.create({ taskId: "j", mark: true, position: ended });
+      if (turn === 3) await send(call, { chunks: [last] }, signal);
       return;
     }
     if (target === "shop_endless") {
@@ -159,14 +160,21 @@ const implementation: ClusterServer = {
         const line = Buffer.from(`at ${at}`);
         const ended = position(name, LogReading.LOG_READING_ENDED);
         const more = { taskId: name, taskName: name, nodeName: "host-1", timeUs: at, position: ended };
-        if (name.startsWith(target)) await send(call, LogChunk.create({ ...more, line }), signal);
+        if (name.startsWith(target)) await send(call, { chunks: [LogChunk.create({ ...more, line })] }, signal);
       }
       return;
     }
     const chunk = LogChunk.create({ taskId: "t", taskName: "shop_web.1", nodeName: "host-1", timeUs: 1_000_000 });
-    await send(call, { ...chunk, line: Buffer.from("one, "), partial: true }, signal);
-    await send(call, { ...chunk, line: Buffer.from("line") }, signal);
-    await send(call, { ...chunk, warning: "host-3 is down" }, signal);
+    const other = LogChunk.create({ taskId: "u", taskName: "shop_web.2", nodeName: "host-1", timeUs: 1_000_000 });
+    const unnamed = LogChunk.create({ timeUs: 1_000_000 });
+    const chunks = [
+      { ...chunk, line: Buffer.from("one, "), partial: true },
+      { ...unnamed, stderr: true, line: Buffer.from("between") },
+      { ...other, line: Buffer.from("another's") },
+    ];
+    await send(call, { chunks }, signal);
+    await send(call, { chunks: [{ ...chunk, line: Buffer.from("line") }] }, signal);
+    await send(call, { chunks: [{ ...chunk, warning: "host-3 is down" }] }, signal);
   }),
   // Answers stdin in capitals, and exits with 7 when it is closed.
   exec: (call: ServerDuplexStream<ExecInput, ExecOutput>) => {
@@ -749,7 +757,9 @@ describe("what is read", () => {
 
   it("puts the parts of a long line together, and warnings on stderr", async () => {
     const result = await clusterctl(["logs", "shop_web", "-t"]);
-    expect(result.stdout).toBe("1970-01-01T00:00:01.000Z shop_web.1 | one, line\n");
+    expect(result.stdout).toBe(
+      "1970-01-01T00:00:01.000Z shop_web.1 | between\n1970-01-01T00:00:01.000Z shop_web.2 | another's\n1970-01-01T00:00:01.000Z shop_web.1 | one, line\n",
+    );
     expect(result.stderr).toBe("warning: host-3 is down\n");
   });
 

@@ -36,19 +36,3 @@ export async function* merged<T>(streams: readonly AsyncGenerator<T>[]): AsyncGe
     for (const head of heads.values()) head.catch(() => undefined);
   }
 }
-
-/** What streams that are each in order of time give, in order of time, each with its stream's number. */
-export async function* mergedByTime<T>(
-  streams: readonly AsyncGenerator<T>[],
-  timeOf: (message: T) => number,
-): AsyncGenerator<readonly [T, number]> {
-  const heads = await Promise.all(streams.map(async (stream, index) => ({ stream, index, next: await stream.next() })));
-  for (;;) {
-    const first = heads
-      .filter(({ next }) => next.done !== true)
-      .toSorted((a, b) => timeOf(a.next.value as T) - timeOf(b.next.value as T))[0];
-    if (first === undefined) return;
-    yield [first.next.value as T, first.index];
-    first.next = await first.stream.next();
-  }
-}

@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { Metadata } from "@grpc/grpc-js";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { ExecInput, ExecOutput, LogChunk } from "../proto/gen/embassy/v1/api.ts";
+import type { ExecInput, ExecOutput, LogBatch } from "../proto/gen/embassy/v1/api.ts";
 import { Assignment } from "../proto/gen/embassy/v1/dispatcher.ts";
 import type { ContainerSpec } from "../proto/gen/embassy/v1/stack.ts";
 import { DesiredState, TaskState } from "../proto/gen/embassy/v1/state.ts";
@@ -74,7 +74,8 @@ async function logs(
 ): Promise<string[]> {
   const call = agent.logs({ taskId, follow: false, tail: -1, sinceMs: 0, from: undefined, ...options }, patient());
   const lines: string[] = [];
-  for await (const { mark, line } of call as AsyncIterable<LogChunk>) if (!mark) lines.push(line.toString());
+  for await (const { chunks } of call as AsyncIterable<LogBatch>)
+    for (const { mark, line } of chunks) if (!mark) lines.push(line.toString());
   return lines;
 }
 

@@ -1,8 +1,12 @@
+import { once } from "node:events";
+import type { ClientReadableStream } from "@grpc/grpc-js";
 import { InvalidArgumentError, Option } from "commander";
+import type { Run } from "../../lib/logs/batches.ts";
+import type { LogBatch, LogChunk } from "../../proto/gen/embassy/v1/api.ts";
 import { globalOptions, type Register, withCluster } from "../cli.ts";
 import { parseSince } from "../duration.ts";
 import { exitCodes } from "../exit.ts";
-import { styled, styleFor } from "../render/style.ts";
+import { type Screen, styled, styleFor } from "../render/style.ts";
 
 interface LogsOptions {
   readonly follow?: boolean;
@@ -30,15 +34,19 @@ export const registerLogs: Register = (program, cli) => {
     .action(async (targets: string[], options: LogsOptions, command) => {
       const global = globalOptions(command);
       await withCluster(cli, global, async (client) => {
-        const { messages, merged, mergedByTime } = await import("../stream.ts");
+        const { messages, merged } = await import("../stream.ts");
+        const { chunksOf, mergedByTime } = await import("../../lib/logs/batches.ts");
         const request = { follow: options.follow === true, tail: options.tail, sinceMs: options.since ?? 0 };
         const { followed, Outages } = await import("../followed-logs.ts");
+        const batches = async function* (stream: ClientReadableStream<LogBatch>): AsyncGenerator<LogChunk[]> {
+          for await (const batch of messages(stream, cli.signal)) yield chunksOf(batch);
+        };
         const say = (text: string) => cli.err.write(`${styled(cli.err, "yellow", "warning:")} ${text}\n`);
         const outages = new Outages(say);
         const streams = [...new Set(targets)].map((target) =>
           request.follow
             ? followed((resume) => client.logs({ ...request, target, resume }), outages, cli.signal)
-            : messages(client.logs({ ...request, target, resume: undefined }), cli.signal),
+            : batches(client.logs({ ...request, target, resume: undefined })),
         );
         // A task that two targets mean writes once.
         const ownerOf = new Map<string, number>();
@@ -47,34 +55,26 @@ export const registerLogs: Register = (program, cli) => {
           ownerOf.set(taskId, owner);
           return owner !== stream;
         };
-        // A line that goes on must not get a second prefix, nor another task's line into its middle.
-        const unfinished = new Map<string, Buffer[]>();
+        const write = options.timestamps === true ? "with times" : "plain";
+        const formatter = new Formatter(cli.out, global.output === "json" ? "json" : write);
+        const runs = async function* (): AsyncGenerator<readonly Run<LogChunk>[]> {
+          if (!request.follow) yield* mergedByTime(streams, ({ timeUs }) => timeUs, mostTogether);
+          else for await (const [items, stream] of merged(streams)) yield [{ items, stream }];
+        };
         try {
-          const all = request.follow ? merged(streams) : mergedByTime(streams, ({ timeUs }) => timeUs);
-          for await (const [chunk, from] of all) {
-            if (isRepeated(chunk, from)) continue;
-            if (global.output === "json") {
-              // How the reading goes on is between this program and the cluster.
-              const { taskId, taskName, nodeName, timeUs, stderr, partial, warning } = chunk;
-              const line = Buffer.from(chunk.line).toString();
-              const json = { taskId, taskName, nodeName, timeUs, stderr, line, partial, warning };
-              cli.out.write(`${JSON.stringify(json)}\n`);
-              continue;
+          for await (const together of runs()) {
+            const parts: Uint8Array[] = [];
+            for (const { items, stream } of together) {
+              for (const chunk of items) {
+                if (isRepeated(chunk, stream)) continue;
+                if (chunk.warning !== "" && global.output !== "json") say(chunk.warning);
+                else formatter.add(chunk, parts);
+              }
             }
-            if (chunk.warning !== "") {
-              say(chunk.warning);
-              continue;
+            // A reader that is slow holds up the cluster, and not this program's memory.
+            if (parts.length > 0 && !cli.stdout.write(Buffer.concat(parts))) {
+              await once(cli.stdout, "drain", { signal: cli.signal });
             }
-            const key = `${chunk.taskId} ${chunk.stderr}`;
-            const parts = [...(unfinished.get(key) ?? []), Buffer.from(chunk.line)];
-            if (chunk.partial) {
-              unfinished.set(key, parts);
-              continue;
-            }
-            unfinished.delete(key);
-            const time = options.timestamps ? `${new Date(chunk.timeUs / 1_000).toISOString()} ` : "";
-            const prefix = styled(cli.out, styleFor(chunk.taskName), chunk.taskName);
-            cli.stdout.write(Buffer.concat([Buffer.from(`${time}${prefix} | `), ...parts, Buffer.from("\n")]));
           }
         } catch (error) {
           if (!cli.signal.aborted) throw error;
@@ -84,6 +84,57 @@ export const registerLogs: Register = (program, cli) => {
       });
     });
 };
+
+/** Lines that are written at once. */
+const mostTogether = 1_024;
+
+/** What lines look like on the screen, or to a program. */
+class Formatter {
+  readonly #out: Screen;
+  readonly #form: "plain" | "with times" | "json";
+  /** A line that goes on must not get a second prefix, nor another task's line into its middle. */
+  readonly #unfinished = new Map<string, Uint8Array[]>();
+  readonly #prefixes = new Map<string, Buffer>();
+
+  constructor(out: Screen, form: "plain" | "with times" | "json") {
+    this.#out = out;
+    this.#form = form;
+  }
+
+  /** Adds what the chunk is to `parts`: nothing while its line goes on. */
+  add(chunk: LogChunk, parts: Uint8Array[]): void {
+    if (this.#form === "json") {
+      // How the reading goes on is between this program and the cluster.
+      const { taskId, taskName, nodeName, timeUs, stderr, partial, warning } = chunk;
+      const line = Buffer.from(chunk.line).toString();
+      const json = { taskId, taskName, nodeName, timeUs, stderr, line, partial, warning };
+      parts.push(Buffer.from(`${JSON.stringify(json)}\n`));
+      return;
+    }
+    const { taskId, stderr, partial, taskName, timeUs, line } = chunk;
+    const isWhole = !partial && this.#unfinished.size === 0;
+    const key = isWhole ? "" : `${taskId} ${stderr}`;
+    const before = isWhole ? undefined : this.#unfinished.get(key);
+    if (partial) {
+      this.#unfinished.set(key, [...(before ?? []), line]);
+      return;
+    }
+    if (before !== undefined) this.#unfinished.delete(key);
+    if (this.#form === "with times") parts.push(Buffer.from(`${new Date(timeUs / 1_000).toISOString()} `));
+    parts.push(this.#prefix(taskName), ...(before ?? []), line, newline);
+  }
+
+  #prefix(taskName: string): Buffer {
+    let prefix = this.#prefixes.get(taskName);
+    if (prefix === undefined) {
+      prefix = Buffer.from(`${styled(this.#out, styleFor(taskName), taskName)} | `);
+      this.#prefixes.set(taskName, prefix);
+    }
+    return prefix;
+  }
+}
+
+const newline = Buffer.from("\n");
 
 function parseTail(text: string): number {
   if (text === "all") return -1;

@@ -99,8 +99,8 @@ async function lastWords(client: ClusterClient, taskId: string, signal: AbortSig
   const lines: string[] = [];
   try {
     const request = { target: taskId, follow: false, tail: lastLines, sinceMs: 0, resume: undefined };
-    for await (const { line, warning } of messages(client.logs(request), limit)) {
-      if (warning === "") lines.push(Buffer.from(line).toString());
+    for await (const { chunks } of messages(client.logs(request), limit)) {
+      for (const { line, warning } of chunks) if (warning === "") lines.push(Buffer.from(line).toString());
     }
   } catch {
     // The failure is told in any case; its log may be gone with its node.

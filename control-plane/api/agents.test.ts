@@ -6,7 +6,7 @@ import { Agents } from "./agents.ts";
 import { type AnswerLogs, placeAgent, TestAgents } from "./testing.ts";
 
 const here: AnswerLogs = (call) => {
-  call.write(LogChunk.create({ line: Buffer.from("here") }));
+  call.write({ chunks: [LogChunk.create({ line: Buffer.from("here") })] });
   call.end();
 };
 
@@ -14,7 +14,7 @@ async function ask(agents: Agents): Promise<string[]> {
   using agent = agents.open("a");
   const lines: string[] = [];
   const call = agent.client.logs({ taskId: "t", follow: false, tail: -1, sinceMs: 0, from: undefined });
-  for await (const { line } of agent.messages(call)) lines.push(line.toString());
+  for await (const { chunks } of agent.messages(call)) lines.push(...chunks.map(({ line }) => line.toString()));
   return lines;
 }
 

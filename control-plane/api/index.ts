@@ -9,7 +9,7 @@ import {
   type ClusterServer,
   type ExecInput,
   type ExecOutput,
-  type LogChunk,
+  type LogBatch,
   type LogsRequest,
   StackProgress,
   type StackView,
@@ -175,7 +175,7 @@ export function createApi(deps: ApiDeps): Api {
       if (!request.dryRun) log.info("volume removed", { volume: request.name, nodes: response.nodes, user });
       return response;
     }),
-    logs: streaming<ServerWritableStream<LogsRequest, LogChunk>, LogsRequest, LogChunk>(async (call, signal) => {
+    logs: streaming<ServerWritableStream<LogsRequest, LogBatch>, LogsRequest, LogBatch>(async (call, signal) => {
       requirePeer(call, ["admin"]);
       // The caller sees that it is served, also when nothing is written for long.
       call.sendMetadata(new Metadata());

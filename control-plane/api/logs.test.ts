@@ -1,9 +1,11 @@
 import type { ServerWritableStream } from "@grpc/grpc-js";
 import { expect, it } from "vitest";
 import { ClusterError } from "../../lib/errors/errors.ts";
+import { chunksOf } from "../../lib/logs/batches.ts";
 import {
   type AgentClient,
   type AgentLogsRequest,
+  type LogBatch,
   LogChunk,
   LogPosition,
   LogReading,
@@ -27,7 +29,10 @@ function agentsOf(...answers: ((request: AgentLogsRequest) => AsyncIterable<LogC
   return {
     open: () => ({
       client: { logs } as unknown as AgentClient,
-      messages: <T>(call: AsyncIterable<unknown>) => call as AsyncIterable<T>,
+      // Each chunk in a batch of its own.
+      messages: async function* <T>(call: AsyncIterable<LogChunk>) {
+        for await (const chunk of call) yield { chunks: [chunk] } as T;
+      },
       [Symbol.dispose]() {},
     }),
   };
@@ -40,13 +45,13 @@ const wordsOf = (chunk: LogChunk) =>
 function callOf(request: Partial<LogsRequest>, enough = Number.POSITIVE_INFINITY) {
   const got: LogChunk[] = [];
   const gone = new AbortController();
-  const write = (chunk: LogChunk) => {
-    if (got.push(chunk) >= enough) gone.abort();
+  const write = (batch: LogBatch) => {
+    if (got.push(...chunksOf(batch)) >= enough) gone.abort();
     return true;
   };
   const call = { request: LogsRequest.create({ tail: -1, ...request }), write };
   return {
-    call: call as unknown as ServerWritableStream<LogsRequest, LogChunk>,
+    call: call as unknown as ServerWritableStream<LogsRequest, LogBatch>,
     signal: AbortSignal.any([gone.signal, AbortSignal.timeout(20_000)]),
     got,
   };
@@ -77,8 +82,8 @@ it("a followed log goes on at the last position when its node's agent breaks off
   const request = LogsRequest.create({ target: "s_web", follow: true, tail: 10 });
   const got: string[] = [];
   const signal = AbortSignal.timeout(9e3);
-  for await (const chunk of linesOf({ index: cluster.index, agents }, task, request, new Set(), signal))
-    got.push(wordsOf(chunk));
+  for await (const chunks of linesOf({ index: cluster.index, agents }, task, request, new Set(), signal))
+    got.push(...chunks.map(wordsOf));
   expect(got).toEqual([
     `mark ${LOG_READING_UNDER_WAY}`,
     "one",
@@ -195,7 +200,7 @@ it("the lines of the others come when a node that was asked says nothing and goe
   await cluster.deploy(aStack("s", [aService("web", { mode: replicas(2) })]));
   await cluster.settle();
   const speaking = await servers.listen("a", (call) => {
-    call.write(line(1, "here"));
+    call.write({ chunks: [line(1, "here")] });
     call.end();
   });
   const { promise: called, resolve } = Promise.withResolvers<void>();
@@ -204,11 +209,11 @@ it("the lines of the others come when a node that was asked says nothing and goe
   await placeAgent(cluster, "b", silent.port);
   using agents = new Agents(cluster.index, () => servers.manager, { firstAnswerMs: 600_000 });
   const got: string[] = [];
-  const write = (chunk: LogChunk) => got.push(chunk.warning || Buffer.from(chunk.line).toString()) > 0;
+  const write = ({ chunks }: LogBatch) => got.push(...chunks.map(wordsOf)) > 0;
   const call = { request: LogsRequest.create({ target: "s_web", tail: -1 }), write };
   const read = streamLogs(
     { index: cluster.index, agents },
-    call as unknown as ServerWritableStream<LogsRequest, LogChunk>,
+    call as unknown as ServerWritableStream<LogsRequest, LogBatch>,
     AbortSignal.timeout(60_000),
   );
   await called;
@@ -216,4 +221,46 @@ it("the lines of the others come when a node that was asked says nothing and goe
   await cluster.store.commit([{ table: "nodeStatuses", id: "b", value: status }]);
   await read;
   expect(got.toSorted()).toEqual(["here", "lines are missing: node b is not reachable: it is down"]);
+});
+
+it("lines of several tasks come merged by time, each named right however the batches are cut", async () => {
+  using cluster = new SteppedCluster();
+  await cluster.addNodes("a");
+  await cluster.deploy(aStack("s", [aService("web", { mode: replicas(3) })]));
+  await cluster.settle();
+  const answers = [0, 1, 2].map((n) => (request: AgentLogsRequest) => {
+    // As an agent sends them: the first of a batch has the names, and one batch has a mark alone.
+    const batch = (from: number) =>
+      Array.from({ length: 40 }, (_, at) => ({
+        ...line((from + at) * 3 + n, `${request.taskId} `.repeat(300)),
+        taskId: "",
+      }));
+    return [[LogChunk.create({ mark: true })], batch(0), batch(40)];
+  });
+  const agents = {
+    open: () => ({
+      client: {
+        logs: (request: AgentLogsRequest) => Object.assign(answers.shift()?.(request) ?? [], { cancel() {} }),
+      } as unknown as AgentClient,
+      messages: async function* <T>(call: AsyncIterable<LogChunk[]>) {
+        for await (const chunks of call) yield { chunks } as T;
+      },
+      [Symbol.dispose]() {},
+    }),
+  };
+  const sizes: number[] = [];
+  const { call, signal, got } = callOf({ target: "s_web" });
+  const write = call.write.bind(call);
+  call.write = ((batch: LogBatch) => {
+    sizes.push(batch.chunks.reduce((sum, chunk) => sum + chunk.line.length, 0));
+    return write(batch);
+  }) as typeof write;
+  await streamLogs({ index: cluster.index, agents }, call, signal);
+  expect(got.map(({ timeUs }) => timeUs)).toEqual(Array.from({ length: 240 }, (_, at) => at));
+  for (const { taskId, line: text, nodeName } of got) {
+    expect(Buffer.from(text).toString().split(" ")[0]).toBe(taskId);
+    expect(nodeName).toBe("a");
+  }
+  expect(Math.max(...sizes)).toBeLessThan(70_000);
+  expect(sizes.length).toBeLessThan(30);
 });

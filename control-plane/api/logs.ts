@@ -3,7 +3,8 @@ import type { ServerWritableStream } from "@grpc/grpc-js";
 import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
 import { send } from "../../lib/grpc/server.ts";
 import { errorOf } from "../../lib/grpc/status.ts";
-import { LogChunk, LogPosition, LogReading, type LogsRequest } from "../../proto/gen/embassy/v1/api.ts";
+import { chunksOf, mergedByTime } from "../../lib/logs/batches.ts";
+import { type LogBatch, LogChunk, LogPosition, LogReading, type LogsRequest } from "../../proto/gen/embassy/v1/api.ts";
 import { type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { hasEnded, taskName } from "../domain/tasks.ts";
@@ -28,7 +29,7 @@ interface LogsDeps {
  */
 export async function streamLogs(
   deps: LogsDeps,
-  call: ServerWritableStream<LogsRequest, LogChunk>,
+  call: ServerWritableStream<LogsRequest, LogBatch>,
   signal: AbortSignal,
 ): Promise<void> {
   const { index } = deps;
@@ -41,13 +42,13 @@ export async function streamLogs(
   }
   const slots = bySlot(index, tasks);
   const streams = await Promise.all(slots.map((slot) => tailsOf(deps, slot, request, silent, signal)));
-  for await (const chunk of byTime(streams.flat())) if (!chunk.mark) await send(call, chunk, signal);
+  for await (const chunks of byTime(streams.flat())) await send(call, { chunks }, signal);
 }
 
 async function followLogs(
   deps: LogsDeps,
   tasks: readonly Task[],
-  call: ServerWritableStream<LogsRequest, LogChunk>,
+  call: ServerWritableStream<LogsRequest, LogBatch>,
   silent: Set<string>,
   signal: AbortSignal,
 ): Promise<void> {
@@ -56,8 +57,8 @@ async function followLogs(
   const followed = new Set<string>();
   const running = new Set<Promise<void>>();
   const { promise: failed, reject } = Promise.withResolvers<never>();
-  const pump = async (chunks: AsyncGenerator<LogChunk>) => {
-    for await (const chunk of chunks) await send(call, chunk, signal);
+  const pump = async (batches: AsyncGenerator<LogChunk[]>) => {
+    for await (const chunks of batches) await send(call, { chunks }, signal);
   };
   const run = (work: Promise<void>) => {
     running.add(work);
@@ -84,7 +85,8 @@ async function followLogs(
     for (const { id: taskId } of tasks) {
       followed.add(taskId);
       // The caller knows of it from now on, though its node may be away for long.
-      await send(call, LogChunk.create({ taskId, mark: true, position: LogPosition.create({ taskId }) }), signal);
+      const chunk = LogChunk.create({ taskId, mark: true, position: LogPosition.create({ taskId }) });
+      await send(call, { chunks: [chunk] }, signal);
     }
     for (const slot of bySlot(index, tasks)) {
       run(
@@ -104,7 +106,8 @@ async function followLogs(
     for (const [taskId, position] of positions) {
       if (hasBeenRead(position) || index.view.tasks.get(taskId) !== undefined) continue;
       const warning = `the last lines of task ${taskId} may be missing: it ended meanwhile and is forgotten`;
-      await send(call, LogChunk.create({ taskId, warning, position: endOf(taskId) }), signal);
+      const chunk = LogChunk.create({ taskId, warning, position: endOf(taskId) });
+      await send(call, { chunks: [chunk] }, signal);
     }
   }
   const { promise: gone, resolve } = Promise.withResolvers<void>();
@@ -132,8 +135,8 @@ async function tailsOf(
   request: Request,
   silent: Set<string>,
   signal: AbortSignal,
-): Promise<AsyncGenerator<LogChunk>[]> {
-  const streams: AsyncGenerator<LogChunk>[] = [];
+): Promise<AsyncGenerator<LogChunk[]>[]> {
+  const streams: AsyncGenerator<LogChunk[]>[] = [];
   let left = request.tail;
   for (const task of newestFirst) {
     const lines = linesOf(deps, task, { ...request, tail: left }, silent, signal);
@@ -144,7 +147,7 @@ async function tailsOf(
     const first = await lines.next();
     if (first.done !== true) {
       streams.unshift(startingWith(first.value, lines));
-      left = Math.max(0, left - first.value.lines);
+      left = Math.max(0, left - (first.value[0]?.lines ?? 0));
     }
   }
   return streams;
@@ -172,7 +175,7 @@ function named(index: ClusterIndex, target: string, task: Task): boolean {
 /**
  * The lines of one task, from its node; when that fails one warning, unless the node is among the `silent` already. When they
  * are followed and the stream breaks, it is opened again for as long as task and node are known, and goes on at the position of
- * the last chunk; the last one of all is a mark that says that no more will come.
+ * the last chunk; the last one of all is a mark that says that no more will come. In each array the first chunk has the names.
  */
 export async function* linesOf(
   { index, agents }: LogsDeps,
@@ -181,12 +184,12 @@ export async function* linesOf(
   silent: Set<string>,
   signal: AbortSignal,
   from?: LogPosition,
-): AsyncGenerator<LogChunk> {
+): AsyncGenerator<LogChunk[]> {
   const taskId = task.id;
   const name = taskName(index.view, task);
   const nodeName = index.view.nodes.get(task.nodeId)?.name ?? task.nodeId;
   let position = follow ? (from ?? LogPosition.create({ taskId })) : undefined;
-  const told = (more: Partial<LogChunk>) => LogChunk.create({ taskId, taskName: name, nodeName, position, ...more });
+  const told = (more: Partial<LogChunk>) => [LogChunk.create({ taskId, taskName: name, nodeName, position, ...more })];
   const isKnown = () => index.view.nodes.get(task.nodeId) !== undefined && index.view.tasks.get(taskId) !== undefined;
   const reported = () => index.view.taskStatuses.get(taskId)?.state ?? TaskState.TASK_STATE_PENDING;
   const isOver = () => !follow || !isKnown() || hasEnded(reported());
@@ -199,14 +202,18 @@ export async function* linesOf(
       const cancel = () => stream.cancel();
       signal.addEventListener("abort", cancel, { once: true });
       try {
-        for await (const chunk of agent.messages(stream)) {
+        for await (const { chunks } of agent.messages(stream)) {
+          const [first, last] = [chunks[0], chunks.at(-1)];
+          if (first === undefined || last === undefined) continue;
           // That a node answers is no sign yet that it is back for good.
-          if (!chunk.mark) {
+          if (!last.mark) {
             silent.delete(task.nodeId);
             delayMs = firstRetryMs;
           }
-          position = chunk.position ?? position;
-          yield { ...chunk, taskId, taskName: name, nodeName, position };
+          position = last.position ?? position;
+          last.position = position;
+          Object.assign(first, { taskId, taskName: name, nodeName });
+          yield chunks;
         }
       } finally {
         signal.removeEventListener("abort", cancel);
@@ -240,18 +247,37 @@ export async function* linesOf(
 
 const withHint = ({ message, hint }: ClusterError) => (hint === undefined ? message : `${message}. ${hint}`);
 
-/** Merges streams that are each in order of time into one that is. */
-async function* byTime(streams: readonly AsyncGenerator<LogChunk>[]): AsyncGenerator<LogChunk> {
-  const heads = await Promise.all(streams.map(async (stream) => ({ stream, next: await stream.next() })));
-  for (;;) {
-    let first: (typeof heads)[number] | undefined;
-    for (const head of heads) {
-      if (head.next.done === true) continue;
-      if (first === undefined || first.next.done === true || head.next.value.timeUs < first.next.value.timeUs)
-        first = head;
+/** About as many as a message of 64 KiB has. */
+const mostTogether = 512;
+
+/** What the streams give, without marks, in order of time: batches in which each chunk without names is of the task before it. */
+async function* byTime(streams: readonly AsyncGenerator<LogChunk[]>[]): AsyncGenerator<LogChunk[]> {
+  const named = streams.map(withoutMarks);
+  for await (const runs of mergedByTime(named, ({ timeUs }) => timeUs, mostTogether)) {
+    let chunks: LogChunk[] = [];
+    let bytes = 0;
+    let last = -1;
+    for (const { items, stream } of runs) {
+      for (const chunk of items) {
+        // Those of other tasks stand between them now, or none any more.
+        if (stream === last && chunks.length > 0) Object.assign(chunk, unnamed);
+        last = stream;
+        chunks.push(chunk);
+        bytes += chunk.line.length;
+        if (bytes < batchBytes) continue;
+        yield chunks;
+        chunks = [];
+        bytes = 0;
+      }
     }
-    if (first === undefined || first.next.done === true) return;
-    yield first.next.value;
-    first.next = await first.stream.next();
+    if (chunks.length > 0) yield chunks;
   }
+}
+
+const batchBytes = 64 * 1024;
+const unnamed = { taskId: "", taskName: "", nodeName: "" };
+
+/** The stream's chunks but for marks, each with its names. */
+async function* withoutMarks(batches: AsyncGenerator<LogChunk[]>): AsyncGenerator<LogChunk[]> {
+  for await (const chunks of batches) yield chunksOf({ chunks }).filter(({ mark }) => !mark);
 }

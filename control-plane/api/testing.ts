@@ -6,13 +6,13 @@ import {
   type AgentLogsRequest,
   type AgentServer,
   AgentService,
-  type LogChunk,
+  type LogBatch,
 } from "../../proto/gen/embassy/v1/api.ts";
 import { NodeState, NodeStatus } from "../../proto/gen/embassy/v1/state.ts";
 import type { TestCluster } from "../domain/testing.ts";
 
 /** What an agent of a test does with a call for logs. */
-export type AnswerLogs = (call: ServerWritableStream<AgentLogsRequest, LogChunk>) => void;
+export type AnswerLogs = (call: ServerWritableStream<AgentLogsRequest, LogBatch>) => void;
 
 /** Real gRPC servers in the place of the nodes' agents, on loopback. */
 export class TestAgents implements Disposable {

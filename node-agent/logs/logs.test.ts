@@ -6,10 +6,12 @@ import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { systemClock } from "../../lib/clock/clock.ts";
 import { silentLog } from "../../lib/log/log.ts";
+import { AgentLogsRequest, type LogBatch } from "../../proto/gen/embassy/v1/api.ts";
 import { removeLogs, rotate } from "./files.ts";
 import { LineJoiner, type LogLine, maxLineBytes, parseRecord } from "./parse.ts";
 import { type LogPlace, type LogStart, readLog, tailStart } from "./read.ts";
 import { rotateAll } from "./rotation.ts";
+import { serveLogs } from "./serve.ts";
 
 const startMs = Date.UTC(2030, 0, 1);
 const record = (n: number, text: string, stream = "stdout", tag = "F") =>
@@ -28,8 +30,8 @@ afterEach(async () => {
 async function all(options: Partial<Parameters<typeof readLog>[0]> = {}): Promise<string[]> {
   const lines: string[] = [];
   const signal = new AbortController().signal;
-  for await (const line of readLog({ path, tail: -1, sinceUs: 0, follow: undefined, signal, ...options })) {
-    lines.push(line.text.toString());
+  for await (const read of readLog({ path, tail: -1, sinceUs: 0, follow: undefined, signal, ...options })) {
+    lines.push(...read.map(({ text }) => text.toString()));
   }
   return lines;
 }
@@ -151,9 +153,11 @@ describe("readLog", () => {
     };
     const reading = (async () => {
       const signal = new AbortController().signal;
-      for await (const line of readLog({ path, tail: -1, sinceUs: 0, follow: ended.signal, signal })) {
-        lines.push(line.text.toString());
-        seen.get(lines.length)?.resolve();
+      for await (const read of readLog({ path, tail: -1, sinceUs: 0, follow: ended.signal, signal })) {
+        for (const { text } of read) {
+          lines.push(text.toString());
+          seen.get(lines.length)?.resolve();
+        }
       }
     })();
     await until(1);
@@ -207,8 +211,10 @@ describe("readLog", () => {
             const ended = new AbortController();
             const options = { path, tail, sinceUs: 0, from, follow: ended.signal, signal, onStart };
             ended.abort();
-            for await (const { text, stderr, partial, next } of readLog(options))
-              got.push({ text: `${stderr} ${partial} ${text.toString()}`, next });
+            for await (const lines of readLog(options)) {
+              for (const { text, stderr, partial, next } of lines)
+                got.push({ text: `${stderr} ${partial} ${text.toString()}`, next });
+            }
             return { got, start: starts[0] };
           };
           const { start } = await read();
@@ -232,7 +238,8 @@ describe("readLog", () => {
     await writeFile(path, record(1, "one"));
     let next: LogPlace | undefined;
     const signal = new AbortController().signal;
-    for await (const line of readLog({ path, tail: -1, sinceUs: 0, follow: undefined, signal })) next = line.next;
+    for await (const lines of readLog({ path, tail: -1, sinceUs: 0, follow: undefined, signal }))
+      next = lines.at(-1)?.next;
     for (const n of [2, 3]) {
       await rotate(path, 2);
       await writeFile(path, record(n, `${n}`));
@@ -268,7 +275,8 @@ describe("readLog", () => {
     const first = lines.next();
     const stream = createWriteStream(path);
     stream.write(record(1, "hello"));
-    expect((await first).value?.text.toString()).toBe("hello");
+    const { done, value } = await first;
+    expect(done === true ? [] : value.map(({ text }) => text.toString())).toEqual(["hello"]);
     const second = lines.next();
     reader.abort();
     expect((await second).done).toBe(true);
@@ -320,5 +328,50 @@ describe("rotation", () => {
     }
     await removeLogs(directory, (taskId) => taskId === "aaaaaaaaaaaa");
     expect((await readdir(directory)).sort()).toEqual(["bbbbbbbbbbbb.log", "readme"]);
+  });
+});
+
+describe("serveLogs", () => {
+  const serve = (follow: AbortSignal, signal: AbortSignal) => {
+    const batches: LogBatch[] = [];
+    const waiting = new Set<() => void>();
+    const call = {
+      request: AgentLogsRequest.create({ taskId: "t", follow: true, tail: -1 }),
+      write: (batch: LogBatch) => {
+        batches.push(batch);
+        for (const wake of waiting) wake();
+        return true;
+      },
+    };
+    const until = async (count: number) => {
+      const lines = () => batches.flatMap(({ chunks }) => chunks).filter(({ mark }) => !mark).length;
+      while (lines() < count) await new Promise<void>((resolve) => waiting.add(resolve));
+    };
+    const stream = call as unknown as Parameters<typeof serveLogs>[2];
+    const ended = serveLogs({ path, taskName: "s_web.1", ended: follow }, "n", stream, signal);
+    return { batches, until, ended };
+  };
+
+  it("sends what one read of the file gives at once, with one name and one position, and a single line at once", async () => {
+    const text = "x".repeat(100);
+    await writeFile(path, Array.from({ length: 10_000 }, (_, n) => record(n, text)).join(""));
+    const over = new AbortController();
+    const { batches, until, ended } = serve(over.signal, new AbortController().signal);
+    await until(10_000);
+    expect(batches.length).toBeLessThan(40);
+    for (const { chunks } of batches) {
+      expect(chunks.map(({ taskName }) => taskName)).toEqual(["s_web.1", ...chunks.slice(1).map(() => "")]);
+      expect(chunks.slice(0, -1).every(({ position }) => position === undefined)).toBe(true);
+      expect(chunks.at(-1)?.position).toBeDefined();
+      expect(chunks.reduce((sum, { line }) => sum + line.length, 0)).toBeLessThanOrEqual(64 * 1024);
+    }
+    // Nothing waits for more to come.
+    await appendFile(path, record(10_001, "alone"));
+    await until(10_001);
+    expect(batches.at(-1)?.chunks.map(({ line }) => line.toString())).toEqual(["alone"]);
+    const { offset } = batches.at(-1)?.chunks[0]?.position ?? {};
+    expect(offset).toBe((await readFile(path)).length);
+    over.abort();
+    await ended;
   });
 });

@@ -49,8 +49,11 @@ const newline = 0x0a;
 /** A record begins with a time of 35 characters, to the nanosecond: no two files of a log begin alike. */
 const beginningBytes = 35;
 
-/** The lines of a log, oldest first, across rotated files. Ends early when the signal is aborted. */
-export async function* readLog(options: ReadOptions): AsyncGenerator<PlacedLine> {
+/**
+ * The lines of a log, oldest first, across rotated files; as many at once as a block of the file has, never none. Ends early when the
+ * signal is aborted.
+ */
+export async function* readLog(options: ReadOptions): AsyncGenerator<PlacedLine[]> {
   const joiner = new LineJoiner();
   const { sinceUs } = options;
   // Lines of the two streams are put together side by side, so a reading can begin anew only where both are between lines.
@@ -61,25 +64,40 @@ export async function* readLog(options: ReadOptions): AsyncGenerator<PlacedLine>
     await options.onStart?.(start);
   };
   const started = { ...options, onStart };
-  for await (const placed of options.follow === undefined ? records(started) : follow(started, options.follow)) {
-    const record = parseRecord(placed.data);
-    if (record === undefined || record.timeUs < sinceUs) continue;
-    if (joiner.isEmpty) next = { file: placed.file, offset: placed.start, skip: 0 };
-    const lines = joiner.push(record);
-    for (const [index, line] of lines.entries()) {
-      const isLast = index === lines.length - 1 && joiner.isEmpty;
-      next = isLast ? { file: placed.file, offset: placed.end, skip: 0 } : { ...next, skip: next.skip + 1 };
-      if (unwanted > 0) unwanted--;
-      else yield { ...line, next };
+  for await (const block of options.follow === undefined ? blocks(started) : follow(started, options.follow)) {
+    const { file } = block;
+    const ready: PlacedLine[] = [];
+    for (const placed of block.records) {
+      const record = parseRecord(placed.data);
+      if (record === undefined || record.timeUs < sinceUs) continue;
+      if (joiner.isEmpty) next = { file, offset: placed.start, skip: 0 };
+      const lines = joiner.push(record);
+      for (let n = 0; n < lines.length; n++) {
+        const isLast = n === lines.length - 1 && joiner.isEmpty;
+        next = isLast ? { file, offset: placed.end, skip: 0 } : { ...next, skip: next.skip + 1 };
+        if (unwanted > 0) unwanted--;
+        else ready.push(placedAt(lines[n] as LogLine, next));
+      }
     }
+    if (ready.length > 0) yield ready;
   }
   if (options.signal.aborted) return;
+  const ready: PlacedLine[] = [];
   for (const line of joiner.flush()) {
     next = { ...next, skip: next.skip + 1 };
     if (unwanted > 0) unwanted--;
-    else yield { ...line, next };
+    else ready.push(placedAt(line, next));
   }
+  if (ready.length > 0) yield ready;
 }
+
+const placedAt = ({ timeUs, stderr, text, partial }: LogLine, next: LogPlace): PlacedLine => ({
+  timeUs,
+  stderr,
+  text,
+  partial,
+  next,
+});
 
 /** A file that is being read. */
 interface Position {
@@ -188,9 +206,14 @@ function isFullRecord(line: Buffer): boolean {
 /** A record without its newline, and where it lies. */
 interface Placed {
   readonly data: Buffer;
-  readonly file: string;
   readonly start: number;
   readonly end: number;
+}
+
+/** What one read of a file brought. */
+interface Block {
+  readonly file: string;
+  readonly records: readonly Placed[];
 }
 
 /** Splits what is read of a file into records; keeps an unfinished one for the next block. */
@@ -203,22 +226,23 @@ class Splitter {
     this.#offset = offset;
   }
 
-  *push(block: Buffer): Generator<{ readonly data: Buffer; readonly start: number; readonly end: number }> {
+  push(block: Buffer): Placed[] {
+    const records: Placed[] = [];
     const data = this.#rest.length === 0 ? block : Buffer.concat([this.#rest, block]);
     const base = this.#offset;
     let start = 0;
     for (let end = data.indexOf(newline); end >= 0; end = data.indexOf(newline, start)) {
-      const record = { data: data.subarray(start, end), start: base + start, end: base + end + 1 };
+      records.push({ data: data.subarray(start, end), start: base + start, end: base + end + 1 });
       start = end + 1;
-      yield record;
     }
     this.#rest = data.subarray(start);
     this.#offset = base + start;
+    return records;
   }
 }
 
 /** Reads on from the position to the present end. */
-async function* drain(position: Position, signal: AbortSignal): AsyncGenerator<Placed> {
+async function* drain(position: Position, signal: AbortSignal): AsyncGenerator<Block> {
   while (!signal.aborted) {
     // A new buffer each time: the lines given out before are parts of the old one.
     const buffer = Buffer.allocUnsafe(blockBytes);
@@ -226,12 +250,12 @@ async function* drain(position: Position, signal: AbortSignal): AsyncGenerator<P
     if (bytesRead === 0) return;
     position.offset += bytesRead;
     if (position.beginning.length < beginningBytes) position.beginning = await beginningOf(position.file);
-    const file = position.beginning;
-    for (const record of position.splitter.push(buffer.subarray(0, bytesRead))) yield { ...record, file };
+    const records = position.splitter.push(buffer.subarray(0, bytesRead));
+    yield { file: position.beginning, records };
   }
 }
 
-async function* records(options: ReadOptions): AsyncGenerator<Placed> {
+async function* blocks(options: ReadOptions): AsyncGenerator<Block> {
   const { positions, start } = await openAll(options);
   try {
     await options.onStart?.(start);
@@ -241,7 +265,7 @@ async function* records(options: ReadOptions): AsyncGenerator<Placed> {
   }
 }
 
-async function* follow(options: ReadOptions, ended: AbortSignal): AsyncGenerator<Placed> {
+async function* follow(options: ReadOptions, ended: AbortSignal): AsyncGenerator<Block> {
   const { path, signal } = options;
   const changes = new Changes(path, ended, signal);
   const { positions, start } = await openAll(options);

@@ -10,7 +10,7 @@ import {
   AgentService,
   type ExecInput,
   type ExecOutput,
-  type LogChunk,
+  type LogBatch,
 } from "../../proto/gen/embassy/v1/api.ts";
 import type { Listen } from "../config.ts";
 import { serveExec } from "../exec/exec.ts";
@@ -55,7 +55,7 @@ export class AgentServer implements AsyncDisposable {
       });
     };
     this.#server.addService(AgentService, {
-      logs: streaming(async (call: ServerWritableStream<AgentLogsRequest, LogChunk>, signal) => {
+      logs: streaming(async (call: ServerWritableStream<AgentLogsRequest, LogBatch>, signal) => {
         requirePeer(call, ["manager"]);
         answer(call);
         const task = find(call.request.taskId);

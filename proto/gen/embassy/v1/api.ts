@@ -425,7 +425,13 @@ export interface LogPosition {
   skip: number;
 }
 
+/** As many chunks as there are without waiting, of about 64 KiB; in order. */
+export interface LogBatch {
+  chunks: LogChunk[];
+}
+
 export interface LogChunk {
+  /** empty, with both names: as of the chunk before it in the batch */
   taskId: string;
   taskName: string;
   nodeName: string;
@@ -438,7 +444,7 @@ export interface LogChunk {
   partial: boolean;
   /** set: not a line, but why lines are missing */
   warning: string;
-  /** when followed: behind this chunk */
+  /** when followed: behind this chunk; of a task's chunks in a batch the last has it */
   position:
     | LogPosition
     | undefined;
@@ -5132,6 +5138,75 @@ export const LogPosition: MessageFns<LogPosition> = {
   },
 };
 
+function createBaseLogBatch(): LogBatch {
+  return { chunks: [] };
+}
+
+export const LogBatch: MessageFns<LogBatch> = {
+  encode(message: LogBatch, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.chunks) {
+      LogChunk.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): LogBatch {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseLogBatch();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.chunks.push(LogChunk.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): LogBatch {
+    return {
+      chunks: globalThis.Array.isArray(object?.chunks) ? object.chunks.map((e: any) => LogChunk.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: LogBatch): unknown {
+    const obj: any = {};
+    if (message.chunks?.length) {
+      obj.chunks = message.chunks.map((e) => LogChunk.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<LogBatch>): LogBatch {
+    return LogBatch.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<LogBatch>): LogBatch {
+    const message = createBaseLogBatch();
+    message.chunks = object.chunks?.map((e) => LogChunk.fromPartial(e)) || [];
+    return message;
+  },
+};
+
 function createBaseLogChunk(): LogChunk {
   return {
     taskId: "",
@@ -7540,8 +7615,8 @@ export const ClusterService = {
     responseStream: true as const,
     requestSerialize: (value: LogsRequest): Buffer => Buffer.from(LogsRequest.encode(value).finish()),
     requestDeserialize: (value: Buffer): LogsRequest => LogsRequest.decode(value),
-    responseSerialize: (value: LogChunk): Buffer => Buffer.from(LogChunk.encode(value).finish()),
-    responseDeserialize: (value: Buffer): LogChunk => LogChunk.decode(value),
+    responseSerialize: (value: LogBatch): Buffer => Buffer.from(LogBatch.encode(value).finish()),
+    responseDeserialize: (value: Buffer): LogBatch => LogBatch.decode(value),
   },
   exec: {
     path: "/embassy.v1.Cluster/Exec" as const,
@@ -7600,7 +7675,7 @@ export interface ClusterServer extends UntypedServiceImplementation {
    */
   removeVolume: handleUnaryCall<RemoveVolumeRequest, RemoveVolumeResponse>;
   /** Lines of the tasks chosen, merged; a node that cannot be reached is one warning chunk and not a failure. */
-  logs: handleServerStreamingCall<LogsRequest, LogChunk>;
+  logs: handleServerStreamingCall<LogsRequest, LogBatch>;
   exec: handleBidiStreamingCall<ExecInput, ExecOutput>;
   info: handleUnaryCall<InfoRequest, InfoResponse>;
 }
@@ -7885,8 +7960,8 @@ export interface ClusterClient extends Client {
     callback: (error: ServiceError | null, response: RemoveVolumeResponse) => void,
   ): ClientUnaryCall;
   /** Lines of the tasks chosen, merged; a node that cannot be reached is one warning chunk and not a failure. */
-  logs(request: LogsRequest, options?: Partial<CallOptions>): ClientReadableStream<LogChunk>;
-  logs(request: LogsRequest, metadata?: Metadata, options?: Partial<CallOptions>): ClientReadableStream<LogChunk>;
+  logs(request: LogsRequest, options?: Partial<CallOptions>): ClientReadableStream<LogBatch>;
+  logs(request: LogsRequest, metadata?: Metadata, options?: Partial<CallOptions>): ClientReadableStream<LogBatch>;
   exec(): ClientDuplexStream<ExecInput, ExecOutput>;
   exec(options: Partial<CallOptions>): ClientDuplexStream<ExecInput, ExecOutput>;
   exec(metadata: Metadata, options?: Partial<CallOptions>): ClientDuplexStream<ExecInput, ExecOutput>;
@@ -7919,8 +7994,8 @@ export const AgentService = {
     responseStream: true as const,
     requestSerialize: (value: AgentLogsRequest): Buffer => Buffer.from(AgentLogsRequest.encode(value).finish()),
     requestDeserialize: (value: Buffer): AgentLogsRequest => AgentLogsRequest.decode(value),
-    responseSerialize: (value: LogChunk): Buffer => Buffer.from(LogChunk.encode(value).finish()),
-    responseDeserialize: (value: Buffer): LogChunk => LogChunk.decode(value),
+    responseSerialize: (value: LogBatch): Buffer => Buffer.from(LogBatch.encode(value).finish()),
+    responseDeserialize: (value: Buffer): LogBatch => LogBatch.decode(value),
   },
   exec: {
     path: "/embassy.v1.Agent/Exec" as const,
@@ -7957,7 +8032,7 @@ export const AgentService = {
 } as const;
 
 export interface AgentServer extends UntypedServiceImplementation {
-  logs: handleServerStreamingCall<AgentLogsRequest, LogChunk>;
+  logs: handleServerStreamingCall<AgentLogsRequest, LogBatch>;
   exec: handleBidiStreamingCall<ExecInput, ExecOutput>;
   listVolumes: handleUnaryCall<AgentListVolumesRequest, AgentListVolumesResponse>;
   /** Errors: not-found, conflict (a task here mounts it). */
@@ -7965,8 +8040,8 @@ export interface AgentServer extends UntypedServiceImplementation {
 }
 
 export interface AgentClient extends Client {
-  logs(request: AgentLogsRequest, options?: Partial<CallOptions>): ClientReadableStream<LogChunk>;
-  logs(request: AgentLogsRequest, metadata?: Metadata, options?: Partial<CallOptions>): ClientReadableStream<LogChunk>;
+  logs(request: AgentLogsRequest, options?: Partial<CallOptions>): ClientReadableStream<LogBatch>;
+  logs(request: AgentLogsRequest, metadata?: Metadata, options?: Partial<CallOptions>): ClientReadableStream<LogBatch>;
   exec(): ClientDuplexStream<ExecInput, ExecOutput>;
   exec(options: Partial<CallOptions>): ClientDuplexStream<ExecInput, ExecOutput>;
   exec(metadata: Metadata, options?: Partial<CallOptions>): ClientDuplexStream<ExecInput, ExecOutput>;
