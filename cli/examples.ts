@@ -28,6 +28,8 @@ export const examples: Readonly<Record<string, readonly string[]>> = {
   scale: ["scale counter_web=5", "scale counter_web=5 counter_redis=1 --timeout 1m"],
   restart: ["restart counter_web", "restart counter_web counter_redis --timeout 1m"],
   rebalance: ["rebalance --dry-run", "rebalance counter", "rebalance counter_web"],
+  rollback: ["rollback counter", "rollback counter@3 --timeout 10m"],
+  revisions: ["revisions counter"],
   rm: ["rm counter"],
   "volume rm": ["volume rm counter_data", "volume rm counter_data --node host-2"],
   "node drain": ["node drain host-1", "node drain host-1 host-2 --timeout 10m"],

@@ -5,6 +5,7 @@ export const exitCodes = {
   ok: 0,
   error: 1,
   deployFailed: 2,
+  rolledBack: 3,
   timeout: 4,
   conflict: 5,
   unreachable: 6,
@@ -18,7 +19,9 @@ export const exitMeanings: Readonly<Record<keyof typeof exitCodes, string>> = {
   error:
     "The command line or a stack file is wrong, what was named does not exist, or anything that no other code says.",
   deployFailed:
-    "`deploy`, `scale`, `restart` or `rebalance`: the cluster has taken the change, and a service will not run as written. The cluster goes on trying.",
+    "`deploy`, `rollback`, `scale`, `restart` or `rebalance`: the cluster has taken the change, and a service will not run as written. The change stays, and what failed is tried again unless it gave up.",
+  rolledBack:
+    "`deploy` or `rollback`: the cluster has taken the change, the update of a service failed, and the service is again as it was before (`update_config.failure_action: rollback`).",
   timeout: "What was waited for did not happen within `--timeout`. It may still happen.",
   conflict:
     "Something is in the way: another deploy of the stack came first or it was removed meanwhile, a published port is taken, a volume is in use, a node is still up.",

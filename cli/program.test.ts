@@ -15,6 +15,7 @@ import {
   type ClusterServer,
   ClusterService,
   type DeployRequest,
+  type DeployResponse,
   type ExecInput,
   type ExecOutput,
   type ExecStart,
@@ -24,6 +25,8 @@ import {
   LogReading,
   type LogsResumption,
   NodeView,
+  RevisionView,
+  type ServiceUpdate,
   ServiceView,
   StackProgress,
   StackView,
@@ -32,7 +35,13 @@ import {
   VolumeHomeView,
 } from "../proto/gen/embassy/v1/api.ts";
 import { MountType, Protocol, PublishedPort, PublishMode } from "../proto/gen/embassy/v1/stack.ts";
-import { NodeState, type NodeStatus, type TaskState, TaskState as TaskStates } from "../proto/gen/embassy/v1/state.ts";
+import {
+  NodeState,
+  type NodeStatus,
+  type TaskState,
+  TaskState as TaskStates,
+  UpdateState,
+} from "../proto/gen/embassy/v1/state.ts";
 import type { Cli } from "./cli.ts";
 import { everyCommand, pathOf } from "./commands/tree.ts";
 import { type Context, Contexts } from "./contexts/contexts.ts";
@@ -45,6 +54,8 @@ let answers: {
   progress: Parameters<typeof StackProgress.create>[0][];
   tasks: TaskView[];
   stacks: StackView[];
+  revisions: RevisionView[];
+  updates: ServiceUpdate[];
   removed: () => void;
   listed?: () => void;
   services: ServiceView[];
@@ -79,12 +90,23 @@ const absent = () => {
   throw new ClusterError("not in this test", { code: "internal" });
 };
 
+const deployed: DeployResponse = {
+  revision: 2,
+  created: ["service/web"],
+  updated: [],
+  removed: [],
+  unchanged: ["service/job"],
+  triedAgain: [],
+};
+
 const implementation: ClusterServer = {
   deploy: unary((request, call) => {
     requirePeer(call, ["admin"]);
     answers.deploy(request);
-    return { revision: 2, created: ["service/web"], updated: [], removed: [], unchanged: ["service/job"] };
+    return deployed;
   }),
+  rollbackStack: unary(({ revision }) => ({ restored: revision || 1, deployed })),
+  listRevisions: unary(() => ({ revisions: answers.revisions })),
   removeStack: unary(() => {
     answers.removed();
     return {};
@@ -105,7 +127,7 @@ const implementation: ClusterServer = {
   listTasks: unary(({ node }) => {
     answers.listed?.();
     const tasks = answers.tasks.filter(({ nodeName }) => node === "" || nodeName === node);
-    return { tasks, nowMs: 1_000_000 };
+    return { tasks, nowMs: 1_000_000, updates: answers.updates };
   }),
   listNodes: unary((_request, call) => {
     requirePeer(call, ["admin"]);
@@ -239,6 +261,8 @@ beforeEach(() => {
     progress: [],
     tasks: [],
     stacks: [],
+    revisions: [],
+    updates: [],
     services: [],
     removed: () => {},
     resumed: [],
@@ -556,7 +580,69 @@ describe("deploy", () => {
     expect(result.stderr).toMatch(
       /web {2}1\/1 running\n(?:.*\n)*error: job\.1 ended on host-2 \(exit code 1\); gave up after 1 attempt\n/,
     );
-    expect(result.stderr).toContain("what gave up is not tried again until its service changes");
+    expect(result.stderr).toContain("What gave up is not tried again until its service changes");
+  });
+
+  it("ends with exit code 3 once the service that goes back has, and says what failed", async () => {
+    const rollback = {
+      version: 1,
+      failedVersion: 2,
+      revision: 2,
+      why: "web.1 failed: exited with code 1",
+      taskId: "t",
+    };
+    const back = { ...service, rollback, updateMessage: "rolling back, 1 of 1 to go" };
+    answers.progress = [
+      { revision: 1, services: [{ ...back, updateState: UpdateState.UPDATE_STATE_ROLLED_BACK }] },
+      { revision: 2, services: [{ ...service, old: 1 }] },
+      { revision: 2, services: [{ ...back, updateState: UpdateState.UPDATE_STATE_ROLLING_BACK }] },
+      {
+        revision: 2,
+        services: [
+          { ...back, running: 1, updateState: UpdateState.UPDATE_STATE_ROLLED_BACK, updateMessage: "rolled back" },
+        ],
+      },
+    ];
+    const result = await clusterctl(["deploy", stackFile()]);
+    expect(result.code).toBe(3);
+    expect(result.stderr).toMatch(
+      /web {2}0\/1 as before; rolling back, 1 of 1 to go\n.*web {2}1\/1 as before; rolled back\n/,
+    );
+    expect(result.stderr).toMatch(
+      /error: web was rolled back: web\.1 failed: exited with code 1\n.*the rest of shop is as deployed.*`clusterctl rollback shop`/,
+    );
+  });
+
+  it("says of an update that is paused what comes next, and how to go back", async () => {
+    const gone = { ...task("web", TaskStates.TASK_STATE_REJECTED, { message: "no such image" }) };
+    const paused = {
+      ...service,
+      old: 2,
+      oldRunning: 2,
+      problems: [gone],
+      updateMessage: "update paused: web.1 failed",
+    };
+    answers.progress = [{ revision: 2, services: [{ ...paused, updateState: UpdateState.UPDATE_STATE_PAUSED }] }];
+    const result = await clusterctl(["deploy", stackFile(), "--timeout", "20s"]);
+    expect(result.code).toBe(2);
+    expect(result.stderr).toMatch(/web {2}0\/1 updated, 2 from before; update paused: web\.1 failed\n/);
+    expect(result.stderr).toMatch(
+      /cannot be started on host-2: no such image\nThe others stay as before\..*once it stays up the update goes on\..*`clusterctl rollback shop`\. 2 tasks of web from before go on\./,
+    );
+  }, 20_000);
+
+  it("ends when a job that others wait for has given up, also when that was before", async () => {
+    const gone = {
+      ...task("job", TaskStates.TASK_STATE_FAILED, { exitCode: 4 }),
+      gaveUp: "its restart condition is none",
+    };
+    const job = { name: "job", desired: 1, problems: [gone] };
+    const waits = { ...service, waitsOn: ["job"] };
+    const further = { ...service, name: "proxy", waitsOn: ["web"] };
+    answers.progress = [{ revision: 2, services: [job, further, waits] }];
+    const result = await clusterctl(["deploy", stackFile(), "--timeout", "3s"]);
+    expect(result.code).toBe(2);
+    expect(result.stderr).toContain("error: job.1 ended on host-2 (exit code 4); gave up after 1 attempt\n");
   });
 
   it("tells what has fitted nowhere since before, once what it changes runs", { timeout: 15_000 }, async () => {
@@ -693,6 +779,47 @@ describe("deploy", () => {
     const result = await clusterctl(["deploy", stackFile(), "--timeout", "300ms"]);
     expect(result.code).toBe(4);
     expect(result.stderr).toMatch(/shop has not converged within 0\.3 s\nweb {2}0\/1 running/);
+  });
+});
+
+describe("rollback", () => {
+  it.each([["shop@"], ["@3"], ["shop@0"], ["shop@x"]])("%s is refused", async (word) => {
+    const result = await clusterctl(["rollback", word]);
+    expect(result).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/is not STACK or STACK@REVISION\nFor example/),
+    });
+  });
+
+  it("says what the stack is like again, and waits as deploy does", async () => {
+    answers.progress = [{ revision: 2, converged: true, services: [] }];
+    const result = await clusterctl(["rollback", "shop@7", "--settle", "0s"]);
+    expect(result.stderr).toMatch(/^stack shop, revision 2: created service\/web; as revision 7\n.*stack shop runs/);
+    expect(result.code).toBe(0);
+  });
+
+  it("lists the revisions with what became of them", async () => {
+    const update = { stack: "shop", service: "web", state: UpdateState.UPDATE_STATE_PAUSED, message: "update paused" };
+    const rows = [
+      { revision: 5, newest: true, updates: [update], changed: ["service/web"] },
+      { revision: 4, rolledBack: ["web"], changed: ["service/web"] },
+      { revision: 3, convergedAtMs: 5, restores: 1, changed: [] },
+      { revision: 2 },
+      { revision: 1, convergedAtMs: 5 },
+    ];
+    answers.revisions = rows.map((row) => RevisionView.fromPartial({ ...row, deployedBy: "admin" }));
+    const { stdout } = await clusterctl(["revisions", "shop"]);
+    const cells = stdout
+      .trimEnd()
+      .split("\n")
+      .map((line) => line.trim().split(/ {2,}/));
+    expect(cells.slice(1).map(([revision, , , changed, outcome]) => [revision, changed, outcome])).toEqual([
+      ["5", "service/web", "web update paused"],
+      ["4", "service/web", "rolled back: web"],
+      ["3", "as revision 1", "ran"],
+      ["2", "nothing", "did not all run"],
+      ["1", "nothing", "ran"],
+    ]);
   });
 });
 
@@ -965,6 +1092,19 @@ describe("what is read", () => {
       nowMs: 1_000_000,
       tasks: [{ retryAtMs: 1_004_100, gaveUp: "" }, {}, { retryAtMs: 0, gaveUp: "its restart condition is none" }],
     });
+  });
+
+  it("says below the tasks which updates have failed, and what can be done", async () => {
+    answers.tasks = [task("web", TaskStates.TASK_STATE_RUNNING)];
+    const web = { stack: "shop", service: "web", message: "update paused, 2 of 3 to go: web.1 failed" };
+    answers.updates = [{ ...web, state: UpdateState.UPDATE_STATE_PAUSED }];
+    const { stdout, stderr } = await clusterctl(["ps"]);
+    expect(stdout).not.toContain("paused");
+    expect(stderr).toMatch(
+      /^shop_web: update paused, 2 of 3 to go: web\.1 failed\n {2}.*`clusterctl rollback shop`\.\n$/,
+    );
+    const json = JSON.parse((await clusterctl(["ps", "--output", "json"])).stdout);
+    expect(json.updates).toEqual([{ ...web, state: "paused" }]);
   });
 
   it("shows what a task waits for, and what became of it after that", async () => {

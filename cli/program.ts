@@ -18,6 +18,7 @@ import { registerPs } from "./commands/ps.ts";
 import { registerRebalance } from "./commands/rebalance.ts";
 import { registerRestart } from "./commands/restart.ts";
 import { registerRemove } from "./commands/rm.ts";
+import { registerRollback } from "./commands/rollback.ts";
 import { registerScale } from "./commands/scale.ts";
 import { registerStored } from "./commands/stored.ts";
 import { registerToken } from "./commands/token.ts";
@@ -41,6 +42,7 @@ const registers: readonly Register[] = [
   registerScale,
   registerRestart,
   registerRebalance,
+  registerRollback,
   registerRemove,
   registerNode,
   registerManager,

@@ -1,12 +1,11 @@
 import type { Command } from "commander";
 import { ClusterError } from "../../lib/errors/errors.ts";
-import type { ClusterClient, DeployResponse, StackProgress } from "../../proto/gen/embassy/v1/api.ts";
+import type { ClusterClient } from "../../proto/gen/embassy/v1/api.ts";
 import type { StackSpec } from "../../proto/gen/embassy/v1/stack.ts";
 import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { parseDuration } from "../duration.ts";
 import { CommandFailure, exitCodes, goingOn } from "../exit.ts";
 import { jsonOf } from "../json.ts";
-import { count, formatSeconds } from "../render/format.ts";
 import type { Diagnostic } from "../stack/index.ts";
 import { loadOptions, type StackOptions, withStackOptions } from "./stack-options.ts";
 
@@ -36,40 +35,11 @@ export const registerDeploy: Register = (program, cli) => {
       const work = async (client: ClusterClient) => {
         const { call } = await import("../../lib/grpc/client.ts");
         const response = await call(client.deploy.bind(client), { spec }, { deadlineMs: 30_000, signal: cli.signal });
+        const { summary } = await import("../convergence/deployed.ts");
         cli.err.write(`${summary(spec.name, response)}\n`);
-        let progress: StackProgress | undefined;
-        const unchanged = new Set(response.unchanged.map((subject) => subject.replace(/^service\//, "")));
-        if (options.detach !== true) {
-          const { follow } = await import("../convergence/follow.ts");
-          progress = await follow(client, {
-            stack: spec.name,
-            revision: response.revision,
-            until: (p) => p.converged && p.revision >= response.revision,
-            // Something new may end as soon as it has started.
-            settleMs: response.created.length + response.updated.length > 0 ? options.settle : 0,
-            late: `${spec.name} has not converged`,
-            timeoutMs: options.timeout,
-            judged: true,
-            isUnchanged: (service) => unchanged.has(service),
-            screen: cli.err,
-            signal: cli.signal,
-          });
-          if (progress.revision > response.revision) {
-            throw new ClusterError(
-              `another deploy of ${spec.name} came after this one (revision ${progress.revision})`,
-              {
-                code: "conflict",
-                subject: `stack/${spec.name}`,
-                hint: "What runs now is the other's.",
-              },
-            );
-          }
-          for (const warning of progress.warnings) cli.err.write(`warning: ${warning}\n`);
-          const running = progress.services.reduce((sum, service) => sum + service.running, 0);
-          cli.err.write(
-            `stack ${spec.name} runs: ${count(progress.services.length, "service")}, ${count(running, "task")}, after ${formatSeconds(performance.now() - startedMs)}\n`,
-          );
-        }
+        const { untilDeployed } = await import("../convergence/deployed.ts");
+        const waits = { startedMs, timeoutMs: options.timeout, settleMs: options.settle, cli };
+        const progress = options.detach === true ? undefined : await untilDeployed(client, spec.name, response, waits);
         if (global.output === "json") {
           const api = await import("../../proto/gen/embassy/v1/api.ts");
           printJson(cli, {
@@ -84,14 +54,6 @@ export const registerDeploy: Register = (program, cli) => {
       await goingOn(cli.signal, hint, async () => await withCluster(cli, global, work));
     });
 };
-
-function summary(stack: string, { revision, created, updated, removed, unchanged }: DeployResponse): string {
-  const parts = Object.entries({ created, updated, removed })
-    .filter(([, subjects]) => subjects.length > 0)
-    .map(([verb, subjects]) => `${verb} ${subjects.join(", ")}`);
-  if (parts.length === 0) parts.push(unchanged.length > 0 ? "nothing changed" : "empty");
-  return `stack ${stack}, revision ${revision}: ${parts.join("; ")}`;
-}
 
 /** FILE and NAME of the command line. After -f there is no FILE: the one word left is the name. Throws `invalid`. */
 function wordsOf(words: readonly (string | undefined)[], options: StackOptions): { files: string[]; name?: string } {

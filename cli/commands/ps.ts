@@ -1,19 +1,20 @@
 import type { ListTasksResponse, TaskView } from "../../proto/gen/embassy/v1/api.ts";
-import { DesiredState, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import { DesiredState, TaskState, UpdateState } from "../../proto/gen/embassy/v1/state.ts";
 import { gaveUpAfter, nextTry } from "../attempts.ts";
 import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
 import { taskName } from "../names.ts";
 import { formatAge, formatEnum } from "../render/format.ts";
-import type { Style } from "../render/style.ts";
+import { oneLine, type Style, styled } from "../render/style.ts";
 import { table } from "../render/table.ts";
+import { nextOf } from "../update-words.ts";
 
 export const registerPs: Register = (program, cli) => {
   program
     .command("ps")
     .summary("list tasks")
     .description(
-      "Lists the tasks of the cluster, of a stack, or of a service: those that have not ended, and of a slot that has none such the newest, with what comes next.",
+      "Lists the tasks of the cluster, of a stack, or of a service: those that have not ended, and of a slot that has none such the newest, with what comes next. Below it says of each service whose update is under way or has failed how that stands, and what can be done.",
     )
     .argument("[stack|service]", "stack, <stack>_<service>, or service")
     .option("-a, --all", "every task that is remembered")
@@ -34,7 +35,7 @@ export const registerPs: Register = (program, cli) => {
     });
 };
 
-function printTasks(cli: Cli, { tasks, nowMs }: ListTasksResponse): void {
+function printTasks(cli: Cli, { tasks, nowMs, updates }: ListTasksResponse): void {
   cli.out.write(
     table<TaskView>(
       cli.out,
@@ -50,6 +51,13 @@ function printTasks(cli: Cli, { tasks, nowMs }: ListTasksResponse): void {
       tasks,
     ),
   );
+  for (const { stack, service, state, message } of updates) {
+    const next = nextOf(state, stack);
+    const style = state === UpdateState.UPDATE_STATE_UPDATING ? "yellow" : "red";
+    cli.err.write(
+      `${styled(cli.err, style, `${stack}_${service}:`)} ${oneLine(message)}\n${next === "" ? "" : `  ${next}\n`}`,
+    );
+  }
 }
 
 /** "running", "running (unhealthy)", "failed (137)", "pending". What it is told to do shows when that differs: "running → shutdown". */

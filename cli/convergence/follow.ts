@@ -3,12 +3,14 @@ import type { ClientReadableStream } from "@grpc/grpc-js";
 import { ClusterError, hasCode } from "../../lib/errors/errors.ts";
 import { errorOf } from "../../lib/grpc/status.ts";
 import type { ClusterClient, ServiceProgress, StackProgress } from "../../proto/gen/embassy/v1/api.ts";
+import { UpdateState } from "../../proto/gen/embassy/v1/state.ts";
 import { CommandFailure, exitCodes } from "../exit.ts";
 import { formatSeconds } from "../render/format.ts";
 import { Progress } from "../render/progress.ts";
 import { oneLine, type Screen } from "../render/style.ts";
 import { messages } from "../stream.ts";
-import { type Failure, isSettled, judge, problemOf, shortName, waitOf } from "./judge.ts";
+import { nextOf } from "../update-words.ts";
+import { type Failure, heldBy, isSettled, judge, problemOf, shortName, waitOf } from "./judge.ts";
 
 export interface FollowOptions {
   readonly stack: string;
@@ -31,6 +33,8 @@ export interface FollowOptions {
   readonly isUnchanged: (service: string) => boolean;
   /** What the user can do about a service that fails for good, besides looking at it and removing it. */
   readonly remedy?: string;
+  /** A service that goes back to its version before ends it, with exit code 3. */
+  readonly endsRolledBack?: boolean;
   readonly screen: Screen;
   readonly signal: AbortSignal;
 }
@@ -55,8 +59,8 @@ const hearMs = 10_000;
 
 /**
  * Follows a stack until it is as wanted, showing how each service goes. Lost connections are made again until the time
- * is over. Throws CommandFailure with exit code 2 when a service fails for good and 4 when the time is over, each with
- * the causes; `conflict` when the stack was removed meanwhile.
+ * is over. Throws CommandFailure with exit code 2 when a service fails for good, 3 when one has gone back to what it was before and
+ * 4 when the time is over, each with the causes; `conflict` when the stack was removed meanwhile.
  */
 export async function follow(client: ClusterClient, options: FollowOptions): Promise<StackProgress> {
   const follower = new Follower(options);
@@ -75,8 +79,8 @@ export async function follow(client: ClusterClient, options: FollowOptions): Pro
 class GivenUp extends CommandFailure {
   readonly failures: readonly Failure[];
 
-  constructor(failures: readonly Failure[], hint: string) {
-    super(failures.map(({ task, why }) => `${task} ${why}`).join("\n"), exitCodes.deployFailed, { hint });
+  constructor(failures: readonly Failure[], hint: string, exitCode: number = exitCodes.deployFailed) {
+    super(failures.map(({ task, why }) => `${task} ${why}`).join("\n"), exitCode, { hint });
     this.failures = failures;
   }
 }
@@ -236,15 +240,18 @@ class Follower {
     const progress = this.#last;
     const nowMs = performance.now();
     if (this.#absentSinceMs !== undefined && nowMs - this.#absentSinceMs >= hearMs) throw this.#removed();
+    if (progress !== undefined) this.#checkRolledBack(progress);
     if (progress !== undefined && this.#options.judged) {
       const failures = progress.services.flatMap((service) => {
         const history = this.#histories.get(service.name);
         if (history === undefined || isSettled(service)) return [];
         return judge(service, nowMs - history.headwayMs, history.known, history.failed.size) ?? [];
       });
-      const isOpen = (service: ServiceProgress) =>
-        !isSettled(service) && !failures.some((failure) => failure.service === service.name);
-      const open = progress.services.filter(isOpen);
+      const failed = new Set(failures.map(({ service }) => service));
+      const held = heldBy(progress.services, failed);
+      const open = progress.services.filter(
+        (service) => !isSettled(service) && !failed.has(service.name) && !held.has(service.name),
+      );
       const isChanging = open.some(({ name }) => !this.#options.isUnchanged(name));
       const isNews = failures.some(({ service, taskId }) => {
         const { known, unplaced } = this.#histories.get(service) ?? {};
@@ -255,26 +262,51 @@ class Follower {
     if (nowMs > this.#deadlineMs) throw this.#late(progress);
   }
 
+  /** Throws when every service that goes back has gone. */
+  #checkRolledBack({ revision, services }: StackProgress): void {
+    const { endsRolledBack = false, revision: wanted = 0, stack } = this.#options;
+    const back = services.filter(({ rollback }) => rollback !== undefined);
+    const isOver = back.every(({ updateState }) => updateState === UpdateState.UPDATE_STATE_ROLLED_BACK);
+    if (!endsRolledBack || revision !== wanted || back.length === 0 || !isOver) return;
+    this.#progress.done();
+    const failures = back.map(({ name, rollback }): Failure => {
+      const why = `was rolled back: ${rollback?.why}`;
+      return { service: name, task: name, taskId: rollback?.taskId ?? "", kind: "failed", why, triedAgain: false };
+    });
+    const names = back.map(({ name }) => name).join(", ");
+    const hint = `${names} ${back.length === 1 ? "is" : "are"} again as before; the rest of ${stack} is as deployed. ${nextOf(UpdateState.UPDATE_STATE_ROLLED_BACK, stack)}`;
+    throw new GivenUp(failures, hint, exitCodes.rolledBack);
+  }
+
   #failed(failures: readonly Failure[]): GivenUp {
     this.#progress.done();
     const { stack, remedy = "Mend it and deploy again" } = this.#options;
     const [first] = failures;
     const logs = first === undefined ? "" : ` and \`clusterctl logs ${stack}_${first.service}\``;
     const gaveUp = failures.filter(({ triedAgain }) => !triedAgain).map(({ service }) => `${stack}_${service}`);
-    const state =
-      gaveUp.length < failures.length
-        ? "The stack stays as declared and the cluster goes on trying."
-        : `The stack stays as declared; what gave up is not tried again until its service changes, or with \`clusterctl restart ${gaveUp.join(" ")}\`.`;
-    const kept = (this.#last?.services ?? [])
-      .filter(({ name, old }) => old > 0 && failures.some(({ service }) => service === name))
+    const look = `\`clusterctl ps ${stack} -a\`${logs}`;
+    const ofFailed = (this.#last?.services ?? []).filter(({ name }) =>
+      failures.some(({ service }) => service === name),
+    );
+    const kept = ofFailed
+      .filter(({ old }) => old > 0)
       .map(
         ({ name, old }) =>
           ` ${old} ${old === 1 ? "task" : "tasks"} of ${name} from before ${old === 1 ? "goes" : "go"} on.`,
       )
       .join("");
+    const state = ofFailed.map(({ updateState }) => nextOf(updateState, stack)).find((words) => words !== "");
+    if (state !== undefined && gaveUp.length === 0) {
+      return new GivenUp(failures, `${state}${kept} Look at it with ${look}.`);
+    }
+    const next =
+      gaveUp.length < failures.length
+        ? "What failed is tried again by itself, as its restart policy says, and what waits for it goes on once it works."
+        : `What gave up is not tried again until its service changes, or with \`clusterctl restart ${gaveUp.join(" ")}\`.`;
+    const back = (this.#last?.revision ?? 0) > 1 ? `, go back with \`clusterctl rollback ${stack}\`` : "";
     return new GivenUp(
       failures,
-      `${state}${kept} ${remedy}, look at it with \`clusterctl ps ${stack} -a\`${logs}, or remove it with \`clusterctl rm ${stack}\`.`,
+      `What was declared stays so. ${next}${kept} ${remedy}${back}, look at it with ${look}, or remove it with \`clusterctl rm ${stack}\`.`,
     );
   }
 
@@ -309,12 +341,23 @@ export function describe(service: ServiceProgress, width = 0): string {
   const old = toStop > 0 ? `${before}, ${toStop} to stop` : before;
   const done = completed > 0 && completed === running;
   const some = completed > 0 && !done ? `, ${completed} of them completed` : "";
-  const numbers = `${service.name.padEnd(width)}  ${running}/${desired} ${done ? "completed" : oldRunning > 0 ? "updated" : "running"}${some}${old}`;
+  const isBack = service.rollback !== undefined;
+  const verb = done ? "completed" : isBack ? "as before" : oldRunning > 0 ? "updated" : "running";
+  const numbers = `${service.name.padEnd(width)}  ${running}/${desired} ${verb}${some}${old}`;
+  // In the control plane's words: what is paused or goes back, and why.
+  if (shownStates.has(service.updateState)) return `${numbers}; ${service.updateMessage}`;
   if (isSettled(service)) return numbers;
   const [problem] = service.problems;
   const told = problem === undefined ? undefined : (problemOf(problem)?.why ?? waitOf(problem));
   return told === undefined || problem === undefined ? numbers : `${numbers}; ${shortName(problem)} ${told}`;
 }
+
+const shownStates: ReadonlySet<UpdateState> = new Set([
+  UpdateState.UPDATE_STATE_PAUSED,
+  UpdateState.UPDATE_STATE_ROLLING_BACK,
+  UpdateState.UPDATE_STATE_ROLLBACK_PAUSED,
+  UpdateState.UPDATE_STATE_ROLLED_BACK,
+]);
 
 function cancel(stream: ClientReadableStream<unknown>): void {
   stream.on("error", () => {}); // Our own cancellation comes back as one.

@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { ServiceProgress, type TaskView, TaskView as TaskViews } from "../../proto/gen/embassy/v1/api.ts";
 import { Health, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import { describe as describeService } from "./follow.ts";
-import { isSettled, judge, patience } from "./judge.ts";
+import { heldBy, isSettled, judge, patience } from "./judge.ts";
 
 function task(
   id: string,
@@ -73,8 +73,31 @@ describe("judge", () => {
     });
   });
 
+  it("leaves what goes back by itself to that, for as long as it is watched and a little more", () => {
+    const gaveUp = { ...failed("g"), gaveUp: "its restart condition is none" };
+    const watched = { ...service([gaveUp]), revertsAfterMs: 60_000 };
+    expect(judge(watched, 60_000 + patience.revertsMs - 1, none, 9)).toBeUndefined();
+    expect(judge(watched, 60_000 + patience.revertsMs, none, 0)).toBeDefined();
+  });
+
+  it("counts an end with exit code 0 of what is to go on for ever", () => {
+    const ended = service([task("c", { state: TaskState.TASK_STATE_COMPLETE })]);
+    expect(judge(ended, patience.failedMs, none, 3)?.why).toBe(
+      "ended on host-1 (exit code 0), and is to go on for ever",
+    );
+  });
+
   it("does not count failures from before the deploy", () => {
     expect(judge(service([rejected]), patience.rejectedMs, new Set(["b"]), 0)).toBeUndefined();
+  });
+});
+
+describe("heldBy", () => {
+  it("is what waits for what has failed, through others too, and not what waits for others", () => {
+    const one = (name: string, ...waitsOn: string[]) => ServiceProgress.fromPartial({ name, waitsOn });
+    const services = [one("proxy", "web"), one("web", "db", "job"), one("job"), one("cache", "db"), one("db", "cache")];
+    expect([...heldBy(services, new Set(["job"]))].sort()).toEqual(["proxy", "web"]);
+    expect(heldBy(services, none).size).toBe(0);
   });
 });
 

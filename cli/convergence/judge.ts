@@ -13,6 +13,8 @@ export const patience = {
   /** Started and ended: usual for a while when a service waits for another that starts with it. */
   failedMs: 20_000,
   failedAttempts: 3,
+  /** For what goes back by itself when it fails: on top of the time that it is watched. */
+  revertsMs: 5_000,
 } as const;
 
 /** A service that will not get where it should, with the cause in the component's own words. */
@@ -44,6 +46,8 @@ export function problemOf(
       const more = /^exited with code -?\d+$/.test(status.message) ? "" : status.message;
       return { kind: "failed", why: `ended${on} (${words})${more === "" ? "" : `: ${more}`}${end}` };
     }
+    case TaskState.TASK_STATE_COMPLETE:
+      return { kind: "failed", why: `ended${on} (exit code 0), and is to go on for ever${end}` };
     default:
       return task?.unplaced ? { kind: "unplaced", why: `has no place: ${task.unplaced}` } : undefined;
   }
@@ -79,6 +83,9 @@ export function judge(
   known: ReadonlySet<string>,
   attempts: number,
 ): Failure | undefined {
+  // Until then the control plane may take it back by itself, which is another end than this.
+  const { revertsAfterMs } = progress;
+  if (revertsAfterMs > 0 && stuckMs < revertsAfterMs + patience.revertsMs) return undefined;
   const isNews = ({ task, gaveUp }: TaskView) => task !== undefined && (gaveUp !== "" || !known.has(task.id));
   const fresh = progress.problems.filter(isNews);
   const found = fresh.flatMap((view) => {
@@ -105,6 +112,18 @@ export function judge(
   const failed = first("failed");
   if (failed !== undefined && attempts >= patience.failedAttempts && stuckMs >= patience.failedMs) return give(failed);
   return undefined;
+}
+
+/** Of the services those that cannot start since one that they wait for, of themselves or through others, has failed. */
+export function heldBy(services: readonly ServiceProgress[], failed: ReadonlySet<string>): ReadonlySet<string> {
+  const held = new Set<string>();
+  const isStuck = (name: string) => failed.has(name) || held.has(name);
+  // Each turn adds one at least, or is the last.
+  for (let before = -1; before < held.size; ) {
+    before = held.size;
+    for (const { name, waitsOn } of services) if (waitsOn.some(isStuck)) held.add(name);
+  }
+  return held;
 }
 
 /** Has the service what it wants, and nothing old? Unhealthy tasks do not count as running. */

@@ -300,10 +300,11 @@ class Checker {
     if (service["x-singleton"] && most > 1) {
       this.#error("conflict", [...path, "x-singleton"], `a singleton cannot have ${many}`, "Set deploy.replicas to 1.");
     }
-    if (service["x-singleton"] && deploy.update_config.order === "start-first") {
+    for (const key of ["update_config", "rollback_config"] as const) {
+      if (!service["x-singleton"] || deploy[key].order !== "start-first") continue;
       this.#error(
         "conflict",
-        [...path, "deploy", "update_config", "order"],
+        [...path, "deploy", key, "order"],
         "a singleton cannot start its new task before the old one has stopped",
         "Use stop-first.",
       );
@@ -389,12 +390,9 @@ class Checker {
         `is for replicated services, and this one is in ${deploy.mode} mode`,
       );
     }
-    if (isJob && !isDeepStrictEqual(deploy.update_config, UPDATE_DEFAULTS)) {
-      this.#error(
-        "conflict",
-        [...path, "deploy", "update_config"],
-        "is for services that keep running, and this one is a job",
-      );
+    for (const key of ["update_config", "rollback_config"] as const) {
+      if (!isJob || isDeepStrictEqual(deploy[key], UPDATE_DEFAULTS)) continue;
+      this.#error("conflict", [...path, "deploy", key], "is for services that keep running, and this one is a job");
     }
     for (const [index, port] of numbered(service.ports)) {
       if (service.network_mode !== undefined)
@@ -407,7 +405,7 @@ class Checker {
         port.mode === "host" &&
         port.published !== undefined &&
         port.published.from === port.published.to &&
-        deploy.update_config.order === "start-first"
+        [deploy.update_config.order, deploy.rollback_config.order].includes("start-first")
       ) {
         this.#error(
           "conflict",

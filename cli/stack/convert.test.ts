@@ -295,11 +295,6 @@ describe("what it has no place for is refused, with its place", () => {
       "services.web.volumes[0].volume.subpath",
     ],
     [service("deploy: {mode: replicated-job}"), "services.web.deploy.mode"],
-    [
-      service("deploy: {update_config: {failure_action: rollback}}"),
-      "services.web.deploy.update_config.failure_action",
-    ],
-    [service("deploy: {rollback_config: {parallelism: 0}}"), "services.web.deploy.rollback_config.parallelism"],
     // Its defaults too: this version holds no connections for ten seconds.
     [service("x-lb: {hold: 10s}"), "services.web.x-lb"],
     [service("x-singleton: true"), "services.web.x-singleton"],

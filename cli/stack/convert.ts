@@ -20,7 +20,7 @@ import {
 import { taintEffects } from "../taints.ts";
 import { unsupported } from "./cluster.ts";
 import { type Diagnostic, Report, sortDiagnostics } from "./diagnostics.ts";
-import type { Mount, Network, Service, Stack } from "./model.ts";
+import type { Mount, Network, Service, Stack, UpdateConfig } from "./model.ts";
 import { parseBytes } from "./scalars.ts";
 import type { Position } from "./source.ts";
 import { parseTmpfs } from "./tmpfs.ts";
@@ -142,20 +142,8 @@ function serviceSpec(name: string, service: Service, stack: Stack): ServiceParti
       maxAttempts: deploy.restart_policy.max_attempts,
       windowMs: deploy.restart_policy.window,
     },
-    update: {
-      parallelism: deploy.update_config.parallelism,
-      delayMs: deploy.update_config.delay,
-      order:
-        deploy.update_config.order === "start-first"
-          ? UpdateOrder.UPDATE_ORDER_START_FIRST
-          : UpdateOrder.UPDATE_ORDER_STOP_FIRST,
-      failureAction:
-        deploy.update_config.failure_action === "continue"
-          ? UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE
-          : UpdateFailureAction.UPDATE_FAILURE_ACTION_PAUSE,
-      monitorMs: deploy.update_config.monitor,
-      maxFailureRatio: deploy.update_config.max_failure_ratio,
-    },
+    update: updatePolicy(deploy.update_config),
+    rollback: updatePolicy(deploy.rollback_config),
     networks: networks.map(([network, { aliases }]) => ({
       network,
       aliases: [...new Set([...(aliases ?? []), ...own])],
@@ -194,6 +182,26 @@ function affinity(
   };
 }
 
+function updatePolicy(config: UpdateConfig) {
+  return {
+    parallelism: config.parallelism,
+    delayMs: config.delay,
+    order: ORDER[config.order],
+    failureAction: FAILURE_ACTION[config.failure_action],
+    monitorMs: config.monitor,
+    maxFailureRatio: config.max_failure_ratio,
+  };
+}
+
+const ORDER = {
+  "stop-first": UpdateOrder.UPDATE_ORDER_STOP_FIRST,
+  "start-first": UpdateOrder.UPDATE_ORDER_START_FIRST,
+} as const;
+const FAILURE_ACTION = {
+  pause: UpdateFailureAction.UPDATE_FAILURE_ACTION_PAUSE,
+  continue: UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE,
+  rollback: UpdateFailureAction.UPDATE_FAILURE_ACTION_ROLLBACK,
+} as const;
 const PROTOCOL = { tcp: Protocol.PROTOCOL_TCP, udp: Protocol.PROTOCOL_UDP } as const;
 const RESTART = {
   any: RestartCondition.RESTART_CONDITION_ANY,

@@ -22,6 +22,7 @@ import {
   SpreadRule,
   type StackSpec,
   Toleration,
+  UpdatePolicy,
 } from "../../proto/gen/embassy/v1/stack.ts";
 import { Member } from "../../proto/gen/embassy/v1/state.ts";
 import { aService, aStack, replicas, TestCluster, testPools, testSecretDigest } from "../domain/testing.ts";
@@ -70,6 +71,7 @@ describe("a deploy", () => {
   const changes: readonly (readonly [string, Partial<ServiceSpec>, boolean])[] = [
     ["replicas", { mode: replicas(9) }, false],
     ["the restart policy", { restart: RestartPolicy.create({ maxAttempts: 1 }) }, false],
+    ["how an update goes back", { rollback: UpdatePolicy.create({ parallelism: 2 }) }, false],
     ["labels of the service", { labels: { a: "b" } }, false],
     ["a port on every host", { ports: [port(80)] }, false],
     ["what is exposed to links", { exposed: [ExposedPort.create({ port: 1 })] }, false],

@@ -7,6 +7,7 @@ import { newId } from "../../lib/ids/ids.ts";
 import type { Log } from "../../lib/log/log.ts";
 import {
   type ClusterServer,
+  type DeployResponse,
   type ExecInput,
   type ExecOutput,
   type LogBatch,
@@ -16,7 +17,6 @@ import {
   type UpdateNodeRequest,
   type WatchStackRequest,
 } from "../../proto/gen/embassy/v1/api.ts";
-import type { StackSpec } from "../../proto/gen/embassy/v1/stack.ts";
 import { NodeState, type Service } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { stackProgress } from "../domain/progress.ts";
@@ -34,6 +34,7 @@ import { planMoves } from "./rebalance.ts";
 import { planNodeRemoval } from "./remove-node.ts";
 import { list, resolveNode, resolveService } from "./resolve.ts";
 import { planRestart } from "./restart.ts";
+import { type KeptRevision, keptRevision, listRevisions } from "./revisions.ts";
 import { checkReplicas, checkTaints, validateStack } from "./validate.ts";
 import { listVolumes, removeVolume } from "./volumes.ts";
 
@@ -92,17 +93,22 @@ export function createApi(deps: ApiDeps): Api {
     deploy: admin(async ({ spec }, user) => {
       if (spec === undefined) throw new ClusterError("no stack to deploy", { code: "invalid" });
       validateStack(spec);
-      const plan = await deploy(deps, spec, user);
-      const { revision, created, updated, removed, unchanged } = plan;
+      const plan = await deploy(deps, spec.name, user, () => ({ spec, revision: 0 }));
+      const { revision, created, updated, removed } = plan;
       log.info("stack deployed", { stack: spec.name, revision, user, created, updated, removed });
-      return {
-        revision,
-        created: [...created],
-        updated: [...updated],
-        removed: [...removed],
-        unchanged: [...unchanged],
-      };
+      return responseOf(plan);
     }),
+    rollbackStack: admin(async ({ stack, revision: wanted }, user) => {
+      let restored = 0;
+      const plan = await deploy(deps, stack, user, () => {
+        const kept = keptRevision(index, stack, wanted);
+        restored = kept.revision;
+        return kept;
+      });
+      log.info("stack rolled back", { stack, revision: plan.revision, restored, user });
+      return { restored, deployed: responseOf(plan) };
+    }),
+    listRevisions: admin(({ stack }) => ({ revisions: listRevisions(index, stack) })),
     removeStack: admin(async ({ stack }, user) => {
       await again(() => store.commit(removal(index, stack)));
       log.info("stack removed", { stack, user });
@@ -217,23 +223,37 @@ async function again<T>(attempt: () => Promise<T>): Promise<T> {
   }
 }
 
-async function deploy(deps: ApiDeps, spec: StackSpec, by: string): Promise<DeployPlan> {
+function responseOf({ revision, created, updated, removed, unchanged, triedAgain }: DeployPlan): DeployResponse {
+  return {
+    revision,
+    created: [...created],
+    updated: [...updated],
+    removed: [...removed],
+    unchanged: [...unchanged],
+    triedAgain: [...triedAgain],
+  };
+}
+
+/** Makes a stack what `wanted` says, which is asked for each plan: its specification, and the revision that it was, or 0. */
+async function deploy(deps: ApiDeps, stack: string, by: string, wanted: () => KeptRevision): Promise<DeployPlan> {
   const { index, store, clock, settings, secretDigest } = deps;
-  const revisionAtStart = index.stack(spec.name)?.revision ?? 0;
+  const revisionAtStart = index.stack(stack)?.revision ?? 0;
   for (let attempt = 1; ; attempt++) {
-    const plan = planDeploy(index, spec, { by, nowMs: clock.nowMs(), mintId: newId, settings, secretDigest });
+    const { spec, revision: restores } = wanted();
+    const facts = { by, nowMs: clock.nowMs(), mintId: newId, settings, secretDigest, restores };
+    const plan = planDeploy(index, spec, facts);
     if (plan.writes.length === 0) return plan;
     try {
       await store.commit(plan.writes, { expect: plan.expect });
       return plan;
     } catch (error) {
       // A controller's write, or another stack's deploy, is a reason to plan anew; another deploy of this stack is not.
-      const overtaken = (index.stack(spec.name)?.revision ?? 0) !== revisionAtStart;
+      const overtaken = (index.stack(stack)?.revision ?? 0) !== revisionAtStart;
       if (!hasCode(error, "conflict") || attempt === mostAttempts) throw error;
       if (overtaken) {
-        throw new ClusterError(`stack ${spec.name} was deployed by someone else at the same time`, {
+        throw new ClusterError(`stack ${stack} was deployed by someone else at the same time`, {
           code: "conflict",
-          subject: `stack/${spec.name}`,
+          subject: `stack/${stack}`,
           hint: "See what they deployed (`clusterctl inspect stack/…`), then deploy again.",
           cause: error,
         });
@@ -297,12 +317,13 @@ function scaled(index: ClusterIndex, word: string, replicas: number): Service {
       subject: `service/${serviceFullName(found)}`,
     });
   }
-  const spec =
-    found.spec === undefined
-      ? undefined
-      : { ...found.spec, mode: { $case: "replicated" as const, value: { replicas } } };
+  const mode = { $case: "replicated" as const, value: { replicas } };
+  const spec = found.spec === undefined ? undefined : { ...found.spec, mode };
   if (spec !== undefined) checkReplicas(spec, serviceFullName(found), `service/${serviceFullName(found)}`);
-  return { ...found, spec };
+  const { stable } = found;
+  // It keeps that number when it goes back.
+  if (stable?.spec === undefined || stable.spec.mode?.$case === "global") return { ...found, spec };
+  return { ...found, spec, stable: { ...stable, spec: { ...stable.spec, mode } } };
 }
 
 async function updateNode({ index, store }: ApiDeps, request: UpdateNodeRequest) {

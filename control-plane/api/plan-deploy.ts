@@ -23,9 +23,18 @@ import {
   ServiceSpec,
   StackSpec,
 } from "../../proto/gen/embassy/v1/stack.ts";
-import { Allocation, Network, Service, ServiceStatus } from "../../proto/gen/embassy/v1/state.ts";
+import {
+  Allocation,
+  Network,
+  Service,
+  ServiceStatus,
+  type ServiceVersion,
+  StackRecord,
+  UpdateState,
+} from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { isLive, serviceFullName } from "../domain/tasks.ts";
+import { hasGoneBack, nextVersion, unplacedNow } from "../domain/updates.ts";
 import type { CommitOptions, Write } from "../store/types.ts";
 import { list } from "./resolve.ts";
 
@@ -52,6 +61,8 @@ export interface DeployPlan {
   readonly updated: readonly string[];
   readonly removed: readonly string[];
   readonly unchanged: readonly string[];
+  /** Of those updated, those that are again to be what an update of them failed to make them. */
+  readonly triedAgain: readonly string[];
 }
 
 export interface DeployRequestFacts {
@@ -61,9 +72,11 @@ export interface DeployRequestFacts {
   readonly settings: AddressSettings;
   /** Names a secret by its content, so that whoever reads the store cannot try out guesses: 64 hex digits. */
   readonly secretDigest: (content: Uint8Array) => string;
+  /** The revision that this deploy brings back; not given: none. */
+  readonly restores?: number;
 }
 
-/** Revisions of a stack that are kept. */
+/** Revisions of a stack that are kept, with all that is in their configs and secrets. */
 const keptRevisions = 10;
 const firstVni = 4096;
 const lastVni = 16_777_215;
@@ -92,13 +105,14 @@ class DeployPlanner {
     updated: [] as string[],
     removed: [] as string[],
     unchanged: [] as string[],
+    triedAgain: [] as string[],
   };
 
   constructor(index: ClusterIndex, spec: StackSpec, facts: DeployRequestFacts) {
     this.#index = index;
     this.#spec = spec;
     this.#facts = facts;
-    this.#allocator = new Allocator(index, facts.settings);
+    this.#allocator = new Allocator(index, facts.settings, spec.name);
   }
 
   plan(): DeployPlan {
@@ -125,7 +139,13 @@ class DeployPlanner {
     this.#writes.push({
       table: "stacks",
       id: `${this.#spec.name}/${revision}`,
-      value: { spec: kept, revision, deployedAtMs: this.#facts.nowMs, deployedBy: this.#facts.by },
+      value: StackRecord.create({
+        spec: kept,
+        revision,
+        deployedAtMs: this.#facts.nowMs,
+        deployedBy: this.#facts.by,
+        restores: this.#facts.restores ?? 0,
+      }),
       // Of two deploys at the same time, one makes this revision and the other conflicts.
       ifRevision: 0,
     });
@@ -143,11 +163,9 @@ class DeployPlanner {
   /** Ids of the networks by their name within the stack. */
   #networks(): Record<string, string> {
     const { view } = this.#index;
+    const all = this.#index.networksOfStack(this.#spec.name);
     const present = new Map(
-      this.#index
-        .networksOfStack(this.#spec.name)
-        .filter(({ removed }) => !removed)
-        .map((network) => [network.spec?.name ?? "", network]),
+      all.filter(({ removed }) => !removed).map((network) => [network.spec?.name ?? "", network]),
     );
     const ids: Record<string, string> = {};
     for (const spec of this.#spec.networks) {
@@ -157,7 +175,7 @@ class DeployPlanner {
         this.#expect.push({ table: "networks", id: network.id, revision: view.networks.revisionOf(network.id) });
         continue;
       }
-      const known = present.get(spec.name);
+      const known = present.get(spec.name) ?? all.find((network) => this.#isKeptFor(network, spec));
       present.delete(spec.name);
       if (known === undefined) {
         const id = this.#facts.mintId();
@@ -175,6 +193,19 @@ class DeployPlanner {
     return ids;
   }
 
+  /** Was it removed, and is kept as a service may go back to it, so that it can come again? */
+  #isKeptFor({ id, removed, spec, subnet, mtu }: Network, wanted: NetworkSpec): boolean {
+    return (
+      removed &&
+      spec?.name === wanted.name &&
+      mtu === wanted.mtu &&
+      ["", subnet].includes(wanted.subnet) &&
+      this.#index
+        .servicesOfNetwork(id)
+        .some((service) => !service.removed && Object.values(service.stable?.networkIds ?? {}).includes(id))
+    );
+  }
+
   #network(known: Network, spec: NetworkSpec): void {
     const name = `network/${spec.name}`;
     const before = known.spec;
@@ -189,6 +220,7 @@ class DeployPlanner {
       });
     }
     const same =
+      !known.removed &&
       before?.internal === spec.internal &&
       before.isolated === spec.isolated &&
       before.subnet === spec.subnet &&
@@ -198,8 +230,8 @@ class DeployPlanner {
       return;
     }
     const ifRevision = this.#index.view.networks.revisionOf(known.id);
-    this.#writes.push({ table: "networks", id: known.id, value: { ...known, spec }, ifRevision });
-    this.#outcome.updated.push(name);
+    this.#writes.push({ table: "networks", id: known.id, value: { ...known, spec, removed: false }, ifRevision });
+    this.#outcome[known.removed ? "created" : "updated"].push(name);
   }
 
   #removeNetwork(network: Network): void {
@@ -240,13 +272,18 @@ class DeployPlanner {
   /** Digests by "config/<name>" and "secret/<name>". */
   #blobs(): Record<string, string> {
     const digests: Record<string, string> = {};
+    const newest = this.#index.stack(this.#spec.name)?.spec;
     for (const kind of ["config", "secret"] as const) {
+      const present = kind === "config" ? newest?.configs : newest?.secrets;
+      const isNamed = (sha256: string) =>
+        present?.some(({ content }) => Buffer.from(content).toString("hex") === sha256);
       for (const { name, content } of kind === "config" ? this.#spec.configs : this.#spec.secrets) {
         const sha256 = this.#digest(kind, content);
         digests[`${kind}/${name}`] = sha256;
         const id = `${kind}/${sha256}`;
+        // One that is there and that this stack does not name may be about to be swept: it is written again.
         if (
-          this.#index.view.blobs.get(id) === undefined &&
+          (this.#index.view.blobs.get(id) === undefined || isNamed(sha256) !== true) &&
           !this.#writes.some((write) => write.table === "blobs" && write.id === id)
         ) {
           this.#writes.push({ table: "blobs", id, value: { kind, sha256, content: Buffer.from(content) } });
@@ -312,14 +349,25 @@ class DeployPlanner {
       createdAtMs: known?.createdAtMs ?? this.#facts.nowMs,
       moving: known?.moving ?? [],
     });
-    if (known !== undefined) service.version = this.#versionOf(known, service);
-
     const before = view.serviceStatuses.get(id);
+    if (known !== undefined) {
+      service.version = this.#versionOf(known, service);
+      service.unplacedBefore =
+        service.version === known.version ? known.unplacedBefore : unplacedNow(this.#index, known, service);
+      service.stable = stableOf(known, before, service.version);
+      if (isAsFailed(this.#index, known, service)) this.#outcome.triedAgain.push(`service/${spec.name}`);
+    }
+    const isAnother = service.version !== known?.version;
+    const told = isAnother ? ServiceStatus.create() : before;
+    const networks = [...Object.values(service.networkIds), ...Object.values(service.stable?.networkIds ?? {})];
     const status = ServiceStatus.create({
       serviceId: id,
-      vips: this.#allocator.vips(Object.values(service.networkIds), before?.vips ?? {}),
+      // What it may go back to keeps its addresses.
+      vips: this.#allocator.vips([...new Set(networks)], before?.vips ?? {}),
       ports: this.#allocator.ports(spec, before?.ports ?? [], `${this.#spec.name}_${spec.name}`),
-      updateMessage: before?.updateMessage ?? "",
+      updateState: told?.updateState ?? UpdateState.UPDATE_STATE_NONE,
+      updateMessage: told?.updateMessage ?? "",
+      convergedVersion: told?.convergedVersion ?? 0,
     });
     const sameService = known !== undefined && canonical(Service, known) === canonical(Service, service);
     const sameStatus = before !== undefined && canonical(ServiceStatus, before) === canonical(ServiceStatus, status);
@@ -340,13 +388,16 @@ class DeployPlanner {
 
   /**
    * Tasks of another version are replaced, so that one that is as the service is to be keeps its version: of a service that goes
-   * back in the middle of an update, those that it has not replaced yet stay. Otherwise a number that no task has.
+   * back in the middle of an update, those that it has not replaced yet stay. Otherwise a number that no task has, and so for
+   * a version that was rolled back: it is tried again, and what failed before is not held against it.
    */
   #versionOf(known: Service, service: Service): number {
     const shape = shapeOf(service);
     if (shapeOf(known) === shape) return known.version;
     const tasks = this.#index.tasksOfService(known.id);
-    const live = tasks.filter((task) => isLive(this.#index.view, task));
+    const live = tasks.filter(
+      (task) => isLive(this.#index.view, task) && task.serviceVersion !== known.rollback?.failedVersion,
+    );
     const same = live.filter(({ spec, networkIds, blobDigests }) => {
       return spec !== undefined && shapeOf({ ...service, spec, networkIds, blobDigests }) === shape;
     });
@@ -357,9 +408,23 @@ class DeployPlanner {
   }
 }
 
-/** A version that no task of the service has: all its tasks are replaced. */
-export function nextVersion(index: ClusterIndex, { id, version }: Service): number {
-  return Math.max(version, ...index.tasksOfService(id).map(({ serviceVersion }) => serviceVersion)) + 1;
+/** What the service goes back to when its update to the version fails: what it is, if it has converged so, else what it would go back to now. */
+function stableOf(known: Service, status: ServiceStatus | undefined, version: number): ServiceVersion | undefined {
+  if (version === known.version) return known.stable;
+  // What it has gone back to had converged.
+  if (status === undefined || (status.convergedVersion !== known.version && !hasGoneBack(known))) {
+    return known.stable?.version === version ? undefined : known.stable;
+  }
+  const { spec, networkIds, blobDigests } = known;
+  return { version: known.version, spec, networkIds, blobDigests, ports: status.ports };
+}
+
+/** Did an update of the service fail to make it what it is to be again? */
+function isAsFailed(index: ClusterIndex, { stack, rollback }: Service, { spec }: Service): boolean {
+  if (rollback === undefined || spec === undefined) return false;
+  const failed = index.stackRevisions(stack).find(({ revision }) => revision === rollback.revision);
+  const before = failed?.spec?.services.find(({ name }) => name === spec.name);
+  return before !== undefined && canonical(ServiceSpec, before) === canonical(ServiceSpec, spec);
 }
 
 function pick(values: Readonly<Record<string, string>>, keys: readonly string[]): Record<string, string> {
@@ -395,6 +460,7 @@ function shapeOf(service: Service): string {
     containerName: "",
     restart: undefined,
     update: undefined,
+    rollback: undefined,
     labels: {},
     dependsOn: [],
     exposed: [],
@@ -443,7 +509,7 @@ class Allocator {
   readonly #ownPorts: ReadonlyMap<string, string>;
   #given = false;
 
-  constructor(index: ClusterIndex, settings: AddressSettings) {
+  constructor(index: ClusterIndex, settings: AddressSettings, stack: string) {
     this.#index = index;
     this.#settings = settings;
     this.#ownPorts = ownPorts(index, settings);
@@ -456,9 +522,11 @@ class Allocator {
       for (const vip of Object.values(status.vips)) this.#usedVips.add(vip);
       const service = index.view.services.get(id);
       if (service === undefined || service.removed) continue;
+      // What a service of another stack may go back to stays its own; within a stack a port may move on at once.
+      const kept = service.stack === stack ? [] : (service.stable?.ports ?? []);
       this.#ports.set(
         id,
-        status.ports.map((port) => ({ port, by: serviceFullName(service) })),
+        [...status.ports, ...kept].map((port) => ({ port, by: serviceFullName(service) })),
       );
     }
   }

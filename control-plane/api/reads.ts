@@ -13,6 +13,7 @@ import { roleOf } from "../domain/scheduler-facts.ts";
 import { leftBehind, seatsOf } from "../domain/service-tasks.ts";
 import { hasEnded, isLive, isUp, observedState, observedStatus, serviceFullName, slotName } from "../domain/tasks.ts";
 import { resolveNode, servicesOf } from "./resolve.ts";
+import { updatesOf } from "./revisions.ts";
 
 // Reads of the view in memory: no round trip to the store. Lists are in order of the names that users see.
 
@@ -63,7 +64,12 @@ export function listTasks(index: ClusterIndex, request: ListTasksRequest, nowMs:
       if (node !== undefined && task.nodeId !== node.id) return false;
       return request.all || left.has(task.id) || !hasEnded(observedState(index.view, task));
     });
-  return { tasks: chosen.sort(byPlace(index)).map((task) => taskView(index, task, left.has(task.id))), nowMs };
+  const shown = new Set(chosen.map(({ serviceId }) => serviceId));
+  return {
+    tasks: chosen.sort(byPlace(index)).map((task) => taskView(index, task, left.has(task.id))),
+    nowMs,
+    updates: updatesOf(index, services.filter(({ id }) => shown.has(id)).sort(by(serviceFullName))),
+  };
 }
 
 /** By stack, service, and slot or node; of one slot the newest first. */

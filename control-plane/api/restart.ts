@@ -1,7 +1,7 @@
 import type { RestartedService } from "../../proto/gen/embassy/v1/api.ts";
 import type { ClusterIndex } from "../domain/index.ts";
+import { nextVersion, unplacedNow } from "../domain/updates.ts";
 import type { Write } from "../store/types.ts";
-import { nextVersion } from "./plan-deploy.ts";
 import { resolveService } from "./resolve.ts";
 
 export interface RestartPlan {
@@ -15,7 +15,11 @@ export interface RestartPlan {
  */
 export function planRestart(index: ClusterIndex, words: readonly string[]): RestartPlan {
   const services = [...new Set(words.map((word) => resolveService(index, word)))];
-  const renewed = services.map((service) => ({ ...service, version: nextVersion(index, service) }));
+  const renewed = services.map((service) => ({
+    ...service,
+    version: nextVersion(index, service),
+    unplacedBefore: unplacedNow(index, service, service),
+  }));
   return {
     services: renewed.map(({ stack, spec, version }) => ({ stack, service: spec?.name ?? "", version })),
     writes: renewed.map((value): Write => {

@@ -5,6 +5,7 @@ import type { Store } from "../store/types.ts";
 import { type ControllerSettings, defaultControllerSettings } from "./deps.ts";
 import { runIpam } from "./ipam/loop.ts";
 import { runNodes } from "./nodes/loop.ts";
+import { runRevisions } from "./revisions/loop.ts";
 import { runScheduling } from "./scheduling/loop.ts";
 import { runServices } from "./services/loop.ts";
 import { runSweep } from "./sweep/loop.ts";
@@ -26,7 +27,7 @@ export interface Controllers {
 /** The leader's controllers. Their writes are fenced, so that running them while deposed does no harm. */
 export function createControllers({ settings, ...rest }: ControllersDeps): Controllers {
   const deps = { ...rest, settings: { ...defaultControllerSettings, ...settings } };
-  const loops = [runNodes, runServices, runScheduling, runIpam, runSweep];
+  const loops = [runNodes, runServices, runScheduling, runIpam, runRevisions, runSweep];
   return {
     async run(signal) {
       await Promise.all(loops.map(async (run) => await run(deps, signal)));

@@ -39,8 +39,8 @@ export class SteppedCluster extends TestCluster {
       made.push(...writes);
     };
     for (const service of this.index.view.services.values()) {
-      const { actions } = planService(this.index, service, this.nowMs);
-      await commit(writesOf(this.index, service, actions, this.nowMs, newId));
+      const plan = planService(this.index, service, this.nowMs);
+      await commit(writesOf(this.index, service, plan, this.nowMs, newId));
     }
     const { placements, unplaced } = this.feed.scheduler.schedule();
     const plan = planCommit(this.index, placements, blockPrefix);

@@ -73,7 +73,9 @@ export class ClusterIndex implements Disposable {
   readonly #tasksByService = new Grouping<Task>((task) => [task.serviceId]);
   readonly #tasksByNode = new Grouping<Task>((task) => (task.nodeId === "" ? [] : [task.nodeId]));
   readonly #servicesByStack = new Grouping<Service>((service) => [service.stack]);
-  readonly #servicesByNetwork = new Grouping<Service>((service) => Object.values(service.networkIds));
+  readonly #servicesByNetwork = new Grouping<Service>(({ networkIds, stable }) => [
+    ...new Set([...Object.values(networkIds), ...Object.values(stable?.networkIds ?? {})]),
+  ]);
   /** By those that they have an affinity to: rare, so that most cost nothing here. */
   readonly #servicesDrawnTo = new Grouping<Service>(drawnTo);
   readonly #networksByStack = new Grouping<Network>((network) => [network.stack]);
@@ -142,7 +144,7 @@ export class ClusterIndex implements Disposable {
     return pick(this.view.services, this.#servicesDrawnTo.ids(`${stack}/${name}`));
   }
 
-  /** With those that are being removed. */
+  /** With those that are being removed, and those that may go back to it. */
   servicesOfNetwork(networkId: string): Service[] {
     return pick(this.view.services, this.#servicesByNetwork.ids(networkId));
   }

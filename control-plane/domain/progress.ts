@@ -1,9 +1,10 @@
 import type { ServiceProgress, StackProgress, TaskView } from "../../proto/gen/embassy/v1/api.ts";
 import { Protocol, type PublishedPort, PublishMode } from "../../proto/gen/embassy/v1/stack.ts";
-import { NodeState, type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import { NodeState, type Service, type Task, TaskState, UpdateState } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "./index.ts";
 import { hasFailed, isComplete, isSatisfied, lastEnded, restartOf, type SeatTasks, seatsOf } from "./service-tasks.ts";
 import { isUp, observedStatus } from "./tasks.ts";
+import { goesBack } from "./updates.ts";
 
 const mostProblems = 10;
 
@@ -31,6 +32,7 @@ function isHeldBack(index: ClusterIndex, task: Task): boolean {
  * are not healthy.
  */
 export function serviceProgress(index: ClusterIndex, service: Service): ServiceProgress {
+  const status = index.view.serviceStatuses.get(service.id);
   const seats = seatsOf(index, service);
   const wanted = seats.filter((seat) => seat.wanted);
   const unsatisfied = wanted.filter((seat) => !isSatisfied(index, service, seat));
@@ -66,6 +68,13 @@ export function serviceProgress(index: ClusterIndex, service: Service): ServiceP
       stale.filter((task) => task.serviceVersion !== service.version && isUp(observedStatus(index.view, task))),
     ),
     completed: wanted.filter((seat) => isComplete(index, service, seat)).length,
+    updateState: status?.updateState ?? UpdateState.UPDATE_STATE_NONE,
+    updateMessage: status?.updateMessage ?? "",
+    rollback: service.rollback,
+    waitsOn: unsatisfied.some(({ good }) => good.some(({ waitsFor }) => waitsFor !== ""))
+      ? (service.spec?.dependsOn ?? []).flatMap((one) => (one.required ? [one.service] : []))
+      : [],
+    revertsAfterMs: goesBack(service) ? Math.max(1, service.spec?.update?.monitorMs ?? 0) : 0,
   };
 }
 
@@ -96,7 +105,7 @@ function portWarnings({ view }: ClusterIndex, service: Service): string[] {
 
 /**
  * How far a stack is from what was deployed. Services that are being removed count as old tasks, and are listed as long as
- * they have any; `removed` only once no service and no network of the stack is left.
+ * they have any; one that has gone back is not what was deployed; `removed` only once no service and no network of the stack is left.
  */
 export function stackProgress(index: ClusterIndex, stack: string): StackProgress {
   const revision = index.stack(stack)?.revision ?? 0;
@@ -105,7 +114,8 @@ export function stackProgress(index: ClusterIndex, stack: string): StackProgress
     .map((service) => ({ service, progress: serviceProgress(index, service) }))
     .sort((a, b) => (a.progress.name < b.progress.name ? -1 : 1));
   const present = progress.every(
-    ({ service, progress: { desired, running, old } }) => !service.removed && running === desired && old === 0,
+    ({ service, progress: { desired, running, old } }) =>
+      !service.removed && service.rollback === undefined && running === desired && old === 0,
   );
   return {
     revision,

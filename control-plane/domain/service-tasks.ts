@@ -1,4 +1,4 @@
-import { TaintEffect } from "../../proto/gen/embassy/v1/stack.ts";
+import { RestartCondition, TaintEffect } from "../../proto/gen/embassy/v1/stack.ts";
 import { Availability, DesiredState, type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "./index.ts";
 import { decideRestart, endedByItself, type RestartDecision } from "./restart.ts";
@@ -91,7 +91,13 @@ export function leftBehind({ wanted, good, stale, going, ended }: SeatTasks, ind
 export function isComplete(index: ClusterIndex, service: Service, seat: SeatTasks): boolean {
   const last = lastEnded(seat);
   if (last === undefined || observedState(index.view, last) !== TaskState.TASK_STATE_COMPLETE) return false;
-  return restartOf(index, service, last)?.kind === "never";
+  return mayEnd(service) && restartOf(index, service, last)?.kind === "never";
+}
+
+/** Is it done when a task ends with exit code 0? With condition `any` it is to go on for ever, however its tasks end. */
+function mayEnd(service: Service | undefined): boolean {
+  const condition = service?.spec?.restart?.condition ?? RestartCondition.RESTART_CONDITION_ANY;
+  return condition !== RestartCondition.RESTART_CONDITION_ANY;
 }
 
 /** Does the seat have what it wants: a task of the newest version that is up, or one that has done its work? */
@@ -106,5 +112,6 @@ export function isSatisfied(index: ClusterIndex, service: Service, seat: SeatTas
 /** Did the task end by itself without having done its work, as far as its seat goes? */
 export function hasFailed(index: ClusterIndex, task: Task): boolean {
   const state = observedState(index.view, task);
-  return endedByItself(state) && state !== TaskState.TASK_STATE_COMPLETE;
+  if (state === TaskState.TASK_STATE_COMPLETE) return !mayEnd(index.view.services.get(task.serviceId));
+  return endedByItself(state);
 }

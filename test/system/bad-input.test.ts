@@ -74,6 +74,65 @@ describe("bad input has one clear error and changes nothing", () => {
     await cluster.run(["rm", "noimage"]);
   });
 
+  it("an update that fails goes back by itself and ends with exit code 3; by hand the whole stack goes back", async () => {
+    const text = (content: string, command: string) =>
+      `services:
+  web:
+    image: REGISTRY/busybox:1
+    command: [sh, -c, '${command}']
+    stop_grace_period: 1s
+    configs: [page]
+    deploy: {replicas: 2, update_config: {failure_action: rollback, monitor: 2s}}
+configs: {page: {content: ${content}}}
+`;
+    const page = async () => (await cluster.run(["exec", "back_web.1", "cat", "/page"])).stdout;
+    const running = async () => (await cluster.tasks()).map(({ task, status }) => [task.id, status?.state]);
+    expect((await deploy("back", text("one", "exec sleep 1000"))).code).toBe(0);
+    const before = await running();
+    const failed = await deploy("back", text("two", "echo there is no database; exit 3"));
+    expect(failed.code).toBe(3);
+    expect(failed.stderr).toMatch(/error: web was rolled back: web\.1 failed: .*3\n {2}\| there is no database\n/);
+    expect(await page()).toBe("one");
+    expect((await running())[1]).toEqual(before[1]);
+    const ps = await cluster.run(["ps", "back"]);
+    expect(ps.stderr).toMatch(/^back_web: rolled back: web\.1 failed/);
+
+    expect((await deploy("back", text("three", "exec sleep 1001"))).code).toBe(0);
+    expect(await page()).toBe("three");
+    await cluster.run(["rollback", "back"]);
+    expect(await page()).toBe("one");
+    const { revisions } = await cluster.json<{ revisions: { revision: number; restores: number }[] }>([
+      "revisions",
+      "back",
+    ]);
+    expect(revisions.map(({ revision, restores }) => [revision, restores])).toEqual([
+      [4, 1],
+      [3, 0],
+      [2, 0],
+      [1, 0],
+    ]);
+    await cluster.run(["rm", "back"]);
+  });
+
+  it("a job that fails for good ends the deploy that waits for it, the second time too", async () => {
+    const text = `services:
+  migrate:
+    image: REGISTRY/busybox:1
+    command: [sh, -c, 'echo no such table; exit 4']
+    restart: "no"
+  web:
+    image: REGISTRY/busybox:1
+    command: [sleep, '1000']
+    depends_on: {migrate: {condition: service_completed_successfully}}
+`;
+    for (let turn = 1; turn <= 2; turn++) {
+      const result = await deploy("job", text);
+      expect(result.code).toBe(2);
+      expect(result.stderr).toMatch(/error: migrate\.1 ended .*gave up after 1 attempt\n {2}\| no such table\n/);
+    }
+    await cluster.run(["rm", "job"]);
+  });
+
   it("a published port that another stack has", async () => {
     const text =
       "services:\n  web:\n    image: REGISTRY/busybox:1\n    command: [sleep, '1000']\n    stop_grace_period: 1s\n    ports: ['8088:80']\n";

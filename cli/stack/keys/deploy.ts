@@ -39,7 +39,12 @@ function checkAttribute(attribute: string): Bad | undefined {
   return new Bad(`${JSON.stringify(attribute)} is not an attribute of a node`, hint);
 }
 
-const updateConfig = (what: string, actions: ScalarType<"continue" | "pause" | "rollback">) =>
+const UPDATE_FAILS =
+  "What follows when more tasks fail while they are watched than `max_failure_ratio` allows. `pause`: no other is replaced until those stay up. `rollback`: the service goes back to what it was when all of it last ran, as `rollback_config` says, and `deploy` ends with exit code 3. `continue`: the others are replaced all the same.";
+const ROLLBACK_FAILS =
+  "What follows when tasks fail while the service goes back. `pause`: no other is put back until those stay up. `continue`: the others are put back all the same.";
+
+const updateConfig = (what: string, explained: string, actions: ScalarType<"continue" | "pause" | "rollback">) =>
   object({
     parallelism: key(integer(0, MAX_UINT32, "a whole number, 0 for all at once"), {
       doc: `Tasks ${what} at a time; 0 is all at once.`,
@@ -48,13 +53,17 @@ const updateConfig = (what: string, actions: ScalarType<"continue" | "pause" | "
     }),
     delay: key(duration(), { doc: "Pause between one group and the next.", example: "10s", default: 0 }),
     failure_action: key(actions, {
-      doc: `What follows when a task fails while it is watched.`,
+      doc: explained,
       example: "continue",
       default: "pause",
     }),
-    monitor: key(duration(), { doc: "How long a new task is watched for failure.", example: "30s", default: 5000 }),
+    monitor: key(duration(), {
+      doc: "How long a new task is watched for failure: one that ends within that, or is never up, has failed, and so has one that fits nowhere for as long though the one before had a place.",
+      example: "30s",
+      default: 5000,
+    }),
     max_failure_ratio: key(number(0, 1, "a number from 0 to 1"), {
-      doc: "Share of tasks that may fail without action.",
+      doc: "Share of the service's tasks that may fail without action.",
       example: "0.2",
       default: 0,
     }),
@@ -216,15 +225,16 @@ export const deploy = object({
     }),
     { doc: "What happens when a task ends.", example: "{condition: on-failure}", defaultNote: "`restart`, else any" },
   ),
-  update_config: key(updateConfig("are replaced", oneOf("continue", "pause", "rollback")), {
+  update_config: key(updateConfig("are replaced", UPDATE_FAILS, oneOf("continue", "pause", "rollback")), {
     doc: "How a change of the service is rolled out.",
     example: "{parallelism: 2, order: start-first}",
   }),
   rollback_config: key(
     updateConfig(
       "are put back",
+      ROLLBACK_FAILS,
       oneOf("continue", "pause") as unknown as ScalarType<"continue" | "pause" | "rollback">,
     ),
-    { doc: "How a change is taken back.", example: "{parallelism: 0}" },
+    { doc: "How a change that failed is taken back, with `failure_action: rollback`.", example: "{parallelism: 0}" },
   ),
 });

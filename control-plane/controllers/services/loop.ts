@@ -3,9 +3,11 @@ import { ReconcileLoop } from "../../../lib/reconcile/loop.ts";
 import { DesiredState, type Service, type Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import { isGlobal } from "../../domain/scheduler-facts.ts";
+import { serviceFullName } from "../../domain/tasks.ts";
 import type { Change, Write } from "../../store/types.ts";
 import { aborted, type ControllerDeps, commitFenced, isStaleView, staleViewDelayMs } from "../deps.ts";
-import { planService, type TaskAction } from "./plan.ts";
+import { rollbackWrites } from "../update/rollback.ts";
+import { planService, type ServicePlan, type TaskAction } from "./plan.ts";
 
 const resyncIntervalMs = 30_000;
 
@@ -22,26 +24,23 @@ export async function runServices(deps: ControllerDeps, signal: AbortSignal): Pr
       const service = index.view.services.get(serviceId);
       if (service === undefined) return;
       const nowMs = clock.nowMs();
-      const { actions, wakeAtMs, updateMessage } = planService(index, service, nowMs);
+      const plan = planService(index, service, nowMs);
+      const { actions, wakeAtMs, fails } = plan;
       if (wakeAtMs !== undefined) loop.markAfter(serviceId, Math.max(1, wakeAtMs - nowMs));
-      const writes = writesOf(index, service, actions, nowMs, newId);
-      const status = index.view.serviceStatuses.get(serviceId);
-      if (status !== undefined && !service.removed && status.updateMessage !== updateMessage) {
-        writes.push({
-          table: "serviceStatuses",
-          id: serviceId,
-          value: { ...status, updateMessage },
-          ifRevision: index.view.serviceStatuses.revisionOf(serviceId),
-        });
-      }
+      const writes = writesOf(index, service, plan, nowMs, newId);
       if (writes.length === 0) return;
       for (const action of actions) log.debug("service action", { serviceId, service: service.spec?.name, ...action });
-      // The last transaction of a removal deletes the service itself, so that it cannot be expected to be unchanged.
-      const expect = service.removed
+      // What writes the service compares it; the last transaction of a removal deletes it.
+      const expect = writes.some(({ table }) => table === "services")
         ? []
         : [{ table: "services" as const, id: serviceId, revision: index.view.services.revisionOf(serviceId) }];
       try {
         await commitFenced(deps, writes, expect, stopped);
+        if (fails !== undefined) {
+          const { version, stable } = service;
+          const name = serviceFullName(service);
+          log.warn("update rolled back", { serviceId, service: name, version, to: stable?.version, why: fails.why });
+        }
       } catch (error) {
         if (!isStaleView(error)) throw error;
         loop.markAfter(serviceId, staleViewDelayMs);
@@ -108,8 +107,34 @@ function* dependents(index: ClusterIndex, provider: Service): Iterable<string> {
   }
 }
 
-/** The writes that carry out a plan; each compares what the plan read of its task. */
+/** The writes that carry out a plan; each compares what the plan read of it. */
 export function writesOf(
+  index: ClusterIndex,
+  service: Service,
+  plan: ServicePlan,
+  nowMs: number,
+  mintId: () => string,
+): Write[] {
+  if (plan.fails !== undefined) return rollbackWrites(index, service, plan.fails, nowMs);
+  const writes = taskWrites(index, service, plan.actions, nowMs, mintId);
+  const { id, version } = service;
+  const status = index.view.serviceStatuses.get(id);
+  if (status === undefined || service.removed) return writes;
+  const { updateState, updateMessage, converges } = plan;
+  if (converges || status.updateState !== updateState || status.updateMessage !== updateMessage) {
+    const convergedVersion = converges ? version : status.convergedVersion;
+    const value = { ...status, updateState, updateMessage, convergedVersion };
+    const ifRevision = index.view.serviceStatuses.revisionOf(id);
+    writes.push({ table: "serviceStatuses", id, value, ifRevision });
+  }
+  if (plan.stays) {
+    const ifRevision = index.view.services.revisionOf(id);
+    writes.push({ table: "services", id, value: { ...service, stable: undefined }, ifRevision });
+  }
+  return writes;
+}
+
+function taskWrites(
   index: ClusterIndex,
   service: Service,
   actions: readonly TaskAction[],

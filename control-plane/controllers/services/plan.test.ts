@@ -6,9 +6,11 @@ import {
   DependencyCondition,
   Link,
   Placement,
+  PublishedPort,
   Resources,
   RestartCondition,
   RestartPolicy,
+  ServiceNetwork,
   type ServiceSpec,
   UpdateFailureAction,
   UpdateOrder,
@@ -21,10 +23,12 @@ import {
   NodeState,
   type Task,
   TaskState,
+  UpdateState,
 } from "../../../proto/gen/embassy/v1/state.ts";
+import { planDeploy } from "../../api/plan-deploy.ts";
 import { stackProgress } from "../../domain/progress.ts";
 import { hasEnded, isUp, observedState, observedStatus } from "../../domain/tasks.ts";
-import { aService, aStack, replicas } from "../../domain/testing.ts";
+import { aService, aStack, replicas, testPools, testSecretDigest } from "../../domain/testing.ts";
 import { SteppedCluster } from "../testing.ts";
 import { planService } from "./plan.ts";
 
@@ -34,7 +38,8 @@ async function threeNodes(...services: ServiceSpec[]): Promise<SteppedCluster> {
   const cluster = new SteppedCluster();
   await cluster.addNodes("a", "b", "c");
   await cluster.deploy(aStack("s", services));
-  await cluster.settle();
+  // What has just started may end at once; after a second it has converged.
+  await cluster.settleFor(1);
   return cluster;
 }
 
@@ -543,7 +548,8 @@ describe("an update", () => {
       expect(upSlots(cluster)).toEqual([2]);
       expect(latest(cluster, 2).serviceVersion).toBe(2 - left);
       const { updateMessage } = planService(cluster.index, cluster.service("s", "web"), cluster.nowMs);
-      expect(updateMessage).toBe(left === 0 ? "" : "update paused, 2 of 2 to go: web.1 failed");
+      const goesOn = "updating, 1 of 2 to go: web.1 failed";
+      expect(updateMessage).toBe(left === 0 ? goesOn : "update paused, 2 of 2 to go: web.1 failed");
     });
 
     it("takes none while new slots are not up either", async () => {
@@ -564,6 +570,260 @@ describe("an update", () => {
     await cluster.settleFor(8);
     expect(cluster.running("s", "web")).toHaveLength(3);
     expect(stackProgress(cluster.index, "s").converged).toBe(true);
+  });
+});
+
+describe("an update that goes back when it fails", () => {
+  const back = (over: Partial<UpdatePolicy> = {}) =>
+    UpdatePolicy.create({
+      parallelism: 1,
+      monitorMs: 5_000,
+      failureAction: UpdateFailureAction.UPDATE_FAILURE_ACTION_ROLLBACK,
+      ...over,
+    });
+  const web = (n: number, over: Partial<ServiceSpec> = {}) =>
+    aService("web", { mode: replicas(4), container: image(`web:${n}`), update: back(), ...over });
+  const deploy = async (cluster: SteppedCluster, ...services: ServiceSpec[]) =>
+    await cluster.deploy(aStack("s", services));
+  const live = (cluster: SteppedCluster) =>
+    cluster.tasks("s", "web").filter(({ id }) => isUp(cluster.index.view.taskStatuses.get(id)));
+  const status = (cluster: SteppedCluster) =>
+    cluster.index.view.serviceStatuses.get(cluster.service("s", "web").id) ?? fail("no status");
+  const fail = (message: string): never => {
+    throw new Error(message);
+  };
+  /** Version 1 runs on three nodes, and version 2 was deployed, whose tasks crash. */
+  async function crashing(over: Partial<ServiceSpec> = {}): Promise<SteppedCluster> {
+    const cluster = await threeNodes(web(1));
+    cluster.crashingVersions.add(2);
+    await deploy(cluster, web(2, over));
+    return cluster;
+  }
+
+  it("puts back what it replaced, leaves the rest alone, and says what failed", async () => {
+    using cluster = await threeNodes(web(1));
+    const before = live(cluster).map(({ id }) => id);
+    cluster.crashingVersions.add(2);
+    await deploy(cluster, web(2));
+    let fewest = 4;
+    await cluster.settleFor(10, () => {
+      fewest = Math.min(fewest, live(cluster).length);
+    });
+    expect(fewest).toBe(3);
+    expect(live(cluster).map(({ serviceVersion }) => serviceVersion)).toEqual([1, 1, 1, 1]);
+    expect(live(cluster).filter(({ id }) => before.includes(id))).toHaveLength(3);
+    const service = cluster.service("s", "web");
+    expect(service).toMatchObject({
+      version: 1,
+      stable: undefined,
+      spec: { container: { image: "registry/web:1" } },
+      rollback: { failedVersion: 2, revision: 2, why: expect.stringMatching(/^web.1 failed: /) },
+    });
+    expect(status(cluster)).toMatchObject({
+      updateState: UpdateState.UPDATE_STATE_ROLLED_BACK,
+      updateMessage: `rolled back: ${service.rollback?.why}`,
+      convergedVersion: 1,
+    });
+    expect(cluster.index.stack("s")).toMatchObject({ revision: 2, rolledBack: ["web"], convergedAtMs: 0 });
+    // Not what was deployed.
+    expect(stackProgress(cluster.index, "s").converged).toBe(false);
+    expect(await cluster.plan()).toEqual([]);
+  });
+
+  it("does not while no more than the tolerated share fail", async () => {
+    using cluster = await crashing({ update: back({ maxFailureRatio: 1 }) });
+    await cluster.settleFor(30);
+    expect(cluster.service("s", "web")).toMatchObject({ version: 2, rollback: undefined });
+  });
+
+  it("does for tasks that fit nowhere, and for those that end with 0 though they are to go on", async () => {
+    const big = Resources.create({ reservations: { milliCpus: 64_000, memoryBytes: 0, pids: 0, generic: {} } });
+    using cluster = await threeNodes(web(1));
+    await deploy(cluster, web(2, { resources: big }));
+    await cluster.settleFor(4);
+    expect(cluster.service("s", "web").version).toBe(2);
+    expect(status(cluster).updateMessage).toMatch(/^updating, 4 of 4 to go: web.1 has no place: .*CPU/);
+    await cluster.settleFor(10);
+    expect(cluster.service("s", "web").rollback?.why).toMatch(/^web.1 has no place: .*CPU/);
+    expect(live(cluster)).toHaveLength(4);
+
+    await deploy(cluster, web(3));
+    const failed = cluster.service("s", "web").version;
+    for (let n = 0; n < 10; n++) {
+      await cluster.settle();
+      for (const task of live(cluster)) {
+        if (task.serviceVersion === failed) await cluster.report(task, TaskState.TASK_STATE_COMPLETE);
+      }
+      cluster.nowMs += 1_000;
+    }
+    await cluster.settle();
+    expect(cluster.service("s", "web").rollback).toMatchObject({ failedVersion: failed });
+    expect(live(cluster)).toHaveLength(4);
+  });
+
+  it("tries again what failed when that is deployed again, and says so", async () => {
+    using cluster = await crashing();
+    await cluster.settleFor(10);
+    const facts = { by: "t", nowMs: 0, mintId: () => "x", settings: testPools, secretDigest: testSecretDigest };
+    const again = planDeploy(cluster.index, aStack("s", [web(2)]), facts);
+    expect(again).toMatchObject({ revision: 3, updated: ["service/web"], triedAgain: ["service/web"] });
+    await deploy(cluster, web(2));
+    expect(cluster.service("s", "web")).toMatchObject({ version: 3, rollback: undefined, stable: { version: 1 } });
+    await cluster.settleFor(20);
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    expect(status(cluster)).toMatchObject({ updateState: UpdateState.UPDATE_STATE_NONE, convergedVersion: 3 });
+    expect(cluster.service("s", "web").stable).toBeUndefined();
+    expect(planDeploy(cluster.index, aStack("s", [web(2)]), facts)).toMatchObject({ writes: [], triedAgain: [] });
+  });
+
+  it("tries again also in the middle of going back", async () => {
+    using cluster = await crashing({ update: back({ parallelism: 4 }), rollback: back({ delayMs: 60_000 }) });
+    await cluster.settleFor(3);
+    cluster.frozen = true;
+    await cluster.settle();
+    expect(cluster.service("s", "web")).toMatchObject({ version: 1, rollback: { failedVersion: 2 } });
+    await deploy(cluster, web(2));
+    expect(cluster.service("s", "web").version).toBe(3);
+    cluster.frozen = false;
+    await cluster.settleFor(30);
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+  });
+
+  it("goes back as its rollback_config says, and not as the update went", async () => {
+    const startFirst = back({ order: UpdateOrder.UPDATE_ORDER_START_FIRST, parallelism: 2 });
+    using cluster = await threeNodes(web(1));
+    await deploy(cluster, web(2, { update: back({ parallelism: 4 }), rollback: startFirst }));
+    await cluster.settle();
+    expect(live(cluster).map(({ serviceVersion }) => serviceVersion)).toEqual([2, 2, 2, 2]);
+    const [first] = live(cluster);
+    if (first !== undefined) await cluster.report(first, TaskState.TASK_STATE_FAILED);
+    let fewest = 4;
+    await cluster.settleFor(20, () => {
+      fewest = Math.min(fewest, live(cluster).length);
+    });
+    expect(fewest).toBe(3);
+    expect(live(cluster).map(({ serviceVersion }) => serviceVersion)).toEqual([1, 1, 1, 1]);
+    expect(status(cluster).updateState).toBe(UpdateState.UPDATE_STATE_ROLLED_BACK);
+  });
+
+  it.each([
+    [UpdateFailureAction.UPDATE_FAILURE_ACTION_PAUSE, UpdateState.UPDATE_STATE_ROLLBACK_PAUSED],
+    [UpdateFailureAction.UPDATE_FAILURE_ACTION_ROLLBACK, UpdateState.UPDATE_STATE_ROLLBACK_PAUSED],
+    [UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE, UpdateState.UPDATE_STATE_ROLLING_BACK],
+  ])("whose rollback fails as well goes nowhere else: action %i ends in state %i", async (failureAction, state) => {
+    using cluster = await crashing({ update: back({ parallelism: 2 }), rollback: back({ failureAction }) });
+    cluster.crashing.add("web");
+    for (let n = 0; n < 20; n++) {
+      await cluster.settle();
+      cluster.nowMs += 500;
+    }
+    expect(status(cluster).updateState).toBe(state);
+    expect(cluster.service("s", "web")).toMatchObject({ version: 1, rollback: { failedVersion: 2 } });
+    // Once it stays up, it ends where it was to.
+    cluster.crashing.clear();
+    await cluster.settleFor(90);
+    expect(status(cluster).updateState).toBe(UpdateState.UPDATE_STATE_ROLLED_BACK);
+    expect(live(cluster)).toHaveLength(4);
+  });
+
+  it("pauses when there is nothing to go back to, and leaves alone what fails long after", async () => {
+    using cluster = new SteppedCluster();
+    await cluster.addNodes("a", "b", "c");
+    cluster.crashingVersions.add(1).add(2);
+    await deploy(cluster, web(1));
+    await cluster.settleFor(3);
+    await deploy(cluster, web(2));
+    await cluster.settleFor(10);
+    expect(cluster.service("s", "web")).toMatchObject({ version: 2, stable: undefined, rollback: undefined });
+    cluster.crashingVersions.clear();
+    await deploy(cluster, web(3));
+    await cluster.settleFor(60);
+    expect(status(cluster).convergedVersion).toBe(3);
+    await deploy(cluster, web(4));
+    await cluster.settleFor(20);
+    cluster.crashingVersions.add(4);
+    await cluster.settleFor(20);
+    expect(cluster.service("s", "web")).toMatchObject({ version: 4, rollback: undefined });
+  });
+
+  it("gives the service its networks, addresses and ports back", async () => {
+    const on = (...networks: string[]) => networks.map((network) => ServiceNetwork.create({ network }));
+    const ports = [PublishedPort.create({ target: 80, published: 8_080 }), PublishedPort.create({ target: 81 })];
+    using cluster = await threeNodes(web(1, { networks: on("back", "default"), ports }));
+    const had = status(cluster);
+    const networks = cluster.service("s", "web").networkIds;
+    cluster.crashingVersions.add(2);
+    await deploy(cluster, web(2));
+    expect(status(cluster).ports).toEqual([]);
+    // Nobody else gets them meanwhile.
+    const other = aStack("t", [aService("x", { ports: [PublishedPort.create({ target: 1, published: 8_080 })] })]);
+    await expect(cluster.deploy(other)).rejects.toThrow("port 8080/tcp is taken by s_web");
+    await cluster.settleFor(10);
+    expect(cluster.service("s", "web").networkIds).toEqual(networks);
+    expect(cluster.index.view.networks.get(networks["back"] ?? "")?.removed).toBe(false);
+    expect(status(cluster)).toMatchObject({ vips: had.vips, ports: had.ports });
+    // The file has no such network: once what it says works, that is gone.
+    cluster.crashingVersions.clear();
+    await deploy(cluster, web(2));
+    await cluster.settleFor(30);
+    expect([...cluster.index.view.networks.values()].map(({ spec }) => spec?.name)).toEqual(["default"]);
+  });
+
+  it("leaves a port to the service of the stack that has it now", async () => {
+    const ports = [PublishedPort.create({ target: 80, published: 8_080 })];
+    using cluster = await threeNodes(web(1, { ports }));
+    cluster.crashingVersions.add(2);
+    await deploy(cluster, web(2), aService("proxy", { ports }));
+    await cluster.settleFor(10);
+    expect(cluster.service("s", "web").rollback).toBeDefined();
+    expect(status(cluster).ports).toEqual([]);
+  });
+});
+
+describe("a slot that fits nowhere", () => {
+  const onePerNode = Placement.create({ maxReplicasPerNode: 1 });
+  const version = (n: number, over: Partial<ServiceSpec> = {}) =>
+    aService("web", { mode: replicas(4), placement: onePerNode, container: image(`web:${n}`), ...over });
+  const upVersions = (cluster: SteppedCluster) =>
+    cluster
+      .tasks("s", "web")
+      .flatMap((task) => (isUp(cluster.index.view.taskStatuses.get(task.id)) ? [task.serviceVersion] : []));
+
+  it("and had no place before either holds no update", async () => {
+    using cluster = await threeNodes(version(1));
+    await cluster.deploy(aStack("s", [version(2)]));
+    await cluster.settleFor(20);
+    expect(upVersions(cluster)).toEqual([2, 2, 2]);
+    await cluster.deploy(aStack("s", [version(3)]));
+    await cluster.settleFor(20);
+    expect(upVersions(cluster)).toEqual([3, 3, 3]);
+  });
+
+  it("since its node was drained holds no update", async () => {
+    using cluster = await threeNodes(version(1, { mode: replicas(3) }));
+    await cluster.drain("a");
+    await cluster.settle();
+    await cluster.deploy(aStack("s", [version(2, { mode: replicas(3) })]));
+    await cluster.settleFor(20);
+    expect(upVersions(cluster)).toEqual([2, 2]);
+    await cluster.setAvailability("a", Availability.AVAILABILITY_ACTIVE);
+    await cluster.settleFor(20);
+    expect(upVersions(cluster)).toEqual([2, 2, 2]);
+  });
+
+  it("since an update took its place holds that one, and each that follows, which says which slot and why", async () => {
+    const big = Resources.create({ reservations: { milliCpus: 64_000, memoryBytes: 0, pids: 0, generic: {} } });
+    using cluster = await threeNodes(version(1, { mode: replicas(3) }));
+    for (const n of [2, 3, 4]) {
+      await cluster.deploy(aStack("s", [version(n, { mode: replicas(3), resources: big })]));
+      await cluster.settleFor(20);
+      expect(upVersions(cluster)).toEqual([1, 1]);
+      const { updateMessage } = planService(cluster.index, cluster.service("s", "web"), cluster.nowMs);
+      expect(updateMessage).toMatch(/^update paused, 3 of 3 to go: web.1 has no place: /);
+    }
+    await cluster.deploy(aStack("s", [version(5, { mode: replicas(3) })]));
+    await cluster.settleFor(20);
+    expect(upVersions(cluster)).toEqual([5, 5, 5]);
   });
 });
 
@@ -699,6 +959,7 @@ type Step =
       readonly startFirst: boolean;
       readonly parallelism: number;
       readonly monitorMs: number;
+      readonly failureAction: UpdateFailureAction;
     }
   | { readonly kind: "node"; readonly id: string; readonly to: "up" | "down" | "silent" | "active" | "drain" | "pause" }
   | { readonly kind: "crash"; readonly pick: number }
@@ -711,6 +972,7 @@ const steps: fc.Arbitrary<Step> = fc.oneof(
     startFirst: fc.boolean(),
     parallelism: fc.integer({ min: 0, max: 3 }),
     monitorMs: fc.constantFrom(0, 5_000),
+    failureAction: fc.constantFrom<UpdateFailureAction>(0, 1, 2),
   }),
   fc.record({
     kind: fc.constant("node" as const),
@@ -746,8 +1008,8 @@ describe("whatever happens", () => {
             await deploy();
           } else if (step.kind === "update") {
             version++;
-            const { parallelism, monitorMs } = step;
-            update = UpdatePolicy.create({ parallelism, monitorMs, order: step.startFirst ? 1 : 0 });
+            const { parallelism, monitorMs, failureAction } = step;
+            update = UpdatePolicy.create({ parallelism, monitorMs, failureAction, order: step.startFirst ? 1 : 0 });
             await deploy();
           } else if (step.kind === "node") {
             if (step.to === "up") await cluster.setNode(step.id, NodeState.NODE_STATE_READY);
@@ -770,11 +1032,25 @@ describe("whatever happens", () => {
           await cluster.setAvailability(id, Availability.AVAILABILITY_ACTIVE);
         }
         // Far enough for every restart delay, and often enough for every batch.
-        for (let n = 0; n < 10; n++) {
+        const rest = async () => {
+          for (let n = 0; n < 10; n++) {
+            await cluster.settle();
+            cluster.nowMs += 120_000;
+          }
           await cluster.settle();
-          cluster.nowMs += 120_000;
+        };
+        await rest();
+        if (cluster.service("s", "web").rollback !== undefined) {
+          const { converged, services } = stackProgress(cluster.index, "s");
+          expect({ converged, running: services[0]?.running, old: services[0]?.old }).toEqual({
+            converged: false,
+            running: services[0]?.desired,
+            old: 0,
+          });
+          // Nothing fails any more, so that it works when it is tried again.
+          await deploy();
+          await rest();
         }
-        await cluster.settle();
         expect(stackProgress(cluster.index, "s")).toMatchObject({
           converged: true,
           services: [{ desired: count, running: count, old: 0 }],

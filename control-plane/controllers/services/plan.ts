@@ -1,12 +1,19 @@
 import { UpdateOrder } from "../../../proto/gen/embassy/v1/stack.ts";
-import { DesiredState, type Service, type Task, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
+import {
+  DesiredState,
+  type Service,
+  type Task,
+  TaskState,
+  type UpdateState,
+} from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import { decideRestart } from "../../domain/restart.ts";
 import type { Seat } from "../../domain/seats.ts";
 import { isDrained, lastEnded, type SeatTasks, seatsOf } from "../../domain/service-tasks.ts";
 import { isUp, observedState, observedStatus } from "../../domain/tasks.ts";
+import { updatePolicyOf } from "../../domain/updates.ts";
 import { type Gate, optionalWaitMs, planGate } from "../gate/plan.ts";
-import { planUpdate } from "../update/plan.ts";
+import { planConvergence, planUpdate, type UpdateFailure } from "../update/plan.ts";
 
 export type TaskAction =
   | {
@@ -30,8 +37,14 @@ export interface ServicePlan {
   readonly actions: readonly TaskAction[];
   /** When to plan again although nothing has changed; undefined: no need. */
   readonly wakeAtMs: number | undefined;
-  /** For ServiceStatus.update_message. */
+  readonly updateState: UpdateState;
   readonly updateMessage: string;
+  /** The service is to go back to its stable version first; there are no actions. */
+  readonly fails: UpdateFailure | undefined;
+  /** It has converged at its version, which its status does not say yet. */
+  readonly converges: boolean;
+  /** It has stayed so for `monitor`: it goes back to nothing any more. */
+  readonly stays: boolean;
 }
 
 /** Ended tasks kept of a slot, and of a slot that is no longer wanted. */
@@ -47,6 +60,8 @@ export function planService(index: ClusterIndex, service: Service, nowMs: number
   const seats = seatsOf(index, service);
   const tasks = index.tasksOfService(service.id);
   const update = planUpdate(index, service, seats, nowMs);
+  const told = { updateState: update.state, updateMessage: update.message, fails: update.fails };
+  if (update.fails !== undefined) return { actions: [], wakeAtMs: undefined, ...told, converges: false, stays: false };
   const gate = planGate(index, service, tasks);
   const mayUpdate = new Set([...update.seats, ...nextMove(service, seats)]);
   const planner = new SeatPlanner(index, service, gate, { mayUpdate, mayStop: update.stops }, nowMs);
@@ -56,7 +71,9 @@ export function planService(index: ClusterIndex, service: Service, nowMs: number
   if (service.removed && !running) {
     planner.actions.push({ kind: "forget-service", why: "it was removed and its last task has ended" });
   }
-  return { actions: planner.actions, wakeAtMs: planner.wakeAtMs, updateMessage: update.message };
+  const { converges, stays, wakeAtMs } = planConvergence(index, service, seats, nowMs);
+  planner.wakeAt(wakeAtMs);
+  return { actions: planner.actions, wakeAtMs: planner.wakeAtMs, ...told, converges, stays };
 }
 
 /** Is it replaced for no reason but to spread its service? */
@@ -196,7 +213,7 @@ class SeatPlanner {
     }
     const predecessor = stale ?? seat.going.at(-1);
     const startFirst =
-      this.#service.spec?.update?.order === UpdateOrder.UPDATE_ORDER_START_FIRST ||
+      updatePolicyOf(this.#service).order === UpdateOrder.UPDATE_ORDER_START_FIRST ||
       (stale !== undefined && isMoving(this.#service, stale) && !isDrained(this.#index, stale));
     const waits = predecessor !== undefined && !(startFirst && stale !== undefined);
     const gated = this.#gate.waitsFor !== "";

@@ -30,9 +30,11 @@ export async function runSweep(deps: ControllerDeps, signal: AbortSignal): Promi
     },
   });
   using _ = index.subscribe((changes) => {
-    for (const { table, after } of changes) {
-      const removal = after === undefined && (table === "services" || table === "tasks" || table === "nodes");
-      if (removal || (table === "networks" && after?.removed)) loop.markAfter(onlyKey, settleMs);
+    for (const change of changes) {
+      const { table, after } = change;
+      const removal = after === undefined && ["services", "tasks", "nodes", "stacks"].includes(table);
+      const settled = table === "services" && change.before?.stable !== undefined && change.after?.stable === undefined;
+      if (removal || settled || (table === "networks" && after?.removed)) loop.markAfter(onlyKey, settleMs);
     }
   });
   loop.markAll();

@@ -3,7 +3,7 @@ import type { Write } from "../../store/types.ts";
 
 /**
  * What nobody refers to any more: networks that were removed and have no service, with their blocks; blocks without a
- * network; configs and secrets that no service and no task names; statuses without what they are of. In that order.
+ * network; configs and secrets that no service, no task and no revision that is kept names; statuses without what they are of. In that order.
  */
 export function planSweep(index: ClusterIndex): Write[] {
   const { view } = index;
@@ -25,6 +25,12 @@ export function planSweep(index: ClusterIndex): Write[] {
   };
   for (const service of view.services.values()) name(service.blobDigests);
   for (const task of view.tasks.values()) name(task.blobDigests);
+  // A revision that is kept can be brought back, and a service goes back to what is stable.
+  for (const service of view.services.values()) name(service.stable?.blobDigests ?? {});
+  for (const { spec } of view.stacks.values()) {
+    for (const { content } of spec?.configs ?? []) named.add(`config/${Buffer.from(content).toString("hex")}`);
+    for (const { content } of spec?.secrets ?? []) named.add(`secret/${Buffer.from(content).toString("hex")}`);
+  }
   for (const [id] of view.blobs.entries()) {
     if (!named.has(id)) writes.push({ table: "blobs", id, value: undefined, ifRevision: view.blobs.revisionOf(id) });
   }

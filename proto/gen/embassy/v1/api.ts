@@ -34,11 +34,15 @@ import {
   Network,
   NodeSpec,
   NodeStatus,
+  Rollback,
   Service,
   ServiceStatus,
   Taint,
   Task,
   TaskStatus,
+  UpdateState,
+  updateStateFromJSON,
+  updateStateToJSON,
   VolumeHome,
 } from "./state.ts";
 
@@ -103,6 +107,54 @@ export interface DeployResponse {
   updated: string[];
   removed: string[];
   unchanged: string[];
+  /** "service/web": of those updated, those that an earlier update failed to make as they are declared now */
+  triedAgain: string[];
+}
+
+export interface RollbackStackRequest {
+  stack: string;
+  /** 0: the one before the newest, or before the one that the newest brought back */
+  revision: number;
+}
+
+export interface RollbackStackResponse {
+  /** the revision that it is like */
+  restored: number;
+  deployed: DeployResponse | undefined;
+}
+
+export interface ListRevisionsRequest {
+  stack: string;
+}
+
+export interface ListRevisionsResponse {
+  revisions: RevisionView[];
+}
+
+export interface RevisionView {
+  revision: number;
+  deployedAtMs: number;
+  deployedBy: string;
+  /** revision that it brought back; 0: none */
+  restores: number;
+  /** 0: never, or not yet */
+  convergedAtMs: number;
+  /** services that went back by themselves */
+  rolledBack: string[];
+  /** of the newest: what is under way or has failed */
+  updates: ServiceUpdate[];
+  /** "service/web", "config/page": what differs from the revision before that is kept */
+  changed: string[];
+  newest: boolean;
+}
+
+/** How the update of a service goes. */
+export interface ServiceUpdate {
+  stack: string;
+  /** its name within the stack */
+  service: string;
+  state: UpdateState;
+  message: string;
 }
 
 export interface RemoveStackRequest {
@@ -176,7 +228,7 @@ export interface StackProgress {
   /** of the stack; 0: it does not exist (any more) */
   revision: number;
   services: ServiceProgress[];
-  /** every service has what it wants, of the newest version, and nothing old is left */
+  /** every service has what was declared, of the newest version, and nothing old is left */
   converged: boolean;
   /** nothing of it is left: streams end after this */
   removed: boolean;
@@ -202,6 +254,16 @@ export interface ServiceProgress {
   oldRunning: number;
   /** the newest */
   version: number;
+  updateState: UpdateState;
+  updateMessage: string;
+  /** set: it is not as it was declared, since an update failed */
+  rollback:
+    | Rollback
+    | undefined;
+  /** Set: an update that fails goes back by itself, after no more than this; until then a failure is not the last word. */
+  revertsAfterMs: number;
+  /** services that it cannot start without, while a task of it waits for any of them */
+  waitsOn: string[];
 }
 
 export interface ListStacksRequest {
@@ -257,6 +319,8 @@ export interface ListTasksResponse {
   tasks: TaskView[];
   /** the control plane's clock */
   nowMs: number;
+  /** of the services of those tasks: what is under way or has failed */
+  updates: ServiceUpdate[];
 }
 
 export interface TaskView {
@@ -646,7 +710,7 @@ export const DeployRequest: MessageFns<DeployRequest> = {
 };
 
 function createBaseDeployResponse(): DeployResponse {
-  return { revision: 0, created: [], updated: [], removed: [], unchanged: [] };
+  return { revision: 0, created: [], updated: [], removed: [], unchanged: [], triedAgain: [] };
 }
 
 export const DeployResponse: MessageFns<DeployResponse> = {
@@ -665,6 +729,9 @@ export const DeployResponse: MessageFns<DeployResponse> = {
     }
     for (const v of message.unchanged) {
       writer.uint32(42).string(v!);
+    }
+    for (const v of message.triedAgain) {
+      writer.uint32(50).string(v!);
     }
     return writer;
   },
@@ -722,6 +789,14 @@ export const DeployResponse: MessageFns<DeployResponse> = {
             message.unchanged.push(reader.string());
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.triedAgain.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -743,6 +818,11 @@ export const DeployResponse: MessageFns<DeployResponse> = {
       unchanged: globalThis.Array.isArray(object?.unchanged)
         ? object.unchanged.map((e: any) => globalThis.String(e))
         : [],
+      triedAgain: globalThis.Array.isArray(object?.triedAgain)
+        ? object.triedAgain.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.tried_again)
+        ? object.tried_again.map((e: any) => globalThis.String(e))
+        : [],
     };
   },
 
@@ -763,6 +843,9 @@ export const DeployResponse: MessageFns<DeployResponse> = {
     if (message.unchanged?.length) {
       obj.unchanged = message.unchanged;
     }
+    if (message.triedAgain?.length) {
+      obj.triedAgain = message.triedAgain;
+    }
     return obj;
   },
 
@@ -776,6 +859,659 @@ export const DeployResponse: MessageFns<DeployResponse> = {
     message.updated = object.updated?.map((e) => e) || [];
     message.removed = object.removed?.map((e) => e) || [];
     message.unchanged = object.unchanged?.map((e) => e) || [];
+    message.triedAgain = object.triedAgain?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseRollbackStackRequest(): RollbackStackRequest {
+  return { stack: "", revision: 0 };
+}
+
+export const RollbackStackRequest: MessageFns<RollbackStackRequest> = {
+  encode(message: RollbackStackRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.stack !== "") {
+      writer.uint32(10).string(message.stack);
+    }
+    if (message.revision !== 0) {
+      writer.uint32(16).int64(message.revision);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RollbackStackRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRollbackStackRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.stack = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.revision = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RollbackStackRequest {
+    return {
+      stack: isSet(object.stack) ? globalThis.String(object.stack) : "",
+      revision: isSet(object.revision) ? globalThis.Number(object.revision) : 0,
+    };
+  },
+
+  toJSON(message: RollbackStackRequest): unknown {
+    const obj: any = {};
+    if (message.stack !== undefined) {
+      obj.stack = message.stack;
+    }
+    if (message.revision !== undefined) {
+      obj.revision = Math.round(message.revision);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RollbackStackRequest>): RollbackStackRequest {
+    return RollbackStackRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RollbackStackRequest>): RollbackStackRequest {
+    const message = createBaseRollbackStackRequest();
+    message.stack = object.stack ?? "";
+    message.revision = object.revision ?? 0;
+    return message;
+  },
+};
+
+function createBaseRollbackStackResponse(): RollbackStackResponse {
+  return { restored: 0, deployed: undefined };
+}
+
+export const RollbackStackResponse: MessageFns<RollbackStackResponse> = {
+  encode(message: RollbackStackResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.restored !== 0) {
+      writer.uint32(8).int64(message.restored);
+    }
+    if (message.deployed !== undefined) {
+      DeployResponse.encode(message.deployed, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RollbackStackResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRollbackStackResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.restored = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.deployed = DeployResponse.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RollbackStackResponse {
+    return {
+      restored: isSet(object.restored) ? globalThis.Number(object.restored) : 0,
+      deployed: isSet(object.deployed) ? DeployResponse.fromJSON(object.deployed) : undefined,
+    };
+  },
+
+  toJSON(message: RollbackStackResponse): unknown {
+    const obj: any = {};
+    if (message.restored !== undefined) {
+      obj.restored = Math.round(message.restored);
+    }
+    if (message.deployed !== undefined) {
+      obj.deployed = DeployResponse.toJSON(message.deployed);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RollbackStackResponse>): RollbackStackResponse {
+    return RollbackStackResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RollbackStackResponse>): RollbackStackResponse {
+    const message = createBaseRollbackStackResponse();
+    message.restored = object.restored ?? 0;
+    message.deployed = (object.deployed !== undefined && object.deployed !== null)
+      ? DeployResponse.fromPartial(object.deployed)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseListRevisionsRequest(): ListRevisionsRequest {
+  return { stack: "" };
+}
+
+export const ListRevisionsRequest: MessageFns<ListRevisionsRequest> = {
+  encode(message: ListRevisionsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.stack !== "") {
+      writer.uint32(10).string(message.stack);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListRevisionsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListRevisionsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.stack = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ListRevisionsRequest {
+    return { stack: isSet(object.stack) ? globalThis.String(object.stack) : "" };
+  },
+
+  toJSON(message: ListRevisionsRequest): unknown {
+    const obj: any = {};
+    if (message.stack !== undefined) {
+      obj.stack = message.stack;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ListRevisionsRequest>): ListRevisionsRequest {
+    return ListRevisionsRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListRevisionsRequest>): ListRevisionsRequest {
+    const message = createBaseListRevisionsRequest();
+    message.stack = object.stack ?? "";
+    return message;
+  },
+};
+
+function createBaseListRevisionsResponse(): ListRevisionsResponse {
+  return { revisions: [] };
+}
+
+export const ListRevisionsResponse: MessageFns<ListRevisionsResponse> = {
+  encode(message: ListRevisionsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.revisions) {
+      RevisionView.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListRevisionsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListRevisionsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.revisions.push(RevisionView.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ListRevisionsResponse {
+    return {
+      revisions: globalThis.Array.isArray(object?.revisions)
+        ? object.revisions.map((e: any) => RevisionView.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: ListRevisionsResponse): unknown {
+    const obj: any = {};
+    if (message.revisions?.length) {
+      obj.revisions = message.revisions.map((e) => RevisionView.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ListRevisionsResponse>): ListRevisionsResponse {
+    return ListRevisionsResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListRevisionsResponse>): ListRevisionsResponse {
+    const message = createBaseListRevisionsResponse();
+    message.revisions = object.revisions?.map((e) => RevisionView.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseRevisionView(): RevisionView {
+  return {
+    revision: 0,
+    deployedAtMs: 0,
+    deployedBy: "",
+    restores: 0,
+    convergedAtMs: 0,
+    rolledBack: [],
+    updates: [],
+    changed: [],
+    newest: false,
+  };
+}
+
+export const RevisionView: MessageFns<RevisionView> = {
+  encode(message: RevisionView, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.revision !== 0) {
+      writer.uint32(8).int64(message.revision);
+    }
+    if (message.deployedAtMs !== 0) {
+      writer.uint32(16).int64(message.deployedAtMs);
+    }
+    if (message.deployedBy !== "") {
+      writer.uint32(26).string(message.deployedBy);
+    }
+    if (message.restores !== 0) {
+      writer.uint32(32).int64(message.restores);
+    }
+    if (message.convergedAtMs !== 0) {
+      writer.uint32(40).int64(message.convergedAtMs);
+    }
+    for (const v of message.rolledBack) {
+      writer.uint32(50).string(v!);
+    }
+    for (const v of message.updates) {
+      ServiceUpdate.encode(v!, writer.uint32(58).fork()).join();
+    }
+    for (const v of message.changed) {
+      writer.uint32(66).string(v!);
+    }
+    if (message.newest !== false) {
+      writer.uint32(72).bool(message.newest);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RevisionView {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRevisionView();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.revision = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.deployedAtMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.deployedBy = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.restores = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.convergedAtMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.rolledBack.push(reader.string());
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.updates.push(ServiceUpdate.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.changed.push(reader.string());
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.newest = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): RevisionView {
+    return {
+      revision: isSet(object.revision) ? globalThis.Number(object.revision) : 0,
+      deployedAtMs: isSet(object.deployedAtMs)
+        ? globalThis.Number(object.deployedAtMs)
+        : isSet(object.deployed_at_ms)
+        ? globalThis.Number(object.deployed_at_ms)
+        : 0,
+      deployedBy: isSet(object.deployedBy)
+        ? globalThis.String(object.deployedBy)
+        : isSet(object.deployed_by)
+        ? globalThis.String(object.deployed_by)
+        : "",
+      restores: isSet(object.restores) ? globalThis.Number(object.restores) : 0,
+      convergedAtMs: isSet(object.convergedAtMs)
+        ? globalThis.Number(object.convergedAtMs)
+        : isSet(object.converged_at_ms)
+        ? globalThis.Number(object.converged_at_ms)
+        : 0,
+      rolledBack: globalThis.Array.isArray(object?.rolledBack)
+        ? object.rolledBack.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.rolled_back)
+        ? object.rolled_back.map((e: any) => globalThis.String(e))
+        : [],
+      updates: globalThis.Array.isArray(object?.updates)
+        ? object.updates.map((e: any) => ServiceUpdate.fromJSON(e))
+        : [],
+      changed: globalThis.Array.isArray(object?.changed) ? object.changed.map((e: any) => globalThis.String(e)) : [],
+      newest: isSet(object.newest) ? globalThis.Boolean(object.newest) : false,
+    };
+  },
+
+  toJSON(message: RevisionView): unknown {
+    const obj: any = {};
+    if (message.revision !== undefined) {
+      obj.revision = Math.round(message.revision);
+    }
+    if (message.deployedAtMs !== undefined) {
+      obj.deployedAtMs = Math.round(message.deployedAtMs);
+    }
+    if (message.deployedBy !== undefined) {
+      obj.deployedBy = message.deployedBy;
+    }
+    if (message.restores !== undefined) {
+      obj.restores = Math.round(message.restores);
+    }
+    if (message.convergedAtMs !== undefined) {
+      obj.convergedAtMs = Math.round(message.convergedAtMs);
+    }
+    if (message.rolledBack?.length) {
+      obj.rolledBack = message.rolledBack;
+    }
+    if (message.updates?.length) {
+      obj.updates = message.updates.map((e) => ServiceUpdate.toJSON(e));
+    }
+    if (message.changed?.length) {
+      obj.changed = message.changed;
+    }
+    if (message.newest !== undefined) {
+      obj.newest = message.newest;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<RevisionView>): RevisionView {
+    return RevisionView.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RevisionView>): RevisionView {
+    const message = createBaseRevisionView();
+    message.revision = object.revision ?? 0;
+    message.deployedAtMs = object.deployedAtMs ?? 0;
+    message.deployedBy = object.deployedBy ?? "";
+    message.restores = object.restores ?? 0;
+    message.convergedAtMs = object.convergedAtMs ?? 0;
+    message.rolledBack = object.rolledBack?.map((e) => e) || [];
+    message.updates = object.updates?.map((e) => ServiceUpdate.fromPartial(e)) || [];
+    message.changed = object.changed?.map((e) => e) || [];
+    message.newest = object.newest ?? false;
+    return message;
+  },
+};
+
+function createBaseServiceUpdate(): ServiceUpdate {
+  return { stack: "", service: "", state: 0, message: "" };
+}
+
+export const ServiceUpdate: MessageFns<ServiceUpdate> = {
+  encode(message: ServiceUpdate, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.stack !== "") {
+      writer.uint32(10).string(message.stack);
+    }
+    if (message.service !== "") {
+      writer.uint32(18).string(message.service);
+    }
+    if (message.state !== 0) {
+      writer.uint32(24).int32(message.state);
+    }
+    if (message.message !== "") {
+      writer.uint32(34).string(message.message);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ServiceUpdate {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseServiceUpdate();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.stack = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.service = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.state = reader.int32() as any;
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.message = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ServiceUpdate {
+    return {
+      stack: isSet(object.stack) ? globalThis.String(object.stack) : "",
+      service: isSet(object.service) ? globalThis.String(object.service) : "",
+      state: isSet(object.state) ? updateStateFromJSON(object.state) : 0,
+      message: isSet(object.message) ? globalThis.String(object.message) : "",
+    };
+  },
+
+  toJSON(message: ServiceUpdate): unknown {
+    const obj: any = {};
+    if (message.stack !== undefined) {
+      obj.stack = message.stack;
+    }
+    if (message.service !== undefined) {
+      obj.service = message.service;
+    }
+    if (message.state !== undefined) {
+      obj.state = updateStateToJSON(message.state);
+    }
+    if (message.message !== undefined) {
+      obj.message = message.message;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ServiceUpdate>): ServiceUpdate {
+    return ServiceUpdate.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ServiceUpdate>): ServiceUpdate {
+    const message = createBaseServiceUpdate();
+    message.stack = object.stack ?? "";
+    message.service = object.service ?? "";
+    message.state = object.state ?? 0;
+    message.message = object.message ?? "";
     return message;
   },
 };
@@ -1864,7 +2600,21 @@ export const StackProgress: MessageFns<StackProgress> = {
 };
 
 function createBaseServiceProgress(): ServiceProgress {
-  return { name: "", desired: 0, running: 0, old: 0, problems: [], completed: 0, oldRunning: 0, version: 0 };
+  return {
+    name: "",
+    desired: 0,
+    running: 0,
+    old: 0,
+    problems: [],
+    completed: 0,
+    oldRunning: 0,
+    version: 0,
+    updateState: 0,
+    updateMessage: "",
+    rollback: undefined,
+    revertsAfterMs: 0,
+    waitsOn: [],
+  };
 }
 
 export const ServiceProgress: MessageFns<ServiceProgress> = {
@@ -1892,6 +2642,21 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     }
     if (message.version !== 0) {
       writer.uint32(64).int64(message.version);
+    }
+    if (message.updateState !== 0) {
+      writer.uint32(72).int32(message.updateState);
+    }
+    if (message.updateMessage !== "") {
+      writer.uint32(82).string(message.updateMessage);
+    }
+    if (message.rollback !== undefined) {
+      Rollback.encode(message.rollback, writer.uint32(90).fork()).join();
+    }
+    if (message.revertsAfterMs !== 0) {
+      writer.uint32(96).int64(message.revertsAfterMs);
+    }
+    for (const v of message.waitsOn) {
+      writer.uint32(106).string(v!);
     }
     return writer;
   },
@@ -1973,6 +2738,46 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
             message.version = longToNumber(reader.int64());
             continue;
           }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.updateState = reader.int32() as any;
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.updateMessage = reader.string();
+            continue;
+          }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.rollback = Rollback.decode(reader, reader.uint32());
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.revertsAfterMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 13: {
+            if (tag !== 106) {
+              break;
+            }
+
+            message.waitsOn.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1999,6 +2804,27 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
         ? globalThis.Number(object.old_running)
         : 0,
       version: isSet(object.version) ? globalThis.Number(object.version) : 0,
+      updateState: isSet(object.updateState)
+        ? updateStateFromJSON(object.updateState)
+        : isSet(object.update_state)
+        ? updateStateFromJSON(object.update_state)
+        : 0,
+      updateMessage: isSet(object.updateMessage)
+        ? globalThis.String(object.updateMessage)
+        : isSet(object.update_message)
+        ? globalThis.String(object.update_message)
+        : "",
+      rollback: isSet(object.rollback) ? Rollback.fromJSON(object.rollback) : undefined,
+      revertsAfterMs: isSet(object.revertsAfterMs)
+        ? globalThis.Number(object.revertsAfterMs)
+        : isSet(object.reverts_after_ms)
+        ? globalThis.Number(object.reverts_after_ms)
+        : 0,
+      waitsOn: globalThis.Array.isArray(object?.waitsOn)
+        ? object.waitsOn.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.waits_on)
+        ? object.waits_on.map((e: any) => globalThis.String(e))
+        : [],
     };
   },
 
@@ -2028,6 +2854,21 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     if (message.version !== undefined) {
       obj.version = Math.round(message.version);
     }
+    if (message.updateState !== undefined) {
+      obj.updateState = updateStateToJSON(message.updateState);
+    }
+    if (message.updateMessage !== undefined) {
+      obj.updateMessage = message.updateMessage;
+    }
+    if (message.rollback !== undefined) {
+      obj.rollback = Rollback.toJSON(message.rollback);
+    }
+    if (message.revertsAfterMs !== undefined) {
+      obj.revertsAfterMs = Math.round(message.revertsAfterMs);
+    }
+    if (message.waitsOn?.length) {
+      obj.waitsOn = message.waitsOn;
+    }
     return obj;
   },
 
@@ -2044,6 +2885,13 @@ export const ServiceProgress: MessageFns<ServiceProgress> = {
     message.completed = object.completed ?? 0;
     message.oldRunning = object.oldRunning ?? 0;
     message.version = object.version ?? 0;
+    message.updateState = object.updateState ?? 0;
+    message.updateMessage = object.updateMessage ?? "";
+    message.rollback = (object.rollback !== undefined && object.rollback !== null)
+      ? Rollback.fromPartial(object.rollback)
+      : undefined;
+    message.revertsAfterMs = object.revertsAfterMs ?? 0;
+    message.waitsOn = object.waitsOn?.map((e) => e) || [];
     return message;
   },
 };
@@ -2719,7 +3567,7 @@ export const ListTasksRequest: MessageFns<ListTasksRequest> = {
 };
 
 function createBaseListTasksResponse(): ListTasksResponse {
-  return { tasks: [], nowMs: 0 };
+  return { tasks: [], nowMs: 0, updates: [] };
 }
 
 export const ListTasksResponse: MessageFns<ListTasksResponse> = {
@@ -2729,6 +3577,9 @@ export const ListTasksResponse: MessageFns<ListTasksResponse> = {
     }
     if (message.nowMs !== 0) {
       writer.uint32(16).int64(message.nowMs);
+    }
+    for (const v of message.updates) {
+      ServiceUpdate.encode(v!, writer.uint32(26).fork()).join();
     }
     return writer;
   },
@@ -2762,6 +3613,14 @@ export const ListTasksResponse: MessageFns<ListTasksResponse> = {
             message.nowMs = longToNumber(reader.int64());
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.updates.push(ServiceUpdate.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2782,6 +3641,9 @@ export const ListTasksResponse: MessageFns<ListTasksResponse> = {
         : isSet(object.now_ms)
         ? globalThis.Number(object.now_ms)
         : 0,
+      updates: globalThis.Array.isArray(object?.updates)
+        ? object.updates.map((e: any) => ServiceUpdate.fromJSON(e))
+        : [],
     };
   },
 
@@ -2793,6 +3655,9 @@ export const ListTasksResponse: MessageFns<ListTasksResponse> = {
     if (message.nowMs !== undefined) {
       obj.nowMs = Math.round(message.nowMs);
     }
+    if (message.updates?.length) {
+      obj.updates = message.updates.map((e) => ServiceUpdate.toJSON(e));
+    }
     return obj;
   },
 
@@ -2803,6 +3668,7 @@ export const ListTasksResponse: MessageFns<ListTasksResponse> = {
     const message = createBaseListTasksResponse();
     message.tasks = object.tasks?.map((e) => TaskView.fromPartial(e)) || [];
     message.nowMs = object.nowMs ?? 0;
+    message.updates = object.updates?.map((e) => ServiceUpdate.fromPartial(e)) || [];
     return message;
   },
 };
@@ -7432,6 +8298,30 @@ export const ClusterService = {
     responseSerialize: (value: DeployResponse): Buffer => Buffer.from(DeployResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): DeployResponse => DeployResponse.decode(value),
   },
+  /**
+   * Brings the whole stack back to what an earlier revision was, as a new revision and one transaction like a deploy.
+   * Errors: not-found (a revision that is not kept), conflict (as Deploy).
+   */
+  rollbackStack: {
+    path: "/embassy.v1.Cluster/RollbackStack" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RollbackStackRequest): Buffer => Buffer.from(RollbackStackRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RollbackStackRequest => RollbackStackRequest.decode(value),
+    responseSerialize: (value: RollbackStackResponse): Buffer =>
+      Buffer.from(RollbackStackResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RollbackStackResponse => RollbackStackResponse.decode(value),
+  },
+  listRevisions: {
+    path: "/embassy.v1.Cluster/ListRevisions" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: ListRevisionsRequest): Buffer => Buffer.from(ListRevisionsRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ListRevisionsRequest => ListRevisionsRequest.decode(value),
+    responseSerialize: (value: ListRevisionsResponse): Buffer =>
+      Buffer.from(ListRevisionsResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): ListRevisionsResponse => ListRevisionsResponse.decode(value),
+  },
   removeStack: {
     path: "/embassy.v1.Cluster/RemoveStack" as const,
     requestStream: false as const,
@@ -7644,6 +8534,12 @@ export interface ClusterServer extends UntypedServiceImplementation {
    * stack came first, or a published port is taken).
    */
   deploy: handleUnaryCall<DeployRequest, DeployResponse>;
+  /**
+   * Brings the whole stack back to what an earlier revision was, as a new revision and one transaction like a deploy.
+   * Errors: not-found (a revision that is not kept), conflict (as Deploy).
+   */
+  rollbackStack: handleUnaryCall<RollbackStackRequest, RollbackStackResponse>;
+  listRevisions: handleUnaryCall<ListRevisionsRequest, ListRevisionsResponse>;
   removeStack: handleUnaryCall<RemoveStackRequest, RemoveStackResponse>;
   scaleService: handleUnaryCall<ScaleServiceRequest, ScaleServiceResponse>;
   /**
@@ -7699,6 +8595,40 @@ export interface ClusterClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: DeployResponse) => void,
+  ): ClientUnaryCall;
+  /**
+   * Brings the whole stack back to what an earlier revision was, as a new revision and one transaction like a deploy.
+   * Errors: not-found (a revision that is not kept), conflict (as Deploy).
+   */
+  rollbackStack(
+    request: RollbackStackRequest,
+    callback: (error: ServiceError | null, response: RollbackStackResponse) => void,
+  ): ClientUnaryCall;
+  rollbackStack(
+    request: RollbackStackRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RollbackStackResponse) => void,
+  ): ClientUnaryCall;
+  rollbackStack(
+    request: RollbackStackRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RollbackStackResponse) => void,
+  ): ClientUnaryCall;
+  listRevisions(
+    request: ListRevisionsRequest,
+    callback: (error: ServiceError | null, response: ListRevisionsResponse) => void,
+  ): ClientUnaryCall;
+  listRevisions(
+    request: ListRevisionsRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: ListRevisionsResponse) => void,
+  ): ClientUnaryCall;
+  listRevisions(
+    request: ListRevisionsRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: ListRevisionsResponse) => void,
   ): ClientUnaryCall;
   removeStack(
     request: RemoveStackRequest,

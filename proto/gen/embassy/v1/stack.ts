@@ -302,6 +302,8 @@ export const UpdateFailureAction = {
   /** UPDATE_FAILURE_ACTION_PAUSE - no further task is replaced until those that failed stay up, or another version comes */
   UPDATE_FAILURE_ACTION_PAUSE: 0,
   UPDATE_FAILURE_ACTION_CONTINUE: 1,
+  /** UPDATE_FAILURE_ACTION_ROLLBACK - the service goes back to the version at which it last had converged. Of a rollback: as PAUSE */
+  UPDATE_FAILURE_ACTION_ROLLBACK: 2,
 } as const;
 
 export type UpdateFailureAction = typeof UpdateFailureAction[keyof typeof UpdateFailureAction];
@@ -309,6 +311,7 @@ export type UpdateFailureAction = typeof UpdateFailureAction[keyof typeof Update
 export namespace UpdateFailureAction {
   export type UPDATE_FAILURE_ACTION_PAUSE = typeof UpdateFailureAction.UPDATE_FAILURE_ACTION_PAUSE;
   export type UPDATE_FAILURE_ACTION_CONTINUE = typeof UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE;
+  export type UPDATE_FAILURE_ACTION_ROLLBACK = typeof UpdateFailureAction.UPDATE_FAILURE_ACTION_ROLLBACK;
 }
 
 export function updateFailureActionFromJSON(object: any): UpdateFailureAction {
@@ -319,6 +322,9 @@ export function updateFailureActionFromJSON(object: any): UpdateFailureAction {
     case 1:
     case "UPDATE_FAILURE_ACTION_CONTINUE":
       return UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE;
+    case 2:
+    case "UPDATE_FAILURE_ACTION_ROLLBACK":
+      return UpdateFailureAction.UPDATE_FAILURE_ACTION_ROLLBACK;
     default:
       throw new globalThis.Error("Unrecognized enum value " + object + " for enum UpdateFailureAction");
   }
@@ -330,6 +336,8 @@ export function updateFailureActionToJSON(object: UpdateFailureAction): string {
       return "UPDATE_FAILURE_ACTION_PAUSE";
     case UpdateFailureAction.UPDATE_FAILURE_ACTION_CONTINUE:
       return "UPDATE_FAILURE_ACTION_CONTINUE";
+    case UpdateFailureAction.UPDATE_FAILURE_ACTION_ROLLBACK:
+      return "UPDATE_FAILURE_ACTION_ROLLBACK";
     default:
       throw new globalThis.Error("Unrecognized enum value " + object + " for enum UpdateFailureAction");
   }
@@ -549,6 +557,8 @@ export interface ServiceSpec {
   endpointMode: EndpointMode;
   /** not empty: at most one task; the name is an alias on its networks */
   containerName: string;
+  /** how tasks are put back when an update has failed */
+  rollback: UpdatePolicy | undefined;
 }
 
 export interface ServiceSpec_LabelsEntry {
@@ -1523,6 +1533,7 @@ function createBaseServiceSpec(): ServiceSpec {
     labels: {},
     endpointMode: 0,
     containerName: "",
+    rollback: undefined,
   };
 }
 
@@ -1577,6 +1588,9 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
     }
     if (message.containerName !== "") {
       writer.uint32(130).string(message.containerName);
+    }
+    if (message.rollback !== undefined) {
+      UpdatePolicy.encode(message.rollback, writer.uint32(138).fork()).join();
     }
     return writer;
   },
@@ -1725,6 +1739,14 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
             message.containerName = reader.string();
             continue;
           }
+          case 17: {
+            if (tag !== 138) {
+              break;
+            }
+
+            message.rollback = UpdatePolicy.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1785,6 +1807,7 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
         : isSet(object.container_name)
         ? globalThis.String(object.container_name)
         : "",
+      rollback: isSet(object.rollback) ? UpdatePolicy.fromJSON(object.rollback) : undefined,
     };
   },
 
@@ -1843,6 +1866,9 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
     if (message.containerName !== undefined) {
       obj.containerName = message.containerName;
     }
+    if (message.rollback !== undefined) {
+      obj.rollback = UpdatePolicy.toJSON(message.rollback);
+    }
     return obj;
   },
 
@@ -1897,6 +1923,9 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
     );
     message.endpointMode = object.endpointMode ?? 0;
     message.containerName = object.containerName ?? "";
+    message.rollback = (object.rollback !== undefined && object.rollback !== null)
+      ? UpdatePolicy.fromPartial(object.rollback)
+      : undefined;
     return message;
   },
 };

@@ -17,11 +17,81 @@ import {
   TaintEffect,
   taintEffectFromJSON,
   taintEffectToJSON,
+  UpdatePolicy,
 } from "./stack.ts";
 
 export const protobufPackage = "embassy.v1";
 
 export const protobufFileName = "embassy/v1/state.proto";
+
+export const UpdateState = {
+  /** UPDATE_STATE_NONE - nothing is replaced by another version, and none failed */
+  UPDATE_STATE_NONE: 0,
+  UPDATE_STATE_UPDATING: 1,
+  /** UPDATE_STATE_PAUSED - too many failed: no other slot begins until those stay up, or the service is deployed again */
+  UPDATE_STATE_PAUSED: 2,
+  /** UPDATE_STATE_ROLLING_BACK - too many failed: the service goes back to its last version that had converged */
+  UPDATE_STATE_ROLLING_BACK: 3,
+  /** UPDATE_STATE_ROLLBACK_PAUSED - and too many failed at that */
+  UPDATE_STATE_ROLLBACK_PAUSED: 4,
+  /** UPDATE_STATE_ROLLED_BACK - it has gone back, and stays so until it is deployed again */
+  UPDATE_STATE_ROLLED_BACK: 5,
+} as const;
+
+export type UpdateState = typeof UpdateState[keyof typeof UpdateState];
+
+export namespace UpdateState {
+  export type UPDATE_STATE_NONE = typeof UpdateState.UPDATE_STATE_NONE;
+  export type UPDATE_STATE_UPDATING = typeof UpdateState.UPDATE_STATE_UPDATING;
+  export type UPDATE_STATE_PAUSED = typeof UpdateState.UPDATE_STATE_PAUSED;
+  export type UPDATE_STATE_ROLLING_BACK = typeof UpdateState.UPDATE_STATE_ROLLING_BACK;
+  export type UPDATE_STATE_ROLLBACK_PAUSED = typeof UpdateState.UPDATE_STATE_ROLLBACK_PAUSED;
+  export type UPDATE_STATE_ROLLED_BACK = typeof UpdateState.UPDATE_STATE_ROLLED_BACK;
+}
+
+export function updateStateFromJSON(object: any): UpdateState {
+  switch (object) {
+    case 0:
+    case "UPDATE_STATE_NONE":
+      return UpdateState.UPDATE_STATE_NONE;
+    case 1:
+    case "UPDATE_STATE_UPDATING":
+      return UpdateState.UPDATE_STATE_UPDATING;
+    case 2:
+    case "UPDATE_STATE_PAUSED":
+      return UpdateState.UPDATE_STATE_PAUSED;
+    case 3:
+    case "UPDATE_STATE_ROLLING_BACK":
+      return UpdateState.UPDATE_STATE_ROLLING_BACK;
+    case 4:
+    case "UPDATE_STATE_ROLLBACK_PAUSED":
+      return UpdateState.UPDATE_STATE_ROLLBACK_PAUSED;
+    case 5:
+    case "UPDATE_STATE_ROLLED_BACK":
+      return UpdateState.UPDATE_STATE_ROLLED_BACK;
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum UpdateState");
+  }
+}
+
+export function updateStateToJSON(object: UpdateState): string {
+  switch (object) {
+    case UpdateState.UPDATE_STATE_NONE:
+      return "UPDATE_STATE_NONE";
+    case UpdateState.UPDATE_STATE_UPDATING:
+      return "UPDATE_STATE_UPDATING";
+    case UpdateState.UPDATE_STATE_PAUSED:
+      return "UPDATE_STATE_PAUSED";
+    case UpdateState.UPDATE_STATE_ROLLING_BACK:
+      return "UPDATE_STATE_ROLLING_BACK";
+    case UpdateState.UPDATE_STATE_ROLLBACK_PAUSED:
+      return "UPDATE_STATE_ROLLBACK_PAUSED";
+    case UpdateState.UPDATE_STATE_ROLLED_BACK:
+      return "UPDATE_STATE_ROLLED_BACK";
+    default:
+      throw new globalThis.Error("Unrecognized enum value " + object + " for enum UpdateState");
+  }
+}
 
 export const Availability = {
   AVAILABILITY_ACTIVE: 0,
@@ -380,6 +450,12 @@ export interface StackRecord {
   deployedAtMs: number;
   /** common name of the certificate */
   deployedBy: string;
+  /** revision that it brought back; 0: it was deployed from a file */
+  restores: number;
+  /** when it first had all that it wants; 0: not while it was the newest. By the leader */
+  convergedAtMs: number;
+  /** services whose update failed and that went back by themselves. By the leader */
+  rolledBack: string[];
 }
 
 /** spec/services/<id> */
@@ -400,6 +476,16 @@ export interface Service {
   removed: boolean;
   /** ids of tasks that are to be replaced, to spread the service evenly; those that ended count no more */
   moving: string[];
+  /** as it was when it last had converged; set until it has again, and stayed so for `monitor` */
+  stable:
+    | ServiceVersion
+    | undefined;
+  /** set: an update of it failed, and it is as it was before, until it is deployed again */
+  rollback:
+    | Rollback
+    | undefined;
+  /** slots that had no place when the update to this version began: as many hold it up no more */
+  unplacedBefore: number;
 }
 
 export interface Service_NetworkIdsEntry {
@@ -412,15 +498,53 @@ export interface Service_BlobDigestsEntry {
   value: string;
 }
 
-/** status/services/<id>: addresses and ports written by the deploy that declares the service, the message by the leader */
+/** What a service goes back to when an update fails. */
+export interface ServiceVersion {
+  version: number;
+  spec: ServiceSpec | undefined;
+  networkIds: { [key: string]: string };
+  blobDigests: { [key: string]: string };
+  /** as given; kept from other stacks meanwhile */
+  ports: PublishedPort[];
+}
+
+export interface ServiceVersion_NetworkIdsEntry {
+  key: string;
+  value: string;
+}
+
+export interface ServiceVersion_BlobDigestsEntry {
+  key: string;
+  value: string;
+}
+
+export interface Rollback {
+  /** that it went back to */
+  version: number;
+  failedVersion: number;
+  /** of the stack, that failed */
+  revision: number;
+  /** "web.1 failed: exited with code 1" */
+  why: string;
+  /** of the task that failed */
+  taskId: string;
+  atMs: number;
+  /** how its tasks are put back */
+  policy: UpdatePolicy | undefined;
+}
+
+/** status/services/<id>: addresses and ports written by the deploy that declares the service, the rest by the leader */
 export interface ServiceStatus {
   serviceId: string;
   /** network id -> virtual address, stable for the life of the service */
   vips: { [key: string]: string };
   /** as given, with published ports filled in */
   ports: PublishedPort[];
-  /** progress of a rolling update; empty when none is under way */
+  /** the state in words, with what is left and which slots hold it; empty when there is none */
   updateMessage: string;
+  updateState: UpdateState;
+  /** at which each slot last had what it wants, and nothing old was left */
+  convergedVersion: number;
 }
 
 export interface ServiceStatus_VipsEntry {
@@ -679,7 +803,15 @@ export interface Member {
 }
 
 function createBaseStackRecord(): StackRecord {
-  return { spec: undefined, revision: 0, deployedAtMs: 0, deployedBy: "" };
+  return {
+    spec: undefined,
+    revision: 0,
+    deployedAtMs: 0,
+    deployedBy: "",
+    restores: 0,
+    convergedAtMs: 0,
+    rolledBack: [],
+  };
 }
 
 export const StackRecord: MessageFns<StackRecord> = {
@@ -695,6 +827,15 @@ export const StackRecord: MessageFns<StackRecord> = {
     }
     if (message.deployedBy !== "") {
       writer.uint32(34).string(message.deployedBy);
+    }
+    if (message.restores !== 0) {
+      writer.uint32(40).int64(message.restores);
+    }
+    if (message.convergedAtMs !== 0) {
+      writer.uint32(48).int64(message.convergedAtMs);
+    }
+    for (const v of message.rolledBack) {
+      writer.uint32(58).string(v!);
     }
     return writer;
   },
@@ -744,6 +885,30 @@ export const StackRecord: MessageFns<StackRecord> = {
             message.deployedBy = reader.string();
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.restores = longToNumber(reader.int64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.convergedAtMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.rolledBack.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -770,6 +935,17 @@ export const StackRecord: MessageFns<StackRecord> = {
         : isSet(object.deployed_by)
         ? globalThis.String(object.deployed_by)
         : "",
+      restores: isSet(object.restores) ? globalThis.Number(object.restores) : 0,
+      convergedAtMs: isSet(object.convergedAtMs)
+        ? globalThis.Number(object.convergedAtMs)
+        : isSet(object.converged_at_ms)
+        ? globalThis.Number(object.converged_at_ms)
+        : 0,
+      rolledBack: globalThis.Array.isArray(object?.rolledBack)
+        ? object.rolledBack.map((e: any) => globalThis.String(e))
+        : globalThis.Array.isArray(object?.rolled_back)
+        ? object.rolled_back.map((e: any) => globalThis.String(e))
+        : [],
     };
   },
 
@@ -787,6 +963,15 @@ export const StackRecord: MessageFns<StackRecord> = {
     if (message.deployedBy !== undefined) {
       obj.deployedBy = message.deployedBy;
     }
+    if (message.restores !== undefined) {
+      obj.restores = Math.round(message.restores);
+    }
+    if (message.convergedAtMs !== undefined) {
+      obj.convergedAtMs = Math.round(message.convergedAtMs);
+    }
+    if (message.rolledBack?.length) {
+      obj.rolledBack = message.rolledBack;
+    }
     return obj;
   },
 
@@ -799,6 +984,9 @@ export const StackRecord: MessageFns<StackRecord> = {
     message.revision = object.revision ?? 0;
     message.deployedAtMs = object.deployedAtMs ?? 0;
     message.deployedBy = object.deployedBy ?? "";
+    message.restores = object.restores ?? 0;
+    message.convergedAtMs = object.convergedAtMs ?? 0;
+    message.rolledBack = object.rolledBack?.map((e) => e) || [];
     return message;
   },
 };
@@ -814,6 +1002,9 @@ function createBaseService(): Service {
     createdAtMs: 0,
     removed: false,
     moving: [],
+    stable: undefined,
+    rollback: undefined,
+    unplacedBefore: 0,
   };
 }
 
@@ -845,6 +1036,15 @@ export const Service: MessageFns<Service> = {
     }
     for (const v of message.moving) {
       writer.uint32(74).string(v!);
+    }
+    if (message.stable !== undefined) {
+      ServiceVersion.encode(message.stable, writer.uint32(82).fork()).join();
+    }
+    if (message.rollback !== undefined) {
+      Rollback.encode(message.rollback, writer.uint32(90).fork()).join();
+    }
+    if (message.unplacedBefore !== 0) {
+      writer.uint32(96).uint32(message.unplacedBefore);
     }
     return writer;
   },
@@ -940,6 +1140,30 @@ export const Service: MessageFns<Service> = {
             message.moving.push(reader.string());
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.stable = ServiceVersion.decode(reader, reader.uint32());
+            continue;
+          }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.rollback = Rollback.decode(reader, reader.uint32());
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.unplacedBefore = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1021,6 +1245,13 @@ export const Service: MessageFns<Service> = {
       moving: globalThis.Array.isArray(object?.moving)
         ? object.moving.map((e: any) => globalThis.String(e))
         : [],
+      stable: isSet(object.stable) ? ServiceVersion.fromJSON(object.stable) : undefined,
+      rollback: isSet(object.rollback) ? Rollback.fromJSON(object.rollback) : undefined,
+      unplacedBefore: isSet(object.unplacedBefore)
+        ? globalThis.Number(object.unplacedBefore)
+        : isSet(object.unplaced_before)
+        ? globalThis.Number(object.unplaced_before)
+        : 0,
     };
   },
 
@@ -1065,6 +1296,15 @@ export const Service: MessageFns<Service> = {
     if (message.moving?.length) {
       obj.moving = message.moving;
     }
+    if (message.stable !== undefined) {
+      obj.stable = ServiceVersion.toJSON(message.stable);
+    }
+    if (message.rollback !== undefined) {
+      obj.rollback = Rollback.toJSON(message.rollback);
+    }
+    if (message.unplacedBefore !== undefined) {
+      obj.unplacedBefore = Math.round(message.unplacedBefore);
+    }
     return obj;
   },
 
@@ -1100,6 +1340,13 @@ export const Service: MessageFns<Service> = {
     message.createdAtMs = object.createdAtMs ?? 0;
     message.removed = object.removed ?? false;
     message.moving = object.moving?.map((e) => e) || [];
+    message.stable = (object.stable !== undefined && object.stable !== null)
+      ? ServiceVersion.fromPartial(object.stable)
+      : undefined;
+    message.rollback = (object.rollback !== undefined && object.rollback !== null)
+      ? Rollback.fromPartial(object.rollback)
+      : undefined;
+    message.unplacedBefore = object.unplacedBefore ?? 0;
     return message;
   },
 };
@@ -1274,8 +1521,578 @@ export const Service_BlobDigestsEntry: MessageFns<Service_BlobDigestsEntry> = {
   },
 };
 
+function createBaseServiceVersion(): ServiceVersion {
+  return { version: 0, spec: undefined, networkIds: {}, blobDigests: {}, ports: [] };
+}
+
+export const ServiceVersion: MessageFns<ServiceVersion> = {
+  encode(message: ServiceVersion, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.version !== 0) {
+      writer.uint32(8).int64(message.version);
+    }
+    if (message.spec !== undefined) {
+      ServiceSpec.encode(message.spec, writer.uint32(18).fork()).join();
+    }
+    globalThis.Object.entries(message.networkIds).forEach(([key, value]: [string, string]) => {
+      ServiceVersion_NetworkIdsEntry.encode({ key: key as any, value }, writer.uint32(26).fork()).join();
+    });
+    globalThis.Object.entries(message.blobDigests).forEach(([key, value]: [string, string]) => {
+      ServiceVersion_BlobDigestsEntry.encode({ key: key as any, value }, writer.uint32(34).fork()).join();
+    });
+    for (const v of message.ports) {
+      PublishedPort.encode(v!, writer.uint32(42).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ServiceVersion {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseServiceVersion();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.version = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.spec = ServiceSpec.decode(reader, reader.uint32());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            const entry3 = ServiceVersion_NetworkIdsEntry.decode(reader, reader.uint32());
+            if (entry3.value !== undefined) {
+              message.networkIds[entry3.key] = entry3.value;
+            }
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            const entry4 = ServiceVersion_BlobDigestsEntry.decode(reader, reader.uint32());
+            if (entry4.value !== undefined) {
+              message.blobDigests[entry4.key] = entry4.value;
+            }
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.ports.push(PublishedPort.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ServiceVersion {
+    return {
+      version: isSet(object.version) ? globalThis.Number(object.version) : 0,
+      spec: isSet(object.spec) ? ServiceSpec.fromJSON(object.spec) : undefined,
+      networkIds: isObject(object.networkIds)
+        ? (globalThis.Object.entries(object.networkIds) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : isObject(object.network_ids)
+        ? (globalThis.Object.entries(object.network_ids) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      blobDigests: isObject(object.blobDigests)
+        ? (globalThis.Object.entries(object.blobDigests) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : isObject(object.blob_digests)
+        ? (globalThis.Object.entries(object.blob_digests) as [string, any][]).reduce(
+          (acc: { [key: string]: string }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.String(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+      ports: globalThis.Array.isArray(object?.ports) ? object.ports.map((e: any) => PublishedPort.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: ServiceVersion): unknown {
+    const obj: any = {};
+    if (message.version !== undefined) {
+      obj.version = Math.round(message.version);
+    }
+    if (message.spec !== undefined) {
+      obj.spec = ServiceSpec.toJSON(message.spec);
+    }
+    if (message.networkIds) {
+      const entries = globalThis.Object.entries(message.networkIds) as [string, string][];
+      if (entries.length > 0) {
+        obj.networkIds = {};
+        entries.forEach(([k, v]) => {
+          obj.networkIds[k] = v;
+        });
+      }
+    }
+    if (message.blobDigests) {
+      const entries = globalThis.Object.entries(message.blobDigests) as [string, string][];
+      if (entries.length > 0) {
+        obj.blobDigests = {};
+        entries.forEach(([k, v]) => {
+          obj.blobDigests[k] = v;
+        });
+      }
+    }
+    if (message.ports?.length) {
+      obj.ports = message.ports.map((e) => PublishedPort.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ServiceVersion>): ServiceVersion {
+    return ServiceVersion.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ServiceVersion>): ServiceVersion {
+    const message = createBaseServiceVersion();
+    message.version = object.version ?? 0;
+    message.spec = (object.spec !== undefined && object.spec !== null)
+      ? ServiceSpec.fromPartial(object.spec)
+      : undefined;
+    message.networkIds = (globalThis.Object.entries(object.networkIds ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.blobDigests = (globalThis.Object.entries(object.blobDigests ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    message.ports = object.ports?.map((e) => PublishedPort.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseServiceVersion_NetworkIdsEntry(): ServiceVersion_NetworkIdsEntry {
+  return { key: "", value: "" };
+}
+
+export const ServiceVersion_NetworkIdsEntry: MessageFns<ServiceVersion_NetworkIdsEntry> = {
+  encode(message: ServiceVersion_NetworkIdsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ServiceVersion_NetworkIdsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseServiceVersion_NetworkIdsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ServiceVersion_NetworkIdsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.String(object.value) : "",
+    };
+  },
+
+  toJSON(message: ServiceVersion_NetworkIdsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== undefined) {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = message.value;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ServiceVersion_NetworkIdsEntry>): ServiceVersion_NetworkIdsEntry {
+    return ServiceVersion_NetworkIdsEntry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ServiceVersion_NetworkIdsEntry>): ServiceVersion_NetworkIdsEntry {
+    const message = createBaseServiceVersion_NetworkIdsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseServiceVersion_BlobDigestsEntry(): ServiceVersion_BlobDigestsEntry {
+  return { key: "", value: "" };
+}
+
+export const ServiceVersion_BlobDigestsEntry: MessageFns<ServiceVersion_BlobDigestsEntry> = {
+  encode(message: ServiceVersion_BlobDigestsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ServiceVersion_BlobDigestsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseServiceVersion_BlobDigestsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ServiceVersion_BlobDigestsEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.String(object.value) : "",
+    };
+  },
+
+  toJSON(message: ServiceVersion_BlobDigestsEntry): unknown {
+    const obj: any = {};
+    if (message.key !== undefined) {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = message.value;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ServiceVersion_BlobDigestsEntry>): ServiceVersion_BlobDigestsEntry {
+    return ServiceVersion_BlobDigestsEntry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ServiceVersion_BlobDigestsEntry>): ServiceVersion_BlobDigestsEntry {
+    const message = createBaseServiceVersion_BlobDigestsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseRollback(): Rollback {
+  return { version: 0, failedVersion: 0, revision: 0, why: "", taskId: "", atMs: 0, policy: undefined };
+}
+
+export const Rollback: MessageFns<Rollback> = {
+  encode(message: Rollback, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.version !== 0) {
+      writer.uint32(8).int64(message.version);
+    }
+    if (message.failedVersion !== 0) {
+      writer.uint32(16).int64(message.failedVersion);
+    }
+    if (message.revision !== 0) {
+      writer.uint32(24).int64(message.revision);
+    }
+    if (message.why !== "") {
+      writer.uint32(34).string(message.why);
+    }
+    if (message.taskId !== "") {
+      writer.uint32(42).string(message.taskId);
+    }
+    if (message.atMs !== 0) {
+      writer.uint32(48).int64(message.atMs);
+    }
+    if (message.policy !== undefined) {
+      UpdatePolicy.encode(message.policy, writer.uint32(58).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Rollback {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRollback();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.version = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.failedVersion = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.revision = longToNumber(reader.int64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.taskId = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.atMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.policy = UpdatePolicy.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Rollback {
+    return {
+      version: isSet(object.version) ? globalThis.Number(object.version) : 0,
+      failedVersion: isSet(object.failedVersion)
+        ? globalThis.Number(object.failedVersion)
+        : isSet(object.failed_version)
+        ? globalThis.Number(object.failed_version)
+        : 0,
+      revision: isSet(object.revision) ? globalThis.Number(object.revision) : 0,
+      why: isSet(object.why) ? globalThis.String(object.why) : "",
+      taskId: isSet(object.taskId)
+        ? globalThis.String(object.taskId)
+        : isSet(object.task_id)
+        ? globalThis.String(object.task_id)
+        : "",
+      atMs: isSet(object.atMs)
+        ? globalThis.Number(object.atMs)
+        : isSet(object.at_ms)
+        ? globalThis.Number(object.at_ms)
+        : 0,
+      policy: isSet(object.policy) ? UpdatePolicy.fromJSON(object.policy) : undefined,
+    };
+  },
+
+  toJSON(message: Rollback): unknown {
+    const obj: any = {};
+    if (message.version !== undefined) {
+      obj.version = Math.round(message.version);
+    }
+    if (message.failedVersion !== undefined) {
+      obj.failedVersion = Math.round(message.failedVersion);
+    }
+    if (message.revision !== undefined) {
+      obj.revision = Math.round(message.revision);
+    }
+    if (message.why !== undefined) {
+      obj.why = message.why;
+    }
+    if (message.taskId !== undefined) {
+      obj.taskId = message.taskId;
+    }
+    if (message.atMs !== undefined) {
+      obj.atMs = Math.round(message.atMs);
+    }
+    if (message.policy !== undefined) {
+      obj.policy = UpdatePolicy.toJSON(message.policy);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<Rollback>): Rollback {
+    return Rollback.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Rollback>): Rollback {
+    const message = createBaseRollback();
+    message.version = object.version ?? 0;
+    message.failedVersion = object.failedVersion ?? 0;
+    message.revision = object.revision ?? 0;
+    message.why = object.why ?? "";
+    message.taskId = object.taskId ?? "";
+    message.atMs = object.atMs ?? 0;
+    message.policy = (object.policy !== undefined && object.policy !== null)
+      ? UpdatePolicy.fromPartial(object.policy)
+      : undefined;
+    return message;
+  },
+};
+
 function createBaseServiceStatus(): ServiceStatus {
-  return { serviceId: "", vips: {}, ports: [], updateMessage: "" };
+  return { serviceId: "", vips: {}, ports: [], updateMessage: "", updateState: 0, convergedVersion: 0 };
 }
 
 export const ServiceStatus: MessageFns<ServiceStatus> = {
@@ -1291,6 +2108,12 @@ export const ServiceStatus: MessageFns<ServiceStatus> = {
     }
     if (message.updateMessage !== "") {
       writer.uint32(34).string(message.updateMessage);
+    }
+    if (message.updateState !== 0) {
+      writer.uint32(40).int32(message.updateState);
+    }
+    if (message.convergedVersion !== 0) {
+      writer.uint32(48).int64(message.convergedVersion);
     }
     return writer;
   },
@@ -1343,6 +2166,22 @@ export const ServiceStatus: MessageFns<ServiceStatus> = {
             message.updateMessage = reader.string();
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.updateState = reader.int32() as any;
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.convergedVersion = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1382,6 +2221,16 @@ export const ServiceStatus: MessageFns<ServiceStatus> = {
         : isSet(object.update_message)
         ? globalThis.String(object.update_message)
         : "",
+      updateState: isSet(object.updateState)
+        ? updateStateFromJSON(object.updateState)
+        : isSet(object.update_state)
+        ? updateStateFromJSON(object.update_state)
+        : 0,
+      convergedVersion: isSet(object.convergedVersion)
+        ? globalThis.Number(object.convergedVersion)
+        : isSet(object.converged_version)
+        ? globalThis.Number(object.converged_version)
+        : 0,
     };
   },
 
@@ -1405,6 +2254,12 @@ export const ServiceStatus: MessageFns<ServiceStatus> = {
     if (message.updateMessage !== undefined) {
       obj.updateMessage = message.updateMessage;
     }
+    if (message.updateState !== undefined) {
+      obj.updateState = updateStateToJSON(message.updateState);
+    }
+    if (message.convergedVersion !== undefined) {
+      obj.convergedVersion = Math.round(message.convergedVersion);
+    }
     return obj;
   },
 
@@ -1425,6 +2280,8 @@ export const ServiceStatus: MessageFns<ServiceStatus> = {
     );
     message.ports = object.ports?.map((e) => PublishedPort.fromPartial(e)) || [];
     message.updateMessage = object.updateMessage ?? "";
+    message.updateState = object.updateState ?? 0;
+    message.convergedVersion = object.convergedVersion ?? 0;
     return message;
   },
 };

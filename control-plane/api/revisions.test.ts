@@ -1,0 +1,165 @@
+import { describe, expect, it } from "vitest";
+import {
+  BlobMount,
+  BlobSpec,
+  ContainerSpec,
+  Link,
+  NetworkSpec,
+  ServiceNetwork,
+  type StackSpec,
+} from "../../proto/gen/embassy/v1/stack.ts";
+import { planRevision } from "../controllers/revisions/plan.ts";
+import { SteppedCluster } from "../controllers/testing.ts";
+import { aService, aStack, replicas, testPools, testSecretDigest } from "../domain/testing.ts";
+import { planDeploy } from "./plan-deploy.ts";
+import { keptRevision, listRevisions } from "./revisions.ts";
+
+const on = (...networks: string[]) => networks.map((network) => ServiceNetwork.create({ network }));
+
+/** Web mounts a config and a secret; each revision differs in everything a stack has. */
+function stack(n: number): StackSpec {
+  const container = ContainerSpec.create({
+    image: `registry/web:${n}`,
+    configs: [BlobMount.create({ source: "page", target: "/page" })],
+    secrets: [BlobMount.create({ source: "key", target: "/key" })],
+  });
+  const networks = [NetworkSpec.create({ name: "default" }), NetworkSpec.create({ name: `back${n}` })];
+  const links = n % 2 === 1 ? [Link.create({ service: `db${n}` })] : [];
+  return aStack(
+    "s",
+    [
+      aService("web", { container, mode: replicas(1), links, networks: on("default", `back${n}`) }),
+      aService(`db${n}`, { mode: replicas(1), networks: on(`back${n}`) }),
+    ],
+    {
+      networks,
+      configs: [BlobSpec.create({ name: "page", content: Buffer.from(`page ${n}`) })],
+      secrets: [BlobSpec.create({ name: "key", content: Buffer.from(`key ${n}`) })],
+    },
+  );
+}
+
+/** Deploys, waits, and notes what became of it, as the leader does. */
+async function deploy(cluster: SteppedCluster, spec: StackSpec, restores = 0): Promise<void> {
+  const facts = { by: "t", nowMs: cluster.nowMs, mintId: mint, settings: testPools, secretDigest: testSecretDigest };
+  const { writes, expect: expected } = planDeploy(cluster.index, spec, { ...facts, restores });
+  await cluster.store.commit(writes, { expect: expected });
+  await cluster.settleFor(10);
+  const noted = planRevision(cluster.index, spec.name, cluster.nowMs);
+  if (noted.length > 0) await cluster.store.commit(noted);
+  expect(planRevision(cluster.index, spec.name, cluster.nowMs)).toEqual([]);
+}
+let minted = 0;
+const mint = () => `id${minted++}`;
+
+async function withRevisions(count: number): Promise<SteppedCluster> {
+  const cluster = new SteppedCluster();
+  await cluster.addNodes("a", "b");
+  for (let n = 1; n <= count; n++) await deploy(cluster, stack(n));
+  return cluster;
+}
+
+async function rollBack(cluster: SteppedCluster, revision = 0): Promise<number> {
+  const kept = keptRevision(cluster.index, "s", revision);
+  await deploy(cluster, kept.spec, kept.revision);
+  return kept.revision;
+}
+
+describe("a stack that is brought back", () => {
+  it("is all as it was: services, networks, links, and what was in its configs and secrets", async () => {
+    using cluster = await withRevisions(3);
+    expect(keptRevision(cluster.index, "s", 1).spec).toEqual(stack(1));
+    expect(await rollBack(cluster, 1)).toBe(1);
+    expect(cluster.index.stack("s")).toMatchObject({ revision: 4, restores: 1 });
+    expect(cluster.index.stack("s")?.spec).toEqual(cluster.index.stackRevisions("s")[0]?.spec);
+    const web = cluster.service("s", "web");
+    const [task] = cluster.tasks("s", "web").filter(({ serviceVersion }) => serviceVersion === web.version);
+    expect(Object.keys(task?.networkIds ?? {}).sort()).toEqual(["back1", "default"]);
+    expect(task?.spec?.links).toEqual(stack(1).services[0]?.links);
+    const held = Object.entries(task?.blobDigests ?? {}).map(([key, digest]) =>
+      cluster.index.view.blobs.get(`${key.split("/")[0]}/${digest}`)?.content.toString(),
+    );
+    expect(held.toSorted((a = "", b = "") => a.localeCompare(b))).toEqual(["key 1", "page 1"]);
+    expect(cluster.running("s", "web")).toHaveLength(1);
+  });
+
+  it("goes further back each time, and says when there is nothing more", async () => {
+    using cluster = await withRevisions(3);
+    expect([await rollBack(cluster), await rollBack(cluster)]).toEqual([2, 1]);
+    expect(() => keptRevision(cluster.index, "s", 0)).toThrow("no revision before 1 of stack s is kept");
+    expect(() => keptRevision(cluster.index, "s", 9)).toThrow("revision 9 of stack s is not kept");
+    expect(() => keptRevision(cluster.index, "nope", 0)).toThrow("there is no stack nope");
+  });
+
+  it("goes to the last that ran as a whole, and only if none did to the one before", async () => {
+    using cluster = await withRevisions(1);
+    cluster.crashing.add("db2").add("db3").add("db4");
+    await deploy(cluster, stack(2));
+    await deploy(cluster, stack(3));
+    expect(listRevisions(cluster.index, "s").map(({ convergedAtMs }) => convergedAtMs > 0)).toEqual([
+      false,
+      false,
+      true,
+    ]);
+    expect(keptRevision(cluster.index, "s", 0).revision).toBe(1);
+
+    using other = new SteppedCluster();
+    await other.addNodes("a");
+    other.crashing.add("db1").add("db2").add("db3");
+    for (const n of [1, 2, 3]) await deploy(other, stack(n));
+    expect(keptRevision(other.index, "s", 0).revision).toBe(2);
+  });
+
+  it("is one of the last ten, with its contents, which are swept with their last revision", async () => {
+    using cluster = await withRevisions(12);
+    expect(listRevisions(cluster.index, "s").map(({ revision }) => revision)).toEqual([
+      12, 11, 10, 9, 8, 7, 6, 5, 4, 3,
+    ]);
+    const contents = [...cluster.index.view.blobs.values()].map(({ content }) => content.toString());
+    expect(contents.filter((one) => one.startsWith("page")).sort()).toEqual(
+      [10, 11, 12, 3, 4, 5, 6, 7, 8, 9].map((n) => `page ${n}`),
+    );
+    await cluster.removeStack("s");
+    await cluster.settle();
+    expect(cluster.index.view.blobs.size).toBe(0);
+  });
+
+  it("fails in whole when a content is not there any more", async () => {
+    using cluster = await withRevisions(2);
+    for (const [id, { kind, content }] of cluster.index.view.blobs.entries()) {
+      if (kind === "secret" && content.toString() === "key 1") {
+        await cluster.store.commit([{ table: "blobs", id, value: undefined }]);
+      }
+    }
+    expect(() => keptRevision(cluster.index, "s", 1)).toThrow("what secret key held at that revision is not kept");
+  });
+});
+
+describe("the list of revisions", () => {
+  it("says what each changed", async () => {
+    using cluster = await withRevisions(2);
+    const [second, first] = listRevisions(cluster.index, "s");
+    expect(first?.changed).toEqual([
+      "config/page",
+      "network/back1",
+      "network/default",
+      "secret/key",
+      "service/db1",
+      "service/web",
+    ]);
+    expect(second).toMatchObject({
+      newest: true,
+      changed: [
+        "config/page",
+        "network/back1",
+        "network/back2",
+        "secret/key",
+        "service/db1",
+        "service/db2",
+        "service/web",
+      ],
+      rolledBack: [],
+      updates: [],
+    });
+  });
+});
