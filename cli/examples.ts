@@ -15,7 +15,7 @@ export const examples: Readonly<Record<string, readonly string[]>> = {
   nodes: ["nodes"],
   managers: ["managers"],
   networks: ["networks"],
-  volumes: ["volumes", "volumes counter"],
+  volumes: ["volumes", "volumes counter --size"],
   secrets: ["secrets counter"],
   configs: ["configs counter"],
   logs: ["logs counter_web", "logs -f --tail 10 counter_web counter_redis", "logs --since 10m --timestamps counter"],

@@ -1012,7 +1012,7 @@ describe("what is read", () => {
     });
     expect((await clusterctl(["configs", "-o", "json"])).stdout).toBe('{\n  "configs": []\n}\n');
     expect(JSON.parse((await clusterctl(["volumes", "-o", "json"])).stdout)).toEqual({
-      volumes: [{ name: "shop_data", services: ["shop_db"], nodes: ["host-2"], homes: [], dataNodes: [] }],
+      volumes: [{ name: "shop_data", services: ["shop_db"], nodes: ["host-2"], homes: [], dataNodes: [], bytes: {} }],
     });
     const homeOn = (volume: string, slot: number, nodeName: string, problem = "") =>
       VolumeHomeView.fromPartial({ home: { volume, slot, service: "shop_db" }, nodeName, problem });
@@ -1038,6 +1038,8 @@ describe("what is read", () => {
       ) as string,
       stderr: "warning: volumes are missing from the list: node host-4 is down\n",
     });
+    answers.volumes.volumes.splice(1, 1, { name: "shop_data", nodeName: "host-1", bytes: 3 * 2 ** 20 });
+    expect((await clusterctl(["volumes", "shop", "--size"])).stdout).toMatch(/host-1 host-2 +3\.0 MiB, \?\n$/);
     expect((await clusterctl(["volumes", "shop"])).stdout).not.toContain("old_data");
     const inspected = async (subject: string) => JSON.parse((await clusterctl(["inspect", subject])).stdout) as unknown;
     expect(await inspected("volume/old_data")).toMatchObject({

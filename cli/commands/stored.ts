@@ -3,6 +3,7 @@ import { MountType } from "../../proto/gen/embassy/v1/stack.ts";
 import { TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import { globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
+import { formatBytes } from "../render/format.ts";
 import { heavy, type Listing, show } from "./lists.ts";
 
 /** A secret or a config as `--output json` gives it. What is in it is never shown: clusters do not give secrets back. */
@@ -36,6 +37,8 @@ interface VolumeRow {
   readonly homes: readonly VolumeHomeRow[];
   /** Which nodes that answer have a directory of it; each its own, which stays when tasks and stacks go. */
   readonly dataNodes: readonly string[];
+  /** What it takes on the disk of each of them, in bytes; only with --size, and of those that counted it in time. */
+  readonly bytes: Readonly<Record<string, number>>;
 }
 
 /** Secrets or configs of a stack, or of all. */
@@ -68,7 +71,7 @@ export const blobs = (kind: "secrets" | "configs", stack: string): Listing<BlobR
 });
 
 /** Volumes that a stack mounts, or all there are. */
-export const volumes = (stack: string): Listing<VolumeRow> => ({
+export const volumes = (stack: string, sizes = false): Listing<VolumeRow> => ({
   read: async (client, signal) => {
     const { call } = await heavy();
     const { stacksNamed } = await import("../lookup.ts");
@@ -79,13 +82,18 @@ export const volumes = (stack: string): Listing<VolumeRow> => ({
       { stack, service: "", node: "", all: false },
       { signal },
     );
-    const held = await call(client.listVolumes.bind(client), {}, { signal });
-    const found = new Map<
-      string,
-      { services: Set<string>; nodes: Set<string>; homes: VolumeHomeRow[]; dataNodes: string[] }
-    >();
+    const held = await call(client.listVolumes.bind(client), { sizes }, { signal });
+    interface Known {
+      readonly services: Set<string>;
+      readonly nodes: Set<string>;
+      readonly homes: VolumeHomeRow[];
+      readonly dataNodes: string[];
+      readonly bytes: Record<string, number>;
+    }
+    const found = new Map<string, Known>();
     const entry = (name: string) => {
-      const known = found.get(name) ?? { services: new Set(), nodes: new Set(), homes: [], dataNodes: [] };
+      const fresh = { services: new Set<string>(), nodes: new Set<string>(), homes: [], dataNodes: [], bytes: {} };
+      const known: Known = found.get(name) ?? fresh;
       found.set(name, known);
       return known;
     };
@@ -99,8 +107,11 @@ export const volumes = (stack: string): Listing<VolumeRow> => ({
       if (hasEnded || nodeName === "") continue;
       for (const name of namesIn(task?.spec?.container)) entry(name).nodes.add(nodeName);
     }
-    for (const { name, nodeName } of held.volumes)
-      if (stack === "" || found.has(name)) entry(name).dataNodes.push(nodeName);
+    for (const { name, nodeName, bytes } of held.volumes) {
+      if (stack !== "" && !found.has(name)) continue;
+      entry(name).dataNodes.push(nodeName);
+      if (bytes !== undefined) entry(name).bytes[nodeName] = bytes;
+    }
     const unasked = new Set(held.failures.map(({ nodeName }) => nodeName));
     for (const { home, nodeName, problem } of held.homes) {
       const { volume = "", slot = 0, service = "" } = home ?? {};
@@ -117,6 +128,7 @@ export const volumes = (stack: string): Listing<VolumeRow> => ({
         nodes: [...known.nodes].toSorted(),
         homes: known.homes,
         dataNodes: known.dataNodes,
+        bytes: known.bytes,
       }));
     const warnings = held.failures.map(({ why }) => `volumes are missing from the list: ${why}`);
     return { rows, json: { volumes: rows }, warnings };
@@ -127,8 +139,15 @@ export const volumes = (stack: string): Listing<VolumeRow> => ({
     { title: "TASKS ON", value: ({ nodes }) => nodes.join(" ") || "-", shrinkTo: 12 },
     { title: "HOME", value: ({ homes }) => homesWords(homes) || "-", shrinkTo: 12 },
     { title: "DATA ON", value: ({ dataNodes }) => dataNodes.join(" ") || "-", shrinkTo: 12 },
+    ...(sizes ? [{ title: "SIZE", value: sizesWords, shrinkTo: 12 }] : []),
   ],
 });
+
+/** In the order of the nodes that have data. */
+function sizesWords({ dataNodes, bytes }: VolumeRow): string {
+  const sizes = dataNodes.map((node) => (bytes[node] === undefined ? "?" : formatBytes(bytes[node])));
+  return sizes.join(", ") || "-";
+}
 
 /** "host-1", "host-2 (down)"; where a volume has homes of several slots "host-1 (slots 1 3), host-2 (slot 2, down)". */
 function homesWords(homes: readonly VolumeHomeRow[]): string {
@@ -163,7 +182,13 @@ export const registerStored: Register = (program, cli) => {
       "Lists the named volumes that services mount and those that nodes have: which services mount them, on which nodes tasks with them are, which node is their home, by slot where there are several, and on which nodes data of them is. A home is where a slot's data is: its tasks run there, also after the stack was removed and is deployed again.",
     )
     .argument("[stack]", "stack")
-    .action(async (stack: string | undefined, _options, command) => await show(cli, command, volumes(stack ?? "")));
+    .option(
+      "--size",
+      "also what they take on the disk of each node; each reads through all of their files, for 3 s at most",
+    )
+    .action(async (stack: string | undefined, options: { size?: boolean }, command) => {
+      await show(cli, command, volumes(stack ?? "", options.size));
+    });
   for (const kind of ["secrets", "configs"] as const) {
     program
       .command(kind)

@@ -175,7 +175,7 @@ export function createApi(deps: ApiDeps): Api {
       log.info("join token made", { role: role || "node", user });
       return { token };
     }),
-    listVolumes: admin(async () => await listVolumes({ index, agents })),
+    listVolumes: admin(async (request) => await listVolumes({ index, agents }, request)),
     removeVolume: admin(async (request, user) => {
       const response = await again(async () => await removeVolume({ index, agents, store }, request));
       if (!request.dryRun) log.info("volume removed", { volume: request.name, nodes: response.nodes, user });

@@ -18,7 +18,13 @@ async function setUp(volumes: Readonly<Record<string, string[]>>) {
   const servers = await TestAgents.create();
   for (const [node, names] of Object.entries(volumes)) {
     const { port } = await servers.listen(node, (call) => call.end(), 0, {
-      listVolumes: unary(() => ({ names: [...names] })),
+      listVolumes: unary(({ sizes }: { sizes: boolean }) => {
+        // Of the second one it took too long.
+        return {
+          names: [...names],
+          bytes: sizes ? Object.fromEntries(names.slice(0, 1).map((name) => [name, 42])) : {},
+        };
+      }),
       removeVolume: unary(({ name }: { name: string }) => {
         if (!names.includes(name)) throw new ClusterError(`there is no volume ${name}`, { code: "not-found" });
         names.splice(names.indexOf(name), 1);
@@ -40,7 +46,7 @@ async function setUp(volumes: Readonly<Record<string, string[]>>) {
   const deps = { index: cluster.index, agents, store };
   return Object.assign(hooks, {
     cluster,
-    list: async () => await listVolumes(deps),
+    list: async (sizes = false) => await listVolumes(deps, { sizes }),
     remove: async (name: string, node = "", dryRun = false) => await removeVolume(deps, { name, node, dryRun }),
     [Symbol.dispose]() {
       agents[Symbol.dispose]();
@@ -64,6 +70,11 @@ describe("volumes", () => {
       failures: [down],
       homes: [],
     });
+    expect((await one.list(true)).volumes.map(({ name, nodeName, bytes }) => [name, nodeName, bytes])).toEqual([
+      ["old", "a", undefined],
+      ["s_data", "a", 42],
+      ["s_data", "b", 42],
+    ]);
   });
 
   it("have homes, which are listed and go with them, or keep them when they do not answer", async () => {

@@ -1,6 +1,7 @@
 import { ClusterError, hasCode } from "../../lib/errors/errors.ts";
 import { call } from "../../lib/grpc/client.ts";
 import type {
+  ListVolumesRequest,
   ListVolumesResponse,
   NodeFailure,
   RemoveVolumeRequest,
@@ -23,14 +24,16 @@ interface VolumesDeps {
 const deadlineMs = 5_000;
 
 /** The homes of volumes, and what volumes the nodes have, each node asked; those that do not answer are named. */
-export async function listVolumes({
-  index,
-  agents,
-}: Pick<VolumesDeps, "index" | "agents">): Promise<ListVolumesResponse> {
+export async function listVolumes(
+  { index, agents }: Pick<VolumesDeps, "index" | "agents">,
+  { sizes }: ListVolumesRequest,
+): Promise<ListVolumesResponse> {
   const { answers, failures } = await ofEach(agents, nodesOf(index), async ({ client }) => {
-    return (await call(client.listVolumes.bind(client), {}, { deadlineMs })).names;
+    return await call(client.listVolumes.bind(client), { sizes }, { deadlineMs });
   });
-  const volumes = answers.flatMap(({ node, answer }) => answer.map((name) => ({ name, nodeName: node.name })));
+  const volumes = answers.flatMap(({ node, answer: { names, bytes } }) =>
+    names.map((name) => ({ name, nodeName: node.name, bytes: bytes[name] })),
+  );
   const homes = [...index.view.volumeHomes.values()].map((home) => ({
     home,
     nodeName: index.view.nodes.get(home.nodeId)?.name ?? home.nodeId,
@@ -62,7 +65,7 @@ export async function removeVolume(
   const only = word === "" ? undefined : resolveNode(index, word);
   requireUnused(index, name, only);
   const { answers, failures } = await ofEach(agents, only === undefined ? nodesOf(index) : [only], async ({ client }) =>
-    (await call(client.listVolumes.bind(client), {}, { deadlineMs })).names.includes(name),
+    (await call(client.listVolumes.bind(client), { sizes: false }, { deadlineMs })).names.includes(name),
   );
   const holders = answers.filter(({ answer }) => answer).map(({ node }) => node);
   const homes = [...index.view.volumeHomes.entries()].filter(

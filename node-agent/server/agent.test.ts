@@ -39,6 +39,7 @@ it("shows a renewed certificate to whoever connects from then on, and lets calls
     tasks: { find: () => undefined, mounting: () => [] },
     volumes: {
       list: async () => await Promise.resolve([]),
+      sizes: async () => await Promise.resolve({}),
       remove: async () => await Promise.reject(new Error("none")),
     },
     log: silentLog,

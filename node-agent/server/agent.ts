@@ -19,12 +19,15 @@ import type { Runtime } from "../runtime/types.ts";
 import type { TaskManager } from "../task/manager.ts";
 import type { Volumes } from "../volumes/volumes.ts";
 
+/** How long the sizes of volumes may be counted: less than who asks waits for the answer. */
+const longestCountMs = 3_000;
+
 export interface AgentDeps {
   readonly nodeName: string;
   readonly listen: Listen;
   readonly runtime: Pick<Runtime, "exec" | "logPath">;
   readonly tasks: Pick<TaskManager, "find" | "mounting">;
-  readonly volumes: Pick<Volumes, "list" | "remove">;
+  readonly volumes: Pick<Volumes, "list" | "sizes" | "remove">;
   readonly log: Log;
 }
 
@@ -72,9 +75,11 @@ export class AgentServer implements AsyncDisposable {
         answer(call);
         await serveExec({ runtime: deps.runtime, requireRunning }, call, signal);
       }),
-      listVolumes: unary(async (_request: AgentListVolumesRequest, call) => {
+      listVolumes: unary(async ({ sizes }: AgentListVolumesRequest, call) => {
         requirePeer(call, ["manager"]);
-        return { names: await deps.volumes.list() };
+        const names = await deps.volumes.list();
+        const bytes = sizes ? await deps.volumes.sizes(names, AbortSignal.timeout(longestCountMs)) : {};
+        return { names, bytes };
       }),
       removeVolume: unary(async ({ name }: AgentRemoveVolumeRequest, call) => {
         requirePeer(call, ["manager"]);

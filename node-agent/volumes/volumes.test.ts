@@ -33,6 +33,16 @@ describe("Volumes", () => {
     expect(await readFile(join(source, "seed"), "utf8")).toBe("changed");
   });
 
+  it("counts what volumes take, those of which it is in time", async () => {
+    const volumes = open();
+    for (const name of ["a", "b"]) await volumes.resolve(volume(name, "/none"), rootfs);
+    await writeFile(join(directory, "volumes/b/_data/rows"), Buffer.alloc(100_000));
+    const sizes = await volumes.sizes(["a", "b", "gone"], new AbortController().signal);
+    expect(Object.keys(sizes)).toEqual(["a", "b"]);
+    expect((sizes["b"] ?? 0) - (sizes["a"] ?? 0)).toBeGreaterThanOrEqual(100_000);
+    expect(await volumes.sizes(["a", "b"], AbortSignal.abort())).toEqual({});
+  });
+
   it("makes it once for tasks that start together, and cleans up after a crash", async () => {
     await mkdir(join(directory, "volumes/s_db/new-half"), { recursive: true });
     const volumes = open();

@@ -43,6 +43,11 @@ describe("volumes", () => {
 
   it("stay while a service mounts them and when its stack goes, and are removed with all that is in them when asked", async () => {
     expect(await listed()).toMatchObject([{ name: "s_data", services: ["s_db"], dataNodes: ["host-1", "host-2"] }]);
+    const { volumes } = await cluster.json<{ volumes: { bytes: Record<string, number> }[] }>(["volumes", "--size"]);
+    expect(volumes[0]?.bytes).toEqual({
+      "host-1": expect.any(Number) as number,
+      "host-2": expect.any(Number) as number,
+    });
     const refused = await cluster.clusterctl(["volume", "rm", "s_data"]);
     expect(refused).toMatchObject({ code: 5, stderr: expect.stringContaining("service s_db mounts it") as string });
     await cluster.run(["rm", "s"]);

@@ -519,6 +519,8 @@ export interface LogChunk {
 }
 
 export interface ListVolumesRequest {
+  /** also how large they are, as far as the nodes find that out in time */
+  sizes: boolean;
 }
 
 export interface ListVolumesResponse {
@@ -540,6 +542,8 @@ export interface VolumeHomeView {
 export interface NodeVolume {
   name: string;
   nodeName: string;
+  /** taken on the disk; absent: not asked, or not known */
+  bytes?: number | undefined;
 }
 
 export interface NodeFailure {
@@ -563,10 +567,18 @@ export interface RemoveVolumeResponse {
 }
 
 export interface AgentListVolumesRequest {
+  sizes: boolean;
 }
 
 export interface AgentListVolumesResponse {
   names: string[];
+  /** by name, of those that it is known of */
+  bytes: { [key: string]: number };
+}
+
+export interface AgentListVolumesResponse_BytesEntry {
+  key: string;
+  value: number;
 }
 
 export interface AgentRemoveVolumeRequest {
@@ -6333,11 +6345,14 @@ export const LogChunk: MessageFns<LogChunk> = {
 };
 
 function createBaseListVolumesRequest(): ListVolumesRequest {
-  return {};
+  return { sizes: false };
 }
 
 export const ListVolumesRequest: MessageFns<ListVolumesRequest> = {
-  encode(_: ListVolumesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+  encode(message: ListVolumesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sizes !== false) {
+      writer.uint32(8).bool(message.sizes);
+    }
     return writer;
   },
 
@@ -6354,6 +6369,14 @@ export const ListVolumesRequest: MessageFns<ListVolumesRequest> = {
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.sizes = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -6366,20 +6389,24 @@ export const ListVolumesRequest: MessageFns<ListVolumesRequest> = {
     }
   },
 
-  fromJSON(_: any): ListVolumesRequest {
-    return {};
+  fromJSON(object: any): ListVolumesRequest {
+    return { sizes: isSet(object.sizes) ? globalThis.Boolean(object.sizes) : false };
   },
 
-  toJSON(_: ListVolumesRequest): unknown {
+  toJSON(message: ListVolumesRequest): unknown {
     const obj: any = {};
+    if (message.sizes !== undefined) {
+      obj.sizes = message.sizes;
+    }
     return obj;
   },
 
   create(base?: DeepPartial<ListVolumesRequest>): ListVolumesRequest {
     return ListVolumesRequest.fromPartial(base ?? {});
   },
-  fromPartial(_: DeepPartial<ListVolumesRequest>): ListVolumesRequest {
+  fromPartial(object: DeepPartial<ListVolumesRequest>): ListVolumesRequest {
     const message = createBaseListVolumesRequest();
+    message.sizes = object.sizes ?? false;
     return message;
   },
 };
@@ -6595,7 +6622,7 @@ export const VolumeHomeView: MessageFns<VolumeHomeView> = {
 };
 
 function createBaseNodeVolume(): NodeVolume {
-  return { name: "", nodeName: "" };
+  return { name: "", nodeName: "", bytes: undefined };
 }
 
 export const NodeVolume: MessageFns<NodeVolume> = {
@@ -6605,6 +6632,9 @@ export const NodeVolume: MessageFns<NodeVolume> = {
     }
     if (message.nodeName !== "") {
       writer.uint32(18).string(message.nodeName);
+    }
+    if (message.bytes !== undefined) {
+      writer.uint32(24).int64(message.bytes);
     }
     return writer;
   },
@@ -6638,6 +6668,14 @@ export const NodeVolume: MessageFns<NodeVolume> = {
             message.nodeName = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.bytes = longToNumber(reader.int64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -6658,6 +6696,7 @@ export const NodeVolume: MessageFns<NodeVolume> = {
         : isSet(object.node_name)
         ? globalThis.String(object.node_name)
         : "",
+      bytes: isSet(object.bytes) ? globalThis.Number(object.bytes) : undefined,
     };
   },
 
@@ -6669,6 +6708,9 @@ export const NodeVolume: MessageFns<NodeVolume> = {
     if (message.nodeName !== undefined) {
       obj.nodeName = message.nodeName;
     }
+    if (message.bytes !== undefined) {
+      obj.bytes = Math.round(message.bytes);
+    }
     return obj;
   },
 
@@ -6679,6 +6721,7 @@ export const NodeVolume: MessageFns<NodeVolume> = {
     const message = createBaseNodeVolume();
     message.name = object.name ?? "";
     message.nodeName = object.nodeName ?? "";
+    message.bytes = object.bytes ?? undefined;
     return message;
   },
 };
@@ -6965,11 +7008,14 @@ export const RemoveVolumeResponse: MessageFns<RemoveVolumeResponse> = {
 };
 
 function createBaseAgentListVolumesRequest(): AgentListVolumesRequest {
-  return {};
+  return { sizes: false };
 }
 
 export const AgentListVolumesRequest: MessageFns<AgentListVolumesRequest> = {
-  encode(_: AgentListVolumesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+  encode(message: AgentListVolumesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.sizes !== false) {
+      writer.uint32(8).bool(message.sizes);
+    }
     return writer;
   },
 
@@ -6986,6 +7032,14 @@ export const AgentListVolumesRequest: MessageFns<AgentListVolumesRequest> = {
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.sizes = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -6998,26 +7052,30 @@ export const AgentListVolumesRequest: MessageFns<AgentListVolumesRequest> = {
     }
   },
 
-  fromJSON(_: any): AgentListVolumesRequest {
-    return {};
+  fromJSON(object: any): AgentListVolumesRequest {
+    return { sizes: isSet(object.sizes) ? globalThis.Boolean(object.sizes) : false };
   },
 
-  toJSON(_: AgentListVolumesRequest): unknown {
+  toJSON(message: AgentListVolumesRequest): unknown {
     const obj: any = {};
+    if (message.sizes !== undefined) {
+      obj.sizes = message.sizes;
+    }
     return obj;
   },
 
   create(base?: DeepPartial<AgentListVolumesRequest>): AgentListVolumesRequest {
     return AgentListVolumesRequest.fromPartial(base ?? {});
   },
-  fromPartial(_: DeepPartial<AgentListVolumesRequest>): AgentListVolumesRequest {
+  fromPartial(object: DeepPartial<AgentListVolumesRequest>): AgentListVolumesRequest {
     const message = createBaseAgentListVolumesRequest();
+    message.sizes = object.sizes ?? false;
     return message;
   },
 };
 
 function createBaseAgentListVolumesResponse(): AgentListVolumesResponse {
-  return { names: [] };
+  return { names: [], bytes: {} };
 }
 
 export const AgentListVolumesResponse: MessageFns<AgentListVolumesResponse> = {
@@ -7025,6 +7083,9 @@ export const AgentListVolumesResponse: MessageFns<AgentListVolumesResponse> = {
     for (const v of message.names) {
       writer.uint32(10).string(v!);
     }
+    globalThis.Object.entries(message.bytes).forEach(([key, value]: [string, number]) => {
+      AgentListVolumesResponse_BytesEntry.encode({ key: key as any, value }, writer.uint32(18).fork()).join();
+    });
     return writer;
   },
 
@@ -7049,6 +7110,17 @@ export const AgentListVolumesResponse: MessageFns<AgentListVolumesResponse> = {
             message.names.push(reader.string());
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            const entry2 = AgentListVolumesResponse_BytesEntry.decode(reader, reader.uint32());
+            if (entry2.value !== undefined) {
+              message.bytes[entry2.key] = entry2.value;
+            }
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -7062,13 +7134,38 @@ export const AgentListVolumesResponse: MessageFns<AgentListVolumesResponse> = {
   },
 
   fromJSON(object: any): AgentListVolumesResponse {
-    return { names: globalThis.Array.isArray(object?.names) ? object.names.map((e: any) => globalThis.String(e)) : [] };
+    return {
+      names: globalThis.Array.isArray(object?.names) ? object.names.map((e: any) => globalThis.String(e)) : [],
+      bytes: isObject(object.bytes)
+        ? (globalThis.Object.entries(object.bytes) as [string, any][]).reduce(
+          (acc: { [key: string]: number }, [key, value]: [string, any]) => {
+            globalThis.Object.defineProperty(acc, key, {
+              value: globalThis.Number(value),
+              enumerable: true,
+              configurable: true,
+              writable: true,
+            });
+            return acc;
+          },
+          {},
+        )
+        : {},
+    };
   },
 
   toJSON(message: AgentListVolumesResponse): unknown {
     const obj: any = {};
     if (message.names?.length) {
       obj.names = message.names;
+    }
+    if (message.bytes) {
+      const entries = globalThis.Object.entries(message.bytes) as [string, number][];
+      if (entries.length > 0) {
+        obj.bytes = {};
+        entries.forEach(([k, v]) => {
+          obj.bytes[k] = Math.round(v);
+        });
+      }
     }
     return obj;
   },
@@ -7079,6 +7176,100 @@ export const AgentListVolumesResponse: MessageFns<AgentListVolumesResponse> = {
   fromPartial(object: DeepPartial<AgentListVolumesResponse>): AgentListVolumesResponse {
     const message = createBaseAgentListVolumesResponse();
     message.names = object.names?.map((e) => e) || [];
+    message.bytes = (globalThis.Object.entries(object.bytes ?? {}) as [string, number][]).reduce(
+      (acc: { [key: string]: number }, [key, value]: [string, number]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.Number(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    return message;
+  },
+};
+
+function createBaseAgentListVolumesResponse_BytesEntry(): AgentListVolumesResponse_BytesEntry {
+  return { key: "", value: 0 };
+}
+
+export const AgentListVolumesResponse_BytesEntry: MessageFns<AgentListVolumesResponse_BytesEntry> = {
+  encode(message: AgentListVolumesResponse_BytesEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== 0) {
+      writer.uint32(16).int64(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AgentListVolumesResponse_BytesEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAgentListVolumesResponse_BytesEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.value = longToNumber(reader.int64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): AgentListVolumesResponse_BytesEntry {
+    return {
+      key: isSet(object.key) ? globalThis.String(object.key) : "",
+      value: isSet(object.value) ? globalThis.Number(object.value) : 0,
+    };
+  },
+
+  toJSON(message: AgentListVolumesResponse_BytesEntry): unknown {
+    const obj: any = {};
+    if (message.key !== undefined) {
+      obj.key = message.key;
+    }
+    if (message.value !== undefined) {
+      obj.value = Math.round(message.value);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<AgentListVolumesResponse_BytesEntry>): AgentListVolumesResponse_BytesEntry {
+    return AgentListVolumesResponse_BytesEntry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<AgentListVolumesResponse_BytesEntry>): AgentListVolumesResponse_BytesEntry {
+    const message = createBaseAgentListVolumesResponse_BytesEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? 0;
     return message;
   },
 };
