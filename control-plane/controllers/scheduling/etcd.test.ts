@@ -4,6 +4,7 @@ import { silentLog } from "../../../lib/log/log.ts";
 import { Resources, ServiceSpec } from "../../../proto/gen/embassy/v1/stack.ts";
 import { NodeDescription, NodeSpec, NodeState, NodeStatus, Task } from "../../../proto/gen/embassy/v1/state.ts";
 import { ClusterIndex } from "../../domain/index.ts";
+import { mounting } from "../../domain/testing.ts";
 import { Election } from "../../store/election.ts";
 import { testEtcd } from "../../store/etcd.testing.ts";
 import type { CommitOptions, Write } from "../../store/types.ts";
@@ -11,9 +12,13 @@ import { defaultControllerSettings } from "../deps.ts";
 import { runScheduling } from "./loop.ts";
 
 const reserved = { milliCpus: 10, memoryBytes: 0, pids: 0, generic: {} };
-const spec = ServiceSpec.create({ name: "web", resources: Resources.create({ reservations: reserved }) });
+const spec = ServiceSpec.create({
+  name: "web",
+  resources: Resources.create({ reservations: reserved }),
+  container: mounting(["s_data"]),
+});
 
-it("places each task once when etcd is killed with commits under way, twice", async () => {
+it("places each task once, with its volume's home, when etcd is killed with commits under way, twice", async () => {
   await using etcd = await testEtcd();
   using client = etcd.client();
   await using store = await etcd.store(client);
@@ -78,5 +83,8 @@ it("places each task once when etcd is killed with commits under way, twice", as
   using other = etcd.client();
   await using fresh = await etcd.store(other);
   expect([...fresh.view.tasks.entries()]).toEqual([...store.view.tasks.entries()].sort(([a], [b]) => (a < b ? -1 : 1)));
+  const homes = [...fresh.view.volumeHomes.values()].map(({ slot, nodeId, taskId }) => [taskId, slot, nodeId]);
+  const placed = [...fresh.view.tasks.values()].map(({ id, slot, nodeId }) => [id, slot, nodeId]);
+  expect(new Set(homes.map(String))).toEqual(new Set(placed.map(String)));
   for (const id of ["a", "b", "c"]) expect(index.tasksOfNode(id)).toHaveLength(1_000);
 });
