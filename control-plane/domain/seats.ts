@@ -1,6 +1,7 @@
-import { TaintEffect } from "../../proto/gen/embassy/v1/stack.ts";
+import { type Placement, TaintEffect } from "../../proto/gen/embassy/v1/stack.ts";
 import { Availability, type NodeSpec, type Service, type Task } from "../../proto/gen/embassy/v1/state.ts";
 import { type Constraint, parseConstraint } from "../scheduler/index.ts";
+import type { View } from "../store/types.ts";
 import type { ClusterIndex } from "./index.ts";
 import { isGlobal, parsePlatform, schedulerNode } from "./scheduler-facts.ts";
 import { repels } from "./taints.ts";
@@ -44,28 +45,47 @@ function globalNodes(index: ClusterIndex, service: Service): NodeSpec[] {
       .map(({ onlyNode }) => onlyNode),
   );
   const placement = service.spec?.placement;
+  const suits = suiting(view, placement);
+  const nodes: NodeSpec[] = [];
+  for (const spec of view.nodes.values()) {
+    const silent = isNodeSilent(view, spec.id);
+    if (spec.availability === Availability.AVAILABILITY_DRAIN || !(silent || isNodeUp(view, spec.id))) continue;
+    if (repels(spec, TaintEffect.TAINT_EFFECT_NO_EXECUTE, placement)) continue;
+    if (isClosed(view, spec, placement) && !present.has(spec.id)) continue;
+    if (suits(spec)) nodes.push(spec);
+  }
+  return nodes.sort((a, b) => (a.id < b.id ? -1 : 1));
+}
+
+/** Is the node given no new tasks of such a placement: not up, not active, or tainted as it does not tolerate? */
+function isClosed(view: View, node: NodeSpec, placement: Placement | undefined): boolean {
+  return (
+    !isNodeUp(view, node.id) ||
+    node.availability !== Availability.AVAILABILITY_ACTIVE ||
+    repels(node, TaintEffect.TAINT_EFFECT_NO_EXECUTE, placement) ||
+    repels(node, TaintEffect.TAINT_EFFECT_NO_SCHEDULE, placement)
+  );
+}
+
+/** Does a node meet the constraints, and is it of one of the platforms? */
+function suiting(view: View, placement: Placement | undefined): (node: NodeSpec) => boolean {
   const constraints: Constraint[] = [];
   for (const text of placement?.constraints ?? []) {
     const parsed = parseConstraint(text);
     if (parsed.ok) constraints.push(parsed.constraint);
   }
   const platforms = (placement?.platforms ?? []).map(parsePlatform);
-  const nodes: NodeSpec[] = [];
-  for (const spec of view.nodes.values()) {
-    const silent = isNodeSilent(view, spec.id);
-    if (spec.availability === Availability.AVAILABILITY_DRAIN || !(silent || isNodeUp(view, spec.id))) continue;
-    if (repels(spec, TaintEffect.TAINT_EFFECT_NO_EXECUTE, placement)) continue;
-    const closed =
-      silent ||
-      spec.availability === Availability.AVAILABILITY_PAUSE ||
-      repels(spec, TaintEffect.TAINT_EFFECT_NO_SCHEDULE, placement);
-    if (closed && !present.has(spec.id)) continue;
+  return (spec) => {
     const node = schedulerNode(view, spec, view.nodeStatuses.get(spec.id));
-    const suits = platforms.some(
+    const isOfPlatform = platforms.some(
       ({ os, arch }) => (os === "" || os === node.os) && (arch === "" || arch === node.arch),
     );
-    if (platforms.length > 0 && !suits) continue;
-    if (constraints.every((constraint) => constraint.matches(node))) nodes.push(spec);
-  }
-  return nodes.sort((a, b) => (a.id < b.id ? -1 : 1));
+    if (platforms.length > 0 && !isOfPlatform) return false;
+    return constraints.every((constraint) => constraint.matches(node));
+  };
+}
+
+/** Could the node be given a task of such a placement, were there room? */
+export function mayTake(view: View, node: NodeSpec, placement: Placement | undefined): boolean {
+  return !isClosed(view, node, placement) && suiting(view, placement)(node);
 }

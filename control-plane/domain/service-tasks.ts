@@ -1,5 +1,12 @@
 import { RestartCondition, TaintEffect } from "../../proto/gen/embassy/v1/stack.ts";
-import { Availability, DesiredState, type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import {
+  Availability,
+  DesiredState,
+  type NodeSpec,
+  type Service,
+  type Task,
+  TaskState,
+} from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "./index.ts";
 import { decideRestart, endedByItself, type RestartDecision } from "./restart.ts";
 import { type Seat, seatOf, wantedSeats } from "./seats.ts";
@@ -56,7 +63,11 @@ function sort(index: ClusterIndex, service: Service, seat: Seat, wanted: boolean
 
 /** Is the task on a node that gives it away: one that is drained, or has a taint against running tasks that it does not tolerate? */
 export function isDrained(index: ClusterIndex, task: Task): boolean {
-  const node = index.view.nodes.get(task.nodeId);
+  return givesAway(index.view.nodes.get(task.nodeId), task);
+}
+
+/** Would the node give the task away, were it there? */
+export function givesAway(node: NodeSpec | undefined, task: Task): boolean {
   return (
     node?.availability === Availability.AVAILABILITY_DRAIN ||
     repels(node, TaintEffect.TAINT_EFFECT_NO_EXECUTE, task.spec?.placement)

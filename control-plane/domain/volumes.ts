@@ -2,7 +2,8 @@ import { type ContainerSpec, MountType, OnNodeLoss } from "../../proto/gen/embas
 import { Availability, type Task } from "../../proto/gen/embassy/v1/state.ts";
 import type { View } from "../store/types.ts";
 import type { ClusterIndex } from "./index.ts";
-import { seatOf } from "./seats.ts";
+import { mayTake, seatOf } from "./seats.ts";
+import { givesAway } from "./service-tasks.ts";
 import { isNodeLost, isNodeSilent, isNodeUp } from "./tasks.ts";
 
 const none: readonly string[] = Object.freeze([]);
@@ -32,7 +33,7 @@ const anywhere: Bound = { kind: "anywhere" };
 
 /**
  * Where a task may run, by the homes of the volumes that it mounts. A home on a node that was removed counts no more, and one whose
- * node is lost or drained only when its volume is one to wait for: as the service says now, since the task may be older.
+ * node is lost or gives it away only when its volume is one to wait for: as the service says now, since the task may be older.
  */
 export function boundOf(index: ClusterIndex, task: Task): Bound {
   const volumes = volumesOf(task.spec?.container);
@@ -45,8 +46,7 @@ export function boundOf(index: ClusterIndex, task: Task): Bound {
     const node = nodeId === undefined ? undefined : view.nodes.get(nodeId);
     if (nodeId === undefined || node === undefined) continue;
     const waits = waitsForHome(index, task, volume);
-    const gone = isNodeLost(view, nodeId) || node.availability === Availability.AVAILABILITY_DRAIN;
-    if (gone && !waits) continue;
+    if (!waits && (isNodeLost(view, nodeId) || givesAway(node, task))) continue;
     if (bound === undefined || (waits && !bound.waits)) bound = { kind: "home", nodeId, volume, waits };
     else if (waits && bound.nodeId !== nodeId) {
       const other = view.nodes.get(bound.nodeId)?.name;
@@ -55,6 +55,14 @@ export function boundOf(index: ClusterIndex, task: Task): Bound {
     }
   }
   return bound ?? anywhere;
+}
+
+/** Do its volumes keep the task from every node that could take it, however much room there is? */
+export function isShutOut(index: ClusterIndex, task: Task): boolean {
+  const bound = boundOf(index, task);
+  if (bound.kind !== "home") return bound.kind === "apart";
+  const home = index.view.nodes.get(bound.nodeId);
+  return home !== undefined && !mayTake(index.view, home, task.spec?.placement);
 }
 
 /** Does the task wait for the volume's home when that is lost or drained, rather than begin with an empty one? */

@@ -2,8 +2,10 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import {
   OnNodeLoss,
+  Placement,
   Resources,
   type ServiceSpec,
+  TaintEffect,
   UpdateOrder,
   UpdatePolicy,
 } from "../../../proto/gen/embassy/v1/stack.ts";
@@ -219,6 +221,55 @@ describe("a volume's home", () => {
     await cluster.settle();
     expect(planMoves(cluster.index, { stack: "s", service: "", dryRun: true }).moves).toEqual([]);
   });
+
+  it.each<
+    [string, (home: string) => Partial<ServiceSpec>, (cluster: SteppedCluster, home: string) => Promise<void>, string]
+  >([
+    [
+      "is paused",
+      () => ({ container: mounting(["s_data"], { image: "registry/db:2" }) }),
+      async (cluster, home) => await cluster.setAvailability(home, Availability.AVAILABILITY_PAUSE),
+      "which is paused",
+    ],
+    [
+      "does not meet a new constraint",
+      (home) => ({ placement: Placement.create({ constraints: [`node.hostname != ${home}`] }) }),
+      async () => {},
+      "where it does not fit: constraint node.hostname !=",
+    ],
+  ])("that %s holds an update, and what runs goes on", async (_, change, before, why) => {
+    using cluster = await deployed(db());
+    const old = live(cluster);
+    await before(cluster, old.nodeId);
+    await cluster.deploy(aStack("s", [db(change(old.nodeId))]));
+    await cluster.settleFor(20);
+    expect(cluster.running("s", "db")).toEqual([`1@${old.nodeId}`]);
+    expect(cluster.tasks("s", "db").at(-1)?.unplaced).toContain(`its volume s_data is on ${old.nodeId}, ${why}`);
+    // Back, or as it was.
+    await cluster.setAvailability(old.nodeId, Availability.AVAILABILITY_ACTIVE);
+    if (!why.includes("paused")) await cluster.deploy(aStack("s", [db()]));
+    await cluster.settleFor(20);
+    expect(live(cluster)).toMatchObject({ nodeId: old.nodeId, unplaced: "" });
+    expect(cluster.running("s", "db")).toEqual([`1@${old.nodeId}`]);
+  });
+
+  it.each([recreate, undefined])(
+    "that gives its tasks away by a taint is left as a drained one is (%s)",
+    async (onNodeLoss) => {
+      using cluster = await deployed(db({ container: mounting(["s_data"], {}, onNodeLoss) }));
+      const home = live(cluster).nodeId;
+      const node = cluster.index.view.nodes.get(home);
+      if (node === undefined) throw new Error("its node exists");
+      const taints = [{ key: "broken", value: "", effect: TaintEffect.TAINT_EFFECT_NO_EXECUTE }];
+      await cluster.store.commit([{ table: "nodes", id: home, value: { ...node, taints } }]);
+      await cluster.settle();
+      if (onNodeLoss === recreate) expect(cluster.running("s", "db")).toHaveLength(1);
+      else
+        expect(live(cluster).unplaced).toMatch(
+          /^its volume s_data is on .*, where it does not fit: taint broken:no-execute/,
+        );
+    },
+  );
 
   it("elsewhere than that of the task's other volume is told, and mended by leaving one out", async () => {
     using cluster = new SteppedCluster();

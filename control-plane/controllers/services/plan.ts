@@ -12,6 +12,7 @@ import type { Seat } from "../../domain/seats.ts";
 import { isDrained, lastEnded, type SeatTasks, seatsOf } from "../../domain/service-tasks.ts";
 import { isUp, observedState, observedStatus } from "../../domain/tasks.ts";
 import { updatePolicyOf } from "../../domain/updates.ts";
+import { isShutOut } from "../../domain/volumes.ts";
 import { type Gate, optionalWaitMs, planGate } from "../gate/plan.ts";
 import { planConvergence, planUpdate, type UpdateFailure } from "../update/plan.ts";
 
@@ -159,7 +160,9 @@ class SeatPlanner {
     for (const task of seat.stale) {
       if (isTaskUp(task) && !isDrained(this.#index, task) && !this.#mayStop.has(seat.seat.key)) continue;
       if (state >= TaskState.TASK_STATE_READY) this.#stop(task, `${keep.id} is ready to take over`);
-      else if (keep.unplaced !== "") this.#stop(task, `${keep.id} may fit once it is gone`);
+      else if (keep.unplaced !== "" && (isDrained(this.#index, task) || !isShutOut(this.#index, keep))) {
+        this.#stop(task, `${keep.id} may fit once it is gone`);
+      }
     }
     if (seat.stale.length > 0 || seat.going.length > 0) return;
     const waiting = this.#gateHolds(keep);
