@@ -301,6 +301,24 @@ describe("ordered cut-over", () => {
     expect(await asked.promise).toEqual(["a", "d"]);
   });
 
+  it.each([NodeState.NODE_STATE_DOWN, NodeState.NODE_STATE_SILENT])(
+    "what is settled does not wait for a host that was cut off, once it is known (state %s)",
+    async (state) => {
+      await using one = await oneTask();
+      const { cluster, server } = one;
+      const netd = await server.netd("b");
+      // Its stream stays open, as one does that was cut off, and nothing comes.
+      netd.silent = true;
+      await netd.waiting.until(() => netd.states.at(-1));
+      const under = server.dispatcher.networkSettled(AbortSignal.timeout(10_000)).then(() => "settled");
+      const elsewhere = server.dispatcher.settledAt(cluster.index.view.revision).then(() => "settled");
+      await cluster.setNode("b", state);
+      expect([await under, await elsewhere]).toEqual(["settled", "settled"]);
+      await server.dispatcher.networkSettled(AbortSignal.timeout(10_000));
+      expect(server.dispatcher.networkProgress("b")).toMatchObject({ acked: 0 });
+    },
+  );
+
   it("does not wait for a host whose stream is gone", async () => {
     const { one, node, there, told } = await setUp();
     await using _ = one;

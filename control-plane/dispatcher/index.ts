@@ -48,9 +48,9 @@ export interface Dispatcher {
   run(signal: AbortSignal): Promise<void>;
   /** How far a node's netd is; undefined when this member does not serve it. */
   networkProgress(nodeId: string): NetworkProgress | undefined;
-  /** Resolves once every netd has applied what it was sent so far, or is gone, or its member could not be asked. */
+  /** Resolves once every netd has applied what it was sent so far, or is gone, lost or silent, or its member could not be asked. */
   networkSettled(signal: AbortSignal): Promise<void>;
-  /** For another member: resolves once every netd served here has applied what that revision says of it, or is gone. */
+  /** For another member: resolves once every netd served here has applied what that revision says of it, or is gone, lost or silent. */
   settledAt(revision: number): Promise<void>;
   /** For another member: see `CutOver.released`. */
   released(taskId: string, revision: number): Promise<void>;

@@ -14,6 +14,7 @@ import {
   touch,
 } from "../domain/network-state/touched.ts";
 import { type NetworkSettings, NetworkStateTracker } from "../domain/network-state/tracker.ts";
+import { isNodeLost, isNodeSilent } from "../domain/tasks.ts";
 import type { Change } from "../store/types.ts";
 
 /** How far a node's netd is. */
@@ -71,6 +72,8 @@ export class NetworkHub {
 
   /** Tells every host what the changes mean for it. */
   apply(changes: readonly Change[]): void {
+    for (const { table, id } of changes)
+      if (table === "nodeStatuses" && !this.#counts(id)) this.#streams.get(id)?.release();
     if (this.#streams.size === 0) {
       this.#silent = new SilentServices();
       return;
@@ -100,9 +103,16 @@ export class NetworkHub {
     return false;
   }
 
-  /** Resolves once every netd served here has applied what it was sent so far, or is gone. */
+  /** Resolves once every netd served here has applied what it was sent so far, or is gone, lost or silent. */
   async settled(): Promise<void> {
-    await Promise.all([...this.#streams.values()].map(async (stream) => await stream.settled()));
+    const counted = [...this.#streams.values()].filter(({ nodeId }) => this.#counts(nodeId));
+    await Promise.all(counted.map(async (stream) => await stream.settled()));
+  }
+
+  /** A host that was cut off says nothing, and its stream ends only when keepalive has given it up. */
+  #counts(nodeId: string): boolean {
+    const { view } = this.#deps.index;
+    return !isNodeLost(view, nodeId) && !isNodeSilent(view, nodeId);
   }
 }
 
@@ -160,11 +170,16 @@ class NetworkStream {
     void this.#pump(this.#tracker.complete());
   }
 
+  /** Nobody is to wait for it any longer; who comes later may. */
+  release(): void {
+    for (const { wake } of this.#waiters) wake();
+    this.#waiters.clear();
+  }
+
   end(): void {
     if (this.#isOver) return;
     this.#isOver = true;
-    for (const { wake } of this.#waiters) wake();
-    this.#waiters.clear();
+    this.release();
     clearTimeout(this.#noteAgain);
     this.#over.resolve();
   }
