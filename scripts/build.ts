@@ -4,6 +4,7 @@
  */
 import { readdirSync, rmSync } from "node:fs";
 import { type BuildOptions, build } from "esbuild";
+import { bundleOptions } from "./bundle.ts";
 
 const programs = {
   clusterd: "control-plane/main.ts",
@@ -20,24 +21,8 @@ const entries = (names: readonly (keyof typeof programs)[]) =>
 const options: BuildOptions = {
   outdir: "dist",
   outExtension: { ".js": ".mjs" },
-  bundle: true,
-  platform: "node",
-  target: "node24",
-  // Node 24 has `using`. What esbuild makes of it keeps an error in a variable of the whole function: in a loop, every later
-  // pass would throw the error of an earlier one again.
-  supported: { using: true },
-  format: "esm",
+  ...bundleOptions,
   sourcemap: "linked",
-  // The engine keeps a program's text: without layout and licences, which may not fit one byte a character, it is a third
-  // of the size. Names stay, for stack traces.
-  minifySyntax: true,
-  minifyWhitespace: true,
-  legalComments: "none",
-  logLevel: "warning",
-  // Some dependencies are CommonJS and call require() for Node's own modules.
-  banner: {
-    js: 'import { createRequire as __createRequire } from "node:module"; const require = __createRequire(import.meta.url);',
-  },
 };
 
 await build({ ...options, entryPoints: entries(["clusterd", "noded", "netd"]) });
