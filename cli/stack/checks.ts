@@ -102,6 +102,14 @@ class Checker {
   }
 
   #placement(service: Service, path: Path): void {
+    if (service.deploy.mode === "global" && service["x-disruption"]?.min_available.endsWith("%")) {
+      this.#error(
+        "conflict",
+        [...path, "x-disruption", "min_available"],
+        "is a share of the replicas, and a global service has none",
+        "Give a number of tasks.",
+      );
+    }
     const placement = service["x-placement"];
     const where = [...path, "x-placement"];
     if ((placement?.spread ?? []).length > 0 && (service.deploy.placement?.preferences ?? []).length > 0) {

@@ -111,6 +111,8 @@ const RUNS: Readonly<Record<string, Runs>> = {
   "services.*.secrets[].gid": true,
   "services.*.secrets[].mode": (value) => (value === 0 ? "a file that nobody may read is" : undefined),
   "services.*.x-placement": true,
+  "services.*.x-priority": true,
+  "services.*.x-disruption.min_available": true,
   "services.*.deploy.mode": only("replicated", "global"),
   "services.*.deploy.replicas": true,
   "services.*.deploy.endpoint_mode": true,
@@ -232,7 +234,7 @@ function walk(
   if (runs !== undefined) {
     const what = runs(value, stack, path);
     if (what !== undefined) found.push({ path, message: `${what} ${SENTENCE}` });
-  } else if (type.kind === "object" && /\.x-[a-z-]+$/.test(pattern)) {
+  } else if (type.kind === "object" && /\.x-[a-z-]+$/.test(pattern) && runsInCluster(pattern) === "none") {
     // Its defaults describe what the cluster would do if it ran the key, so even they cannot be promised.
     found.push({ path, message: `is ${SENTENCE}` });
   } else if (type.kind === "object") {

@@ -79,11 +79,14 @@ services:
       affinity: [{node: "node.labels.disk == ssd ", weight: 10}, {service: db}, {service: off}]
       anti_affinity: [{service: web, over: node.labels.zone, weight: 100}]
       strategy: binpack
+    x-priority: -10
+    x-disruption: {min_available: 50%}
   db:
     image: postgres
     networks: [back]
     healthcheck: {test: [CMD, pg_isready], retries: 5}
     deploy: {mode: global, placement: {preferences: [{spread: node.labels.rack}]}}
+    x-disruption: {min_available: 2}
   "off": {image: busybox, profiles: [debug]}
 networks: {back: {driver_opts: {icc: "false", mtu: 1400}, ipam: {config: [{subnet: 10.1.0.0/16}]}, labels: {n: "1"}}, front: {internal: true}, shared: {external: true, name: infra_net}}
 volumes: {data: {}}
@@ -136,6 +139,8 @@ describe("what the contract has a place for", () => {
       name: "db",
       mode: { $case: "global" },
       placement: { spread: ["node.labels.rack"], spreadRules: [], affinities: [] },
+      priority: 0,
+      disruption: { minAvailable: 2, minAvailablePercent: 0 },
       container: {
         image: "docker.io/library/postgres:latest",
         healthcheck: { test: ["CMD", "pg_isready"], retries: 5 },
@@ -146,6 +151,8 @@ describe("what the contract has a place for", () => {
     expect(web).toMatchObject({
       name: "web",
       mode: { $case: "replicated", value: { replicas: 1 } },
+      priority: -10,
+      disruption: { minAvailable: 0, minAvailablePercent: 50 },
       placement: {
         constraints: ["node.labels.zone == a"],
         spread: [],
@@ -298,6 +305,7 @@ describe("what it has no place for is refused, with its place", () => {
     // Its defaults too: this version holds no connections for ten seconds.
     [service("x-lb: {hold: 10s}"), "services.web.x-lb"],
     [service("x-singleton: true"), "services.web.x-singleton"],
+    [service("x-disruption: {min_available: 1, rebalance: true}"), "services.web.x-disruption.rebalance"],
     ["services: {web: {image: a}}\nvolumes: {v: {driver_opts: {type: nfs}}}", "volumes.v.driver_opts.type"],
     ["services: {web: {image: a}}\nnetworks: {n: {name: other}}", "networks.n.name"],
     [

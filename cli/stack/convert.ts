@@ -163,10 +163,18 @@ function serviceSpec(name: string, service: Service, stack: Stack): ServiceParti
       condition: CONDITION[condition],
       required,
     })),
+    priority: service["x-priority"] ?? 0,
+    ...(service["x-disruption"] !== undefined && { disruption: disruption(service["x-disruption"].min_available) }),
     labels: deploy.labels ?? {},
     containerName: service.container_name ?? "",
     endpointMode: deploy.endpoint_mode === "dnsrr" ? EndpointMode.ENDPOINT_MODE_DNSRR : EndpointMode.ENDPOINT_MODE_VIP,
   };
+}
+
+/** "2" or "50%". */
+function disruption(minAvailable: string) {
+  const number = Number(minAvailable.replace("%", ""));
+  return minAvailable.endsWith("%") ? { minAvailablePercent: number } : { minAvailable: number };
 }
 
 function affinity(

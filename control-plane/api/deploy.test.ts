@@ -7,6 +7,7 @@ import {
   BlobSpec,
   ContainerSpec,
   Dependency,
+  DisruptionPolicy,
   ExposedPort,
   Link,
   NetworkSpec,
@@ -79,6 +80,8 @@ describe("a deploy", () => {
     ["a variable", { container: container({ environment: { A: "1" } }) }, true],
     ["a port of the task's host", { ports: [port(80, { mode: PublishMode.PUBLISH_MODE_HOST })] }, true],
     ["a link", { links: [Link.create({ service: "db" })] }, true],
+    ["its priority", { priority: 5 }, false],
+    ["its disruption budget", { disruption: DisruptionPolicy.create({ minAvailable: 1 }) }, false],
     ["that its name is a container's", { mode: replicas(1), containerName: "x" }, false],
     ["a constraint", { placement: Placement.create({ constraints: ["node.id != x"] }) }, true],
   ];
@@ -313,6 +316,21 @@ describe("a stack is refused", () => {
       },
       "services.web.deploy.resources.reservations.generic_resources",
       /"a gpu"/,
+    ],
+    [
+      "with a priority that is none",
+      () => aStack("s", [aService("web", { priority: 1_001 })]),
+      "services.web.x-priority",
+      /1001/,
+    ],
+    [
+      "that keeps a share of a global service up",
+      () => {
+        const disruption = DisruptionPolicy.create({ minAvailablePercent: 50 });
+        return aStack("s", [aService("web", { mode: { $case: "global", value: {} }, disruption })]);
+      },
+      "services.web.x-disruption.min_available",
+      /50%/,
     ],
     [
       "with an affinity to a service that is not there",

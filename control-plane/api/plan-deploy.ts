@@ -464,6 +464,8 @@ function shapeOf(service: Service): string {
     labels: {},
     dependsOn: [],
     exposed: [],
+    priority: 0,
+    disruption: undefined,
   };
   const ids = [service.networkIds, service.blobDigests].map(sortedText);
   return [canonical(ServiceSpec, made), ...ids].join("\n");

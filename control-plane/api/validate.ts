@@ -15,6 +15,7 @@ const stackName = /^[a-z0-9][a-z0-9_-]{0,62}$/;
 const dnsLabel = /^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?$/i;
 const mostReplicas = 100_000;
 const blobBytes = 1_000_000;
+const mostPriority = 1_000;
 const mostShare = 1_000_000;
 
 /**
@@ -140,6 +141,14 @@ function checkService(spec: StackSpec, service: ServiceSpec): void {
     require(plainName.test(kind), where, `${JSON.stringify(kind)} cannot be a resource`, `Use ${plainNameWords}.`);
   }
   checkWishes(spec, service, subject);
+  const { priority, disruption } = service;
+  require(priority >= -mostPriority &&
+    priority <= mostPriority, `${subject}.x-priority`, `${priority} is not from -${mostPriority} to ${mostPriority}`);
+  const percent = disruption?.minAvailablePercent ?? 0;
+  require(percent <= 100 &&
+    (percent === 0 ||
+      service.mode?.$case !==
+        "global"), `${subject}.x-disruption.min_available`, `${percent}% is no share of the replicas`);
   for (const [index, { key, value }] of (service.placement?.tolerations ?? []).entries()) {
     const where = `${subject}.x-placement.tolerations[${index}]`;
     require(key === "" ||

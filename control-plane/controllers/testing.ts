@@ -6,6 +6,7 @@ import { TestCluster } from "../domain/testing.ts";
 import type { Write } from "../store/types.ts";
 import { blockId, planBlocks } from "./ipam/plan.ts";
 import { SchedulerFeed } from "./scheduling/feed.ts";
+import { unplacedWrites } from "./scheduling/loop.ts";
 import { planCommit } from "./scheduling/plan.ts";
 import { writesOf } from "./services/loop.ts";
 import { planService } from "./services/plan.ts";
@@ -49,7 +50,7 @@ export class SteppedCluster extends TestCluster {
     }
     for (const [id, why] of [...this.feed.waitingForHomes(), ...this.feed.refused]) plan.unplaced.set(id, why);
     const hold = this.feed.hold(placements);
-    await commit([...plan.writes, ...this.#unplaced(plan.unplaced)]);
+    await commit([...plan.writes, ...unplacedWrites(this.index, plan.unplaced)]);
     this.feed.release(hold);
     for (const network of this.index.view.networks.values()) {
       const rest = { nowMs: this.nowMs, restMs: 60_000 };
@@ -64,14 +65,6 @@ export class SteppedCluster extends TestCluster {
     }
     await commit(planSweep(this.index));
     return made;
-  }
-
-  #unplaced(reasons: ReadonlyMap<string, string>): Write[] {
-    return [...reasons].flatMap(([id, why]) => {
-      const value = this.index.view.tasks.get(id);
-      if (value === undefined || value.nodeId !== "" || value.unplaced === why) return [];
-      return [{ table: "tasks" as const, id, value: { ...value, unplaced: why } }];
-    });
   }
 
   /** Each node that is up takes each of its tasks one step on. Returns how many steps that were. */
@@ -96,6 +89,10 @@ export class SteppedCluster extends TestCluster {
       return this.rejected.has(task.serviceVersion) ? TaskState.TASK_STATE_REJECTED : TaskState.TASK_STATE_READY;
     }
     if (task.desired === DesiredState.DESIRED_STATE_READY) return undefined;
+    const inTheWay = task.preempts.map((id) => this.index.view.tasks.get(id));
+    const remains = (other: Task | undefined) =>
+      other !== undefined && !hasEnded(observedState(this.index.view, other));
+    if (inTheWay.some(remains)) return undefined;
     if (state < TaskState.TASK_STATE_RUNNING) return TaskState.TASK_STATE_RUNNING;
     const crashes = this.crashing.has(task.serviceName) || this.crashingVersions.has(task.serviceVersion);
     return crashes ? TaskState.TASK_STATE_FAILED : undefined;

@@ -56,6 +56,8 @@ async function oneTask(peers: Parameters<typeof DispatcherServer.start>[2] = {})
       blobDigests: {},
       hostPorts: [],
       onlyNode: "",
+      preempts: [],
+      preemptedBy: "",
     };
     await cluster.store.commit([{ table: "tasks", id: "t", value: { ...base, ...over } }]);
   };

@@ -24,6 +24,7 @@ export function assignmentOf(index: ClusterIndex, task: Task, desired: DesiredSt
     resources: spec?.resources,
     linkEnvironment: linkEnvironment(index, task),
     linkHosts: linkHosts(index, task),
+    preempts: task.preempts,
     networks: (spec?.networks ?? []).map(({ network, aliases }) => ({
       networkId: task.networkIds[network] ?? "",
       aliases,

@@ -107,7 +107,7 @@ export function groupId(task: Pick<Task, "serviceId" | "serviceVersion">): strin
  * holds, and the scheduler would keep a view of all nodes for each image.
  */
 export function taskGroup(
-  index: Pick<ClusterIndex, "servicesDrawnTo">,
+  index: Pick<ClusterIndex, "servicesDrawnTo" | "view">,
   task: Pick<Task, "serviceId" | "serviceVersion" | "stack" | "spec">,
 ): TaskGroup {
   const spec: ServiceSpec | undefined = task.spec;
@@ -127,6 +127,7 @@ export function taskGroup(
       ...(placement?.spreadRules ?? []).map(spreadPreference),
     ],
     affinities: affinitiesOf(index, task),
+    ...importanceOf(index.view.services.get(task.serviceId)?.spec ?? spec),
     strategy: placement?.strategy === PlacementStrategy.PLACEMENT_STRATEGY_BINPACK ? "binpack" : undefined,
     tolerations:
       placement !== undefined && placement.tolerations.length > 0
@@ -138,6 +139,16 @@ export function taskGroup(
         port: published,
         protocol: protocol === Protocol.PROTOCOL_UDP ? "udp" : "tcp",
       })),
+  };
+}
+
+/** What holds for all versions of a service, so that a change replaces none of its tasks. */
+export function importanceOf(spec: ServiceSpec | undefined): Pick<TaskGroup, "priority" | "minAvailable"> {
+  const { minAvailable = 0, minAvailablePercent = 0 } = spec?.disruption ?? {};
+  const replicas = spec?.mode?.$case === "replicated" ? spec.mode.value.replicas : 0;
+  return {
+    priority: spec?.priority ?? 0,
+    minAvailable: Math.max(minAvailable, Math.ceil((minAvailablePercent * replicas) / 100)),
   };
 }
 

@@ -50,6 +50,9 @@ export function observedStatus(view: View, task: Task): TaskStatus {
   const reported = view.taskStatuses.get(task.id);
   const state = observedState(view, task);
   const base: TaskStatus = reported ?? emptyStatus(task.id);
+  if (task.preemptedBy !== "" && (!hasEnded(state) || state === TaskState.TASK_STATE_SHUTDOWN)) {
+    return { ...base, state, message: `preempted by ${task.preemptedBy}` };
+  }
   if (base.state === state) {
     const unheard = !hasEnded(state) && task.nodeId !== "" && isNodeSilent(view, task.nodeId);
     return unheard ? { ...base, message: "its node is silent" } : base;

@@ -28,6 +28,7 @@ export class BruteForce {
   add(spec: SchedulerTask): void {
     const task = new TaskRecord(spec.id, this.group(spec.group), spec.name ?? spec.id, this.tasks.size);
     task.ports = spec.ports ?? [];
+    task.down = spec.down ?? false;
     this.tasks.set(spec.id, task);
     this.#onlyNode.set(spec.id, spec.onlyNode);
     const node = this.state.nodes.get(spec.node ?? "");

@@ -7,7 +7,7 @@ import { givePorts } from "./filters/host-port.ts";
 import { filters } from "./filters/index.ts";
 import { Scheduler } from "./scheduler.ts";
 import { compareNodes, costOf } from "./scores/index.ts";
-import { type GroupRecord, type NodeRecord, type TaskRecord, tasksOn } from "./state/records.ts";
+import { type GroupRecord, type NodeRecord, type ServiceRecord, type TaskRecord, tasksOn } from "./state/records.ts";
 import type { Resources, TaskGroup } from "./types.ts";
 
 const cpus = (milliCpus: number): Resources => ({ milliCpus, memoryBytes: 0 });
@@ -100,6 +100,54 @@ describe("preemption", () => {
     expect(victims(groups, group)).toEqual(expected);
   });
 
+  describe("of a service with a budget", () => {
+    const size = { reservations: cpus(2_000) };
+    const kept = aGroup("kept", { ...size, minAvailable: 2 });
+    const scheduler = (down: readonly boolean[]) => {
+      const made = new Scheduler();
+      for (const [i] of down.entries()) made.upsertNode(aNode(`n${i}`, { capacity: cpus(2_000) }));
+      made.upsertGroup(kept);
+      made.upsertGroup(vital);
+      for (const [i, one] of down.entries()) made.addTask({ id: `t${i}`, group: kept.id, node: `n${i}`, down: one });
+      return made;
+    };
+
+    it.each([
+      ["one that serves when enough others do", [false, false, false], ["t0", "t1", "t2"]],
+      ["none that serves when others do not", [false, false, true], ["t2"]],
+      ["one that does not serve even below the budget", [false, true, true], ["t1", "t2"]],
+    ])("stops %s", (_, down, allowed) => {
+      const { placements } = scheduler(down).schedule(someTasks(vital, 1));
+      expect(placements[0]?.preempts.map((id) => allowed.includes(id))).toEqual([true]);
+    });
+
+    it("looks again once another serves", () => {
+      const made = scheduler([false, false]);
+      made.upsertNode(aNode("small", { capacity: cpus(100) }));
+      expect(made.schedule(someTasks(vital, 1)).placements).toEqual([]);
+      made.addTask({ id: "late", group: kept.id, node: "small", down: true });
+      expect(made.schedule().placements).toEqual([]);
+      made.addTask({ id: "late", group: kept.id, node: "small", down: false });
+      expect(made.schedule().placements.map(({ preempts }) => preempts.length)).toEqual([1]);
+    });
+  });
+
+  it("is not for one that is patient, which keeps nobody of its service from it, until it may", () => {
+    const scheduler = new Scheduler();
+    for (const id of ["a", "b"]) scheduler.upsertNode(aNode(id, { capacity: cpus(2_000) }));
+    const batch = aGroup("batch", { reservations: cpus(2_000) });
+    for (const group of [batch, vital]) scheduler.upsertGroup(group);
+    for (const id of ["a", "b"]) scheduler.addTask({ id: `batch ${id}`, group: batch.id, node: id });
+    const first = { id: "first", group: vital.id, patient: true };
+    const { placements, unplaced } = scheduler.schedule([first, { id: "second", group: vital.id }]);
+    expect(placements.map(({ task, preempts }) => [task, preempts.length])).toEqual([["second", 1]]);
+    expect(unplaced.flatMap(({ tasks }) => tasks)).toEqual(["first"]);
+    scheduler.addTask(first);
+    expect(scheduler.schedule().placements).toEqual([]);
+    scheduler.addTask({ ...first, patient: false });
+    expect(scheduler.schedule().placements).toMatchObject([{ task: "first", preempts: [expect.any(String)] }]);
+  });
+
   it("stops the fewest and least important that any choice allows, and finds a place whenever there is one", () => {
     let preempted = 0;
     fc.assert(
@@ -108,7 +156,7 @@ describe("preemption", () => {
         fc.tuple(...[0, 1, 2, 3, 4, 5].map((i) => groupArbitrary(i, { plain: true }))),
         fc.array(fc.constantFrom(-5, 0, 5), { minLength: 6, maxLength: 6 }),
         fc.constantFrom(500, 1_000, 1_900),
-        fc.array(fc.tuple(fc.nat(4), fc.nat(2)), { minLength: 10, maxLength: 25 }),
+        fc.array(fc.tuple(fc.nat(4), fc.nat(2), fc.boolean()), { minLength: 10, maxLength: 25 }),
         (nodes, plain, priorities, size, where) => {
           const scheduler = new Scheduler();
           const groups = [
@@ -129,13 +177,13 @@ describe("preemption", () => {
             scheduler.upsertNode(aNode(`n${scheduler.snapshot().nodes.length}`, { labels, capacity }));
           for (const volume of volumes) scheduler.upsertVolume(volume);
           for (const group of [...groups, wanted]) scheduler.upsertGroup(group);
-          for (const [i, [g, n]] of where.entries()) {
+          for (const [i, [g, n, down]] of where.entries()) {
             const group = groups[g] as TaskGroup;
             if (!scheduler.whyNot(group.id, `n${n}`).fits) continue;
             const node = scheduler.snapshot();
             const brute = new BruteForce(node);
             const ports = givePorts(group.ports ?? [], brute.state.nodes.get(`n${n}`) as NodeRecord);
-            scheduler.addTask({ id: `t${String(i).padStart(2, "0")}`, group: group.id, node: `n${n}`, ports });
+            scheduler.addTask({ id: `t${String(i).padStart(2, "0")}`, group: group.id, node: `n${n}`, ports, down });
           }
           scheduler.addTask({ id: "asked", group: wanted.id });
           const brute = new BruteForce(scheduler.snapshot());
@@ -181,7 +229,11 @@ function bestChoice(brute: BruteForce, group: GroupRecord): Choice | undefined {
       const victims = candidates.filter((_, i) => (set & (1 << i)) !== 0);
       if (!better({ node, victims }, cost, best, brute, group)) continue;
       const over = Map.groupBy(victims, (task) => task.group.service);
-      if ([...over].some(([service, gone]) => service.placed - gone.length < service.minAvailable)) continue;
+      const isOver = ([service, gone]: [ServiceRecord, TaskRecord[]]) => {
+        const serving = gone.filter(({ down }) => !down).length;
+        return serving > 0 && service.placed - service.down - serving < service.minAvailable;
+      };
+      if ([...over].some(isOver)) continue;
       for (const task of victims) state.detach(task);
       const refusing = filters.filter((filter) => !filter.passes(state, group, node));
       for (const task of victims) state.attach(task, node);

@@ -98,7 +98,7 @@ function victimsOn(
   const room = new Room(state, group, node);
   const candidates = tasksOn(node)
     .filter((task) => mayGo(group, task) && room.helps(task))
-    .sort((a, b) => a.group.priority - b.group.priority || (a.id < b.id ? -1 : 1));
+    .sort((a, b) => a.group.priority - b.group.priority || Number(b.down) - Number(a.down) || (a.id < b.id ? -1 : 1));
   // The least important first: the first priority up to which enough can go is the lowest that has to.
   for (let end = 0; end < candidates.length; ) {
     const { priority } = (candidates[end] as TaskRecord).group;
@@ -187,16 +187,18 @@ class Room {
   /** Thinks the task gone; false when its service's budget forbids it. */
   take(task: TaskRecord): boolean {
     const { service } = task.group;
-    const already = this.#taken.get(service) ?? 0;
-    if (service.placed - already - 1 < service.minAvailable) return false;
-    this.#taken.set(service, already + 1);
+    if (!task.down) {
+      const already = this.#taken.get(service) ?? 0;
+      if (service.placed - service.down - already - 1 < service.minAvailable) return false;
+      this.#taken.set(service, already + 1);
+    }
     this.#count(task, 1);
     return true;
   }
 
   giveBack(task: TaskRecord): void {
     const { service } = task.group;
-    this.#taken.set(service, (this.#taken.get(service) ?? 0) - 1);
+    if (!task.down) this.#taken.set(service, (this.#taken.get(service) ?? 0) - 1);
     this.#count(task, -1);
   }
 

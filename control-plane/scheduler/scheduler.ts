@@ -148,8 +148,11 @@ export class Scheduler {
     const known = this.#tasks.get(spec.id);
     if (known !== undefined) {
       if (known.group === group && spec.node === undefined && known.waitsIn !== undefined) {
-        if (known.onlyNode === spec.onlyNode) {
+        // One that may stop others from now on is worth another look.
+        if (known.onlyNode === spec.onlyNode && (spec.patient === true || !known.patient)) {
           known.pinned = spec.pinned ?? false;
+          known.patient = spec.patient ?? false;
+          known.down = spec.down ?? false;
           known.name = spec.name ?? spec.id;
           return;
         }
@@ -159,12 +162,21 @@ export class Scheduler {
           known.pinned = spec.pinned ?? false;
           known.name = spec.name ?? spec.id;
           known.onlyNode = spec.onlyNode;
+          this.#setDown(known, spec.down ?? false);
           return;
         }
       }
       this.removeTask(spec.id);
     }
     this.#add(spec, group, this.#sequence++);
+  }
+
+  #setDown(task: TaskRecord, down: boolean): void {
+    if (task.down === down) return;
+    task.down = down;
+    if (task.node === undefined) return;
+    task.group.service.down += down ? 1 : -1;
+    if (!down) this.#waiting.placed(task.group);
   }
 
   /** The task has ended or is no longer wanted: frees what it held. Unknown ids are ignored. */
@@ -301,14 +313,22 @@ export class Scheduler {
     const { group, onlyNode } = waiting;
     unplaced.delete(waiting);
     this.#index.enter(group);
-    for (let task = waiting.first; task !== undefined; task = waiting.first) {
+    let hasRoom = true;
+    for (let task = waiting.first, next: TaskRecord | undefined; task !== undefined; task = next) {
+      next = task.next;
       if (placements.length >= limit) {
         this.#index.leave();
         this.#waiting.restore([waiting]);
         return;
       }
+      // They are alike but for this: one that stops nobody is not in the way of one that may.
+      if (task.patient && !hasRoom) continue;
       const placement = this.#placeOne(task, group, onlyNode, true);
-      if (placement === undefined) break;
+      if (placement === undefined) {
+        if (!task.patient) break;
+        hasRoom = false;
+        continue;
+      }
       waiting.remove(task);
       placements.push(placement);
       this.#announce(task, placement);
@@ -410,7 +430,7 @@ export class Scheduler {
   ): Placement | undefined {
     const node = onlyNode === undefined ? this.#index.best() : this.#only(group, onlyNode);
     if (node !== undefined) return this.#place(task, group, node, noVictims);
-    if (!mayPreempt || group.priority <= this.#state.lowestPriority) return undefined;
+    if (!mayPreempt || task.patient || group.priority <= this.#state.lowestPriority) return undefined;
     const search = new PreemptionSearch(this.#state, group);
     if (onlyNode === undefined) this.#index.visit((seen, cost) => search.consider(seen, cost));
     else for (const seen of this.#passing(group, onlyNode)) search.consider(seen, 0);
@@ -473,6 +493,8 @@ export class Scheduler {
     const task = new TaskRecord(spec.id, group, spec.name ?? spec.id, sequence);
     task.onlyNode = spec.onlyNode;
     task.pinned = spec.pinned ?? false;
+    task.down = spec.down ?? false;
+    task.patient = spec.patient ?? false;
     this.#tasks.set(spec.id, task);
     group.tasks++;
     if (spec.node === undefined) {
@@ -520,6 +542,8 @@ export class Scheduler {
       node: task.node?.spec.id ?? task.evictedFrom ?? away,
       onlyNode: task.onlyNode,
       pinned: task.pinned,
+      down: task.down,
+      patient: task.patient,
       ports: task.ports,
     };
   }

@@ -158,7 +158,10 @@ export interface TaskGroup {
   readonly links?: readonly LinkTraffic[] | undefined;
   /** Higher goes first and may preempt lower; default 0. */
   readonly priority?: number | undefined;
-  /** Disruption budget: preemption and rebalancing leave at least this many of the service's tasks in place; default 0. */
+  /**
+   * Disruption budget: preemption leaves at least this many of the service's tasks that are not `down`, rebalancing so many in
+   * place; default 0.
+   */
   readonly minAvailable?: number | undefined;
   /**
    * Groups with the same gang are placed all together, every pending task of them, or not at all. Preemption may later stop one
@@ -181,6 +184,10 @@ export interface SchedulerTask {
   readonly ports?: readonly number[] | undefined;
   /** Of a placed task: rebalancing leaves it alone (cooldown, being updated). Preemption does not look at it. */
   readonly pinned?: boolean | undefined;
+  /** It does not serve (yet), so that for `minAvailable` it is as if it were not there; also of one that waits, for when it is placed. */
+  readonly down?: boolean | undefined;
+  /** Of one that waits: it takes room that there is, and nobody is stopped for it. */
+  readonly patient?: boolean | undefined;
 }
 
 export interface Placement {

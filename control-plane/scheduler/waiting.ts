@@ -60,11 +60,12 @@ export class WaitingRoom implements StateListener {
     this.isStirred = true;
   }
 
-  /** A task of the group was placed, which may let preemption take another of the same service. */
+  /** A task of the group was placed, or serves from now on, which may let preemption take another of the same service. */
   placed({ service }: GroupRecord): void {
     service.changes++;
     if (service.hanging > 0) this.isStirred = true;
-    if (this.#preempting === 0 || service.minAvailable === 0 || service.placed <= service.minAvailable) return;
+    if (this.#preempting === 0 || service.minAvailable === 0 || service.placed - service.down <= service.minAvailable)
+      return;
     for (const { priority } of service.groups) this.#loosened = Math.min(this.#loosened, priority);
     this.isStirred = true;
   }

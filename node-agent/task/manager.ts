@@ -295,7 +295,8 @@ export class TaskManager implements AsyncDisposable {
     while (!signal.aborted) {
       const task = this.#tasks.get(taskId);
       if (task === undefined) return;
-      const step = nextStep(wantedOf(task), observe(task, this.#predecessorStops(task), this.#deps.clock.nowMs()));
+      const others = { predecessorStops: this.#predecessorStops(task), roomIsTaken: this.#roomIsTaken(task) };
+      const step = nextStep(wantedOf(task), observe(task, others, this.#deps.clock.nowMs()));
       if (step.kind === "wait") {
         if (step.forMs !== undefined) this.#loop.markAfter(taskId, step.forMs);
         this.#minding(task);
@@ -315,6 +316,14 @@ export class TaskManager implements AsyncDisposable {
         other.assignment.desired > DesiredState.DESIRED_STATE_RUNNING &&
         sameSlot(task, other),
     );
+  }
+
+  /** Those that make room for it were told to stop, or will be: the network lets go of them first. */
+  #roomIsTaken(task: ManagedTask): boolean {
+    return task.assignment.preempts.some((id) => {
+      const other = this.#tasks.get(id);
+      return other !== undefined && other.record.outcome === undefined;
+    });
   }
 
   async #do(task: ManagedTask, step: Exclude<Step, { kind: "wait" }>): Promise<void> {
@@ -578,6 +587,9 @@ export class TaskManager implements AsyncDisposable {
       });
     } finally {
       task.ended.abort();
+      for (const other of this.#tasks.values()) {
+        if (other.assignment.preempts.includes(task.id)) this.#loop.mark(other.id);
+      }
     }
     const { taskName } = task.assignment;
     this.#deps.log.info("task ended", { taskId: task.id, task: taskName, outcome, exitCode, detail: message });

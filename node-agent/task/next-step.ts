@@ -34,6 +34,8 @@ export interface Observed {
   readonly unhealthy: boolean;
   /** A task of the same service and slot runs here still, and is on its way out. */
   readonly predecessorStops: boolean;
+  /** A task that makes room for this one has not ended yet. */
+  readonly roomIsTaken: boolean;
   /** When the stop signal was sent; undefined: not yet. */
   readonly stopSentAtMs: number | undefined;
   /** When SIGKILL was last sent. */
@@ -87,6 +89,7 @@ export function nextStep(wanted: Wanted, seen: Observed): Step {
         : { kind: "settle", outcome: "failed", exitCode: container.exitCode, why: "it ended by itself" };
     case "created":
       if (seen.predecessorStops) return { kind: "wait", why: "the one before it in its slot still stops here" };
+      if (seen.roomIsTaken) return { kind: "wait", why: "a task that makes room for it has not ended yet" };
       return wanted.desired === DesiredState.DESIRED_STATE_READY
         ? { kind: "wait", why: "prepared; waits for leave to start" }
         : { kind: "start", why: "prepared and wanted running" };

@@ -71,7 +71,11 @@ export function sameSlot(a: ManagedTask, b: ManagedTask): boolean {
   return a !== b && one.stack === other.stack && one.serviceName === other.serviceName && one.slot === other.slot;
 }
 
-export function observe(task: ManagedTask, predecessorStops: boolean, nowMs: number): Observed {
+export function observe(
+  task: ManagedTask,
+  others: Pick<Observed, "predecessorStops" | "roomIsTaken">,
+  nowMs: number,
+): Observed {
   const { record } = task;
   return {
     image: task.imageReady,
@@ -81,7 +85,7 @@ export function observe(task: ManagedTask, predecessorStops: boolean, nowMs: num
     container: task.container,
     started: record.startedAtMs > 0,
     unhealthy: record.health === Health.HEALTH_UNHEALTHY,
-    predecessorStops,
+    ...others,
     stopSentAtMs: record.stopSentAtMs,
     killedAtMs: record.killedAtMs,
     outcome: record.outcome,

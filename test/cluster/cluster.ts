@@ -26,6 +26,8 @@ export interface TaskView {
     readonly oomKilled: boolean;
     readonly pid: number;
     readonly health: string;
+    readonly startedAtMs: number;
+    readonly finishedAtMs: number;
     readonly addresses: readonly { readonly networkId: string; readonly address: string }[];
   };
   readonly nodeName: string;

@@ -112,4 +112,34 @@ describe("where tasks run", () => {
     expect(await hostsOf("skewed")).toHaveLength(5);
     await cluster.run(["rm", "skewed"]);
   });
+
+  it("is made free by tasks of lower priority, which end first and come back when there is room", async () => {
+    await cluster.restartWith("host-2", "noded", ["--generic-resource", "seat=2"]);
+    const seats = (count: number) =>
+      `resources: {reservations: {generic_resources: [{discrete_resource_spec: {kind: seat, value: ${count}}}]}}`;
+    // It takes its time to stop: who gets its seats starts no earlier.
+    const slow = `command: [sh, -c, "trap 'sleep 1; exit 0' TERM; sleep 1000 & wait"]`;
+    const batch = `services: {batch: {image: "${cluster.registry}/busybox:1", ${slow}, deploy: {replicas: 2, ${seats(1)}}, x-disruption: {min_available: 1}}}`;
+    await cluster.untilNodes("host-2 is ready", (nodes) => nodes.every(({ status }) => status?.state === "ready"));
+    await cluster.deployText("batch", batch);
+    const vital = (count: number) => napping("vital", `{${seats(count)}}`, ", x-priority: 10");
+    const refused = await cluster.deployText("vital", vital(2), ["--timeout", "1s"]).catch(String);
+    expect(refused).toContain("2 nodes: 2 seat needed, none there; 1: 2 seat needed, 0 free");
+    expect(running(await cluster.tasks(), "batch")).toHaveLength(2);
+
+    await cluster.deployText("vital", vital(1));
+    const tasks = await cluster.tasks({ all: true });
+    const [won] = running(tasks, "vital");
+    const lost = tasks.find(({ task, status }) => task.serviceName === "batch" && status?.state === "shutdown");
+    expect(won?.nodeName).toBe("host-2");
+    expect(lost?.status?.message).toBe("preempted by vital_vital.1");
+    expect(lost?.status?.finishedAtMs).toBeLessThanOrEqual(won?.status?.startedAtMs ?? 0);
+    expect((await cluster.run(["ps", "batch"])).stdout).toMatch(
+      /pending .*preempted by vital_vital\.1; 2 nodes: 1 seat needed, none there; 1: 1 seat needed, 0 free/,
+    );
+
+    await cluster.run(["rm", "vital"]);
+    await cluster.until("both are back", (now) => running(now, "batch").length === 2);
+    await cluster.run(["rm", "batch"]);
+  });
 });

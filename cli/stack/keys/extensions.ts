@@ -302,7 +302,7 @@ function countOrPercent(): ScalarType<string> {
 export const disruption = object(
   {
     min_available: key(countOrPercent(), {
-      doc: "Tasks that drains and rebalancing leave running: a count or a share.",
+      doc: "Tasks that stay up when a service of higher priority wants their room (`x-priority`): a count, or a share of the replicas. A drain does not look at it, nor does an update.",
       example: "50%",
       default: "0",
     }),

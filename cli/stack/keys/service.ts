@@ -913,8 +913,13 @@ export const service = object({
     doc: "Where tasks may run, beyond what `deploy.placement` can say.",
     example: "{tolerations: [{key: gpu}]}",
   }),
+  "x-priority": key(integer(-1000, 1000, "a whole number from -1000 to 1000"), {
+    doc: "How important the service is. Tasks of a higher priority are placed first; when one fits nowhere, tasks of lower priority are stopped to make room for it, the least important and the fewest that do, and wait for another place. A change of it replaces no task.",
+    example: "100",
+    defaultNote: "0",
+  }),
   "x-disruption": key(disruption, {
-    doc: "How much drains and rebalancing may take away at a time.",
+    doc: "How much may be taken from the service at a time.",
     example: '{min_available: "50%"}',
   }),
   "x-singleton": key(bool(), {

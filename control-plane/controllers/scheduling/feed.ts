@@ -3,9 +3,9 @@ import type { Log } from "../../../lib/log/log.ts";
 import { ServiceSpec } from "../../../proto/gen/embassy/v1/stack.ts";
 import type { Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
-import { groupId, schedulerNode, taskGroup } from "../../domain/scheduler-facts.ts";
+import { groupId, importanceOf, schedulerNode, taskGroup } from "../../domain/scheduler-facts.ts";
 import { hasFailed } from "../../domain/service-tasks.ts";
-import { hasEnded, isNodeLost, isWanted, observedState, taskName } from "../../domain/tasks.ts";
+import { hasEnded, isNodeLost, isUp, isWanted, observedState, taskName } from "../../domain/tasks.ts";
 import { type Bound, boundOf, homeProblem, volumesOf, waitsForNode } from "../../domain/volumes.ts";
 import { type Explanation, type Placement, Scheduler } from "../../scheduler/index.ts";
 import type { Change } from "../../store/types.ts";
@@ -46,6 +46,8 @@ export class SchedulerFeed {
   readonly #homesChanged = new Set<string>();
   /** By task: placed by the scheduler, and not yet in the view. */
   readonly #held = new Map<string, Held>();
+  /** By the task whose end they wait for. */
+  readonly #successors = new Map<string, string>();
   /** Tasks that failed and are still on record, by group and node: the scheduler prefers other nodes. */
   readonly #failures = new Map<string, Map<string, Set<string>>>();
   readonly #failureOf = new Map<string, { readonly group: string; readonly node: string }>();
@@ -78,9 +80,21 @@ export class SchedulerFeed {
           worth ||= change.after === undefined || change.after.nodeId === "";
           break;
         case "taskStatuses":
-          if (change.before?.state === change.after?.state) break;
+          if (change.before?.state === change.after?.state && change.before?.health === change.after?.health) break;
           this.#task(change.id);
           worth ||= change.after === undefined || hasEnded(change.after.state);
+          // One more that is up may let another be stopped.
+          worth ||= isUp(change.after) && this.#hasBudget(this.#index.view.tasks.get(change.id));
+          break;
+        case "services":
+          if (this.#importanceChanged(change.before?.spec, change.after?.spec)) {
+            this.#regroup(change.id);
+            worth = true;
+          }
+          for (const id of this.#homes.ofService(change.id)) {
+            this.#task(id);
+            worth = true;
+          }
           break;
         case "members":
           // Of the node on its host the role.
@@ -90,12 +104,6 @@ export class SchedulerFeed {
           break;
         case "volumeHomes":
           for (const id of this.#homes.ofHome(change.id)) {
-            this.#task(id);
-            worth = true;
-          }
-          break;
-        case "services":
-          for (const id of this.#homes.ofService(change.id)) {
             this.#task(id);
             worth = true;
           }
@@ -138,8 +146,20 @@ export class SchedulerFeed {
   /** Until the release these tasks are where the scheduler placed them, whatever the view says. */
   hold(placements: readonly Placement[]): Hold {
     const hold: Hold = { placements, left: placements.length };
-    for (const { task, node } of placements) this.#held.set(task, { hold, node, lost: false });
+    for (const { task, node } of placements) {
+      this.#held.set(task, { hold, node, lost: this.#held.get(task)?.lost ?? false });
+    }
     return hold;
+  }
+
+  /** These tasks are not stopped after all: they count where they are. */
+  spare(placements: readonly Placement[]): void {
+    for (const { preempts } of placements) {
+      for (const victim of preempts) {
+        this.scheduler.removeTask(victim);
+        this.#task(victim);
+      }
+    }
   }
 
   /** The view decides again, of those that it does not show yet: placed when the commit has happened, waiting when not. */
@@ -148,6 +168,7 @@ export class SchedulerFeed {
     const left = hold.placements.filter(({ task }) => this.#held.get(task)?.hold === hold);
     hold.left = 0;
     for (const { task } of left) this.#held.delete(task);
+    this.spare(left);
     for (const { task } of left) this.#task(task);
   }
 
@@ -179,6 +200,10 @@ export class SchedulerFeed {
     if (!counts) {
       this.#homes.forget(id);
       this.#forget(id);
+      const successor = this.#successors.get(id);
+      if (successor === undefined) return;
+      this.#successors.delete(id);
+      this.#task(successor);
       return;
     }
     const bound = boundOf(this.#index, task);
@@ -211,12 +236,46 @@ export class SchedulerFeed {
         name: taskName(view, task),
         node: waits ? undefined : task.nodeId,
         onlyNode: onlyNodeOf(task, bound),
+        down: this.#hasBudget(task) && !isUp(view.taskStatuses.get(id)),
+        patient: waits && this.#waitsForOther(task),
         ports: waits || task.hostPorts.length === 0 ? undefined : task.hostPorts.map(({ published }) => published),
       });
       this.refused.delete(id);
     } catch (error) {
       this.#log.warn("the scheduler does not take a task", { taskId: id, error });
       this.refused.set(id, messageOf(error));
+    }
+  }
+
+  #hasBudget(task: Task | undefined): boolean {
+    return this.#index.view.services.get(task?.serviceId ?? "")?.spec?.disruption !== undefined;
+  }
+
+  /** Does it wait for something else than room? It will have that of its predecessor, or may not start yet whatever it has. */
+  #waitsForOther(task: Task): boolean {
+    if (task.waitsFor !== "") return true;
+    if (task.replaces === "") return false;
+    const predecessor = this.#index.view.tasks.get(task.replaces);
+    if (predecessor === undefined || hasEnded(observedState(this.#index.view, predecessor))) return false;
+    this.#successors.set(task.replaces, task.id);
+    return true;
+  }
+
+  #importanceChanged(before: ServiceSpec | undefined, after: ServiceSpec | undefined): boolean {
+    if (before === undefined || after === undefined) return false;
+    const [was, is] = [importanceOf(before), importanceOf(after)];
+    return was.priority !== is.priority || was.minAvailable !== is.minAvailable;
+  }
+
+  /** Tells the service's groups again. */
+  #regroup(serviceId: string): void {
+    for (const [group, tasks] of this.#groups) {
+      if (!group.startsWith(`${serviceId}@`)) continue;
+      const [first = ""] = tasks;
+      const task = this.#index.view.tasks.get(first);
+      if (task === undefined) continue;
+      this.scheduler.upsertGroup(taskGroup(this.#index, task));
+      for (const id of tasks) this.#task(id);
     }
   }
 

@@ -48,6 +48,8 @@ describe("scheduling", () => {
     };
     await announce("a", { gpu: 1 });
     expect(cluster.tasks("s", "web").map(({ nodeId }) => nodeId)).toEqual(["", ""]);
+    const explained = cluster.feed.scheduler.unplaced().map(({ explanation }) => explanation.summary);
+    expect(explained).toEqual(["2 nodes: 2 gpu needed, none there; 1: 2 gpu needed, 1 free"]);
     await announce("b", { gpu: 3 });
     expect(cluster.tasks("s", "web").map(({ nodeId }) => nodeId)).toEqual(["b", ""]);
     await announce("a", { gpu: 2 });

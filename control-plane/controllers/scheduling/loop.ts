@@ -38,7 +38,8 @@ export async function runScheduling(deps: ControllerDeps, signal: AbortSignal, m
 
 /**
  * Places all that waits and fits, several commits under way at once, and writes down why the rest does not fit. Ends early when
- * a commit fails, after those under way: true when it only met a newer state, so that another pass is due. What failed waits again.
+ * a commit fails, after those under way: true when it only met a newer state, or not all that it did could stand, so that another pass
+ * is due. What failed waits again.
  */
 export async function placeAll(
   deps: ControllerDeps,
@@ -50,13 +51,18 @@ export async function placeAll(
   const reasons = new Map<string, string>();
   const putOff: Hold[] = [];
   const errors: unknown[] = [];
+  let again = false;
   const underWay = new Map<CommitPlan, Promise<void>>();
   const commit = async (plan: CommitPlan, placed: Hold) => {
     try {
       // A block must be there before the tasks that count on it, and etcd may take transactions in any order.
       for (const earlier of plan.after) await underWay.get(earlier);
       const { writes, expect } = plan;
-      if (errors.length === 0 && writes.length > 0) await deps.store.commit(writes, { fenced: true, expect, signal });
+      if (errors.length > 0 || writes.length === 0) return;
+      await deps.store.commit(writes, { fenced: true, expect, signal });
+      for (const taskId of plan.stopped) {
+        deps.log.info("task preempted", { taskId, by: index.view.tasks.get(taskId)?.preemptedBy });
+      }
     } catch (error) {
       errors.push(error);
     } finally {
@@ -72,13 +78,27 @@ export async function placeAll(
       for (const { tasks, explanation } of unplaced) {
         for (const taskId of tasks) reasons.set(taskId, feed.whyNowhere(taskId, explanation));
       }
+      if (placements.some(({ preempts }) => preempts.length > 0)) {
+        // Who is to be stopped may be in a commit under way.
+        feed.hold(placements);
+        await Promise.all(underWay.values());
+      }
       const plan = planCommit(index, placements, deps.settings.blockPrefix, [...underWay.keys()]);
       for (const [taskId, why] of plan.unplaced) reasons.set(taskId, why);
       const isPutOff = ({ task }: Placement) => plan.unplaced.has(task) || plan.later.has(task);
       const written = placements.filter((placement) => !isPutOff(placement));
-      if (written.length < placements.length) putOff.push(feed.hold(placements.filter(isPutOff)));
-      underWay.set(plan, commit(plan, feed.hold(written)));
-      if (underWay.size >= mostUnderWay) await Promise.race(underWay.values());
+      if (written.length < placements.length) {
+        const rest = placements.filter(isPutOff);
+        putOff.push(feed.hold(rest));
+        feed.spare(rest);
+        // There may be another place for those that had counted on theirs. Each such pass places something, so they end.
+        again ||= written.length > 0 && placements.some(({ preempts }) => preempts.length > 0);
+      }
+      const underWayNow = commit(plan, feed.hold(written));
+      underWay.set(plan, underWayNow);
+      // Others count on what its victims leave: not before it has happened.
+      if (plan.stopped.length > 0) await underWayNow;
+      else if (underWay.size >= mostUnderWay) await Promise.race(underWay.values());
     }
   } finally {
     await Promise.all(underWay.values());
@@ -96,18 +116,22 @@ export async function placeAll(
     if (!isStaleView(error)) throw error;
     errors.push(error);
   }
-  return errors.length > 0;
+  return errors.length > 0 || again;
 }
 
-function unplacedWrites(index: ClusterIndex, unplaced: ReadonlyMap<string, string>): Write[] {
+/** The writes that say of tasks why they have no place; none for what is said already. */
+export function unplacedWrites(index: ClusterIndex, unplaced: ReadonlyMap<string, string>): Write[] {
   const writes: Write[] = [];
   for (const [id, why] of unplaced) {
     const value = index.view.tasks.get(id);
-    if (value === undefined || value.nodeId !== "" || value.unplaced === why) continue;
+    if (value === undefined || value.nodeId !== "") continue;
+    const preemptedBy = index.view.tasks.get(value.replaces)?.preemptedBy ?? "";
+    const words = preemptedBy === "" ? why : `preempted by ${preemptedBy}; ${why}`;
+    if (value.unplaced === words) continue;
     writes.push({
       table: "tasks",
       id,
-      value: { ...value, unplaced: why },
+      value: { ...value, unplaced: words },
       ifRevision: index.view.tasks.revisionOf(id),
     });
   }

@@ -60,7 +60,7 @@ class Waiting extends TestCluster {
     return cluster;
   }
 
-  async place(): Promise<boolean> {
+  async place(most = 200): Promise<boolean> {
     const commit = async (writes: readonly Write[], options?: CommitOptions): Promise<number> => {
       this.commits.push(writes);
       await this.before(this.commits.length - 1, writes);
@@ -73,7 +73,7 @@ class Waiting extends TestCluster {
       clock: systemClock,
       settings: defaultControllerSettings,
     };
-    return await placeAll(deps, this.feed, never, 200);
+    return await placeAll(deps, this.feed, never, most);
   }
 
   /** Tasks that have a node; throws when a node has more than it takes, or a task was given one twice. */
@@ -240,6 +240,110 @@ describe("placing many tasks", () => {
       for (const { slot, nodeId } of cluster.index.view.tasks.values()) {
         expect([slot, homes.get(`s_data/${slot}`)?.nodeId]).toEqual([slot, nodeId]);
       }
+    },
+  );
+});
+
+describe("placing tasks that others are stopped for", () => {
+  const state = (cluster: Waiting) => {
+    const tasks = [...cluster.index.view.tasks.values()];
+    const stopped = tasks.filter(({ desired }) => desired === DesiredState.DESIRED_STATE_SHUTDOWN);
+    const vital = tasks.filter(({ serviceId, nodeId }) => serviceId === "vital" && nodeId !== "");
+    return { stopped: stopped.map(({ id }) => id).sort(), vital };
+  };
+
+  /** Three full nodes, and so many tasks of high priority that each need what one of the others has. */
+  const full = async (vital: number, networks: readonly Network[] = [], milliCpus = 1_000) => {
+    const cluster = await Waiting.of(0, networks);
+    const networkIds = Object.fromEntries(networks.map(({ id }) => [id, id]));
+    const ofService = (name: string, count: number, nodes: readonly string[], priority: number): Task[] => {
+      const needs = priority > 0 ? milliCpus : 1_000;
+      const resources = Resources.create({ reservations: { ...reserved, milliCpus: needs } });
+      const own = ServiceSpec.create({ name, resources, priority });
+      return Array.from({ length: count }, (_, i) =>
+        Task.create({
+          id: `${name}${i}`,
+          serviceId: name,
+          serviceName: name,
+          stack: "s",
+          serviceVersion: 1,
+          slot: i + 1,
+          spec: own,
+          networkIds: priority > 0 ? networkIds : {},
+          nodeId: nodes[i % nodes.length] ?? "",
+          desired: DesiredState.DESIRED_STATE_RUNNING,
+        }),
+      );
+    };
+    const tasks = [...ofService("batch", 12, ["a", "b", "c"], 0), ...ofService("vital", vital, [], 10)];
+    await cluster.store.commit(tasks.map((value) => ({ table: "tasks", id: value.id, value }) as const));
+    return cluster;
+  };
+
+  /** As many are stopped as were placed for it, each for one, and no other. */
+  const expectEven = (cluster: Waiting, count: number) => {
+    const { stopped, vital } = state(cluster);
+    expect(vital).toHaveLength(count);
+    expect(vital.flatMap(({ preempts }) => preempts).sort()).toEqual(stopped);
+    expect(stopped).toHaveLength(count);
+    for (const id of stopped) expect(cluster.index.view.tasks.get(id)?.preemptedBy).toMatch(/^s_vital\.\d+$/);
+  };
+
+  it("stops and places in one commit", async () => {
+    using cluster = await full(4);
+    expect(await cluster.place()).toBe(false);
+    expect(cluster.commits).toHaveLength(1);
+    expectEven(cluster, 4);
+    // Those that stop still count nowhere but for whom they make room.
+    await cluster.place();
+    expectEven(cluster, 4);
+  });
+
+  it.each([
+    ["conflict", "overtaken"],
+    ["unavailable", "etcd is away"],
+  ] as const)("stops nobody when the commit fails: %s", async (code, message) => {
+    using cluster = await full(4);
+    cluster.before = (now) => {
+      if (now === 0) throw new ClusterError(message, { code });
+    };
+    if (code === "conflict") expect(await cluster.place()).toBe(true);
+    else await expect(cluster.place()).rejects.toThrow(message);
+    expectEven(cluster, 0);
+    await cluster.place();
+    expectEven(cluster, 4);
+  });
+
+  it("decides anew when one that was to be stopped has changed", async () => {
+    using cluster = await full(2);
+    cluster.before = async (now, writes) => {
+      const victim = writes.find(({ id }) => id.startsWith("batch"))?.id ?? "";
+      const task = cluster.index.view.tasks.get(victim);
+      if (now > 0 || task === undefined) return;
+      await cluster.store.commit([{ table: "tasks", id: victim, value: { ...task, waitsFor: "x" } }]);
+    };
+    expect(await cluster.place()).toBe(true);
+    expectEven(cluster, 0);
+    expect(await cluster.place()).toBe(false);
+    expectEven(cluster, 2);
+  });
+
+  it.each([
+    ["in the same commit", 200],
+    ["in the next", 1],
+  ])(
+    "stops nobody for one whose network is full, and nobody goes into the room that would be left, %s",
+    async (_, most) => {
+      using cluster = await full(1, [network("n", "10.0.0.0/27")], 400);
+      const small = Task.create({ id: "small", serviceId: "small", serviceVersion: 1, slot: 1, spec, desired: 1 });
+      await cluster.store.commit([
+        { table: "blocks", id: "n/10.0.0.0-27", value: { networkId: "n", cidr: "10.0.0.0/27", nodeId: "gone" } },
+        { table: "tasks", id: "small", value: small },
+      ]);
+      expect(await cluster.place(most)).toBe(false);
+      expectEven(cluster, 0);
+      expect(cluster.index.view.tasks.get("vital0")?.unplaced).toMatch(/network .* is full/);
+      expect(cluster.index.view.tasks.get("small")?.nodeId).toBe("");
     },
   );
 });

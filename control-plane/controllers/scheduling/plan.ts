@@ -1,6 +1,7 @@
 import { PublishMode } from "../../../proto/gen/embassy/v1/stack.ts";
-import type { Block, Task } from "../../../proto/gen/embassy/v1/state.ts";
+import { type Block, DesiredState, type Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
+import { isWanted, taskName } from "../../domain/tasks.ts";
 import { volumesOf } from "../../domain/volumes.ts";
 import type { Placement } from "../../scheduler/index.ts";
 import type { Write } from "../../store/types.ts";
@@ -23,11 +24,13 @@ export interface CommitPlan {
   readonly later: Set<string>;
   /** Commits under way that have to happen first, since they give blocks or homes that this one counts on. */
   readonly after: Set<CommitPlan>;
+  /** Tasks that it stops, to make room. */
+  readonly stopped: string[];
 }
 
 /**
  * The writes of placements, with the blocks that their nodes need on the tasks' networks, so that a node can give an
- * address as soon as it knows of its task. Blocks that exist are expected to: one may be about to be freed. What is under way
+ * address as soon as it knows of its task, and the end of those that make room for them. Blocks that exist are expected to: one may be about to be freed. What is under way
  * counts as if it had happened.
  */
 export function planCommit(
@@ -46,6 +49,7 @@ export function planCommit(
     homes: new Map(),
     later: new Set(),
     after: new Set(),
+    stopped: [],
   };
   const homes = new HomesOfCommit(index, plan, underWay);
   const counts = new Map<string, Map<string, number>>();
@@ -96,24 +100,42 @@ export function planCommit(
     return undefined;
   };
 
+  const stopped = new Set(placements.flatMap(({ preempts }) => preempts));
+  // Nodes where somebody is not stopped after all, so that those who came later may have nothing there.
+  const crowded = new Set<string>();
   for (const placement of placements) {
     const task = view.tasks.get(placement.task);
-    if (task === undefined) continue;
+    if (task === undefined) {
+      if (placement.preempts.length > 0) plan.unplaced.set(placement.task, "it is gone");
+      continue;
+    }
     const volumes = volumesOf(task.spec?.container);
     if (volumes.length > 0 && !homes.admits(task, volumes, placement.node)) {
       plan.later.add(task.id);
+      if (placement.preempts.length > 0) crowded.add(placement.node);
       continue;
     }
-    let lacking: string | undefined;
+    let lacking = stopped.has(task.id) ? "a task of higher priority took its place" : undefined;
+    if (crowded.has(placement.node)) lacking ??= "there is no room for it yet";
     for (const networkId of Object.values(task.networkIds)) lacking ??= room(task.id, networkId, placement.node);
     if (lacking !== undefined) {
       plan.unplaced.set(task.id, lacking);
+      if (placement.preempts.length > 0) crowded.add(placement.node);
       continue;
     }
+    for (const id of placement.preempts) {
+      const victim = view.tasks.get(id);
+      // Placed in this very moment it is only put off.
+      if (victim === undefined || victim.nodeId === "" || !isWanted(victim)) continue;
+      const value = { ...victim, desired: DesiredState.DESIRED_STATE_SHUTDOWN, preemptedBy: taskName(view, task) };
+      plan.writes.push({ table: "tasks", id, value, ifRevision: view.tasks.revisionOf(id) });
+      plan.stopped.push(id);
+    }
+    const preempts = placement.preempts.length === 0 ? task.preempts : [...placement.preempts];
     plan.writes.push({
       table: "tasks",
       id: placement.task,
-      value: { ...task, nodeId: placement.node, unplaced: "", hostPorts: hostPorts(task, placement.ports) },
+      value: { ...task, nodeId: placement.node, unplaced: "", hostPorts: hostPorts(task, placement.ports), preempts },
       ifRevision: view.tasks.revisionOf(task.id),
     });
     if (volumes.length > 0) homes.give(task, volumes, placement.node);

@@ -211,5 +211,7 @@ function newTask(service: Service, action: Extract<TaskAction, { kind: "create" 
     blobDigests: service.blobDigests,
     hostPorts: [],
     onlyNode: action.seat.onlyNode,
+    preempts: [],
+    preemptedBy: "",
   };
 }

@@ -226,7 +226,8 @@ class SeatPlanner {
       seat: seat.seat,
       epoch: Math.max(0, ...everyEpoch) + 1,
       desired: waits || gated ? DesiredState.DESIRED_STATE_READY : DesiredState.DESIRED_STATE_RUNNING,
-      replaces: predecessor?.id ?? "",
+      // Of one that was preempted the successor says so, for as long as it has no other place.
+      replaces: predecessor?.id ?? (last !== undefined && last.preemptedBy !== "" ? last.id : ""),
       ...counters,
       waitsFor: this.#gate.waitsFor,
       why,

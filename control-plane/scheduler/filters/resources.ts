@@ -41,7 +41,7 @@ export const resources: Filter = {
 export function lackingOn(state: ClusterState, group: GroupRecord, node: NodeRecord): string {
   return group.needs
     .filter(({ dimension, amount }) => amount > state.freeOf(node, dimension))
-    .map(({ dimension }) => nameOf(state, dimension))
+    .map(({ dimension }) => `${isAbsent(state, node, dimension) ? "any " : ""}${nameOf(state, dimension)}`)
     .join();
 }
 

@@ -193,6 +193,7 @@ export class ClusterState {
     this.table.weigh(node.index, node.taskCount);
     service.counts.add(node.index, 1);
     service.placed++;
+    if (task.down) service.down++;
     group.placed++;
     if (service.domains !== undefined) this.#countDomains(task, node, 1);
     if (group.ports !== undefined) this.#takePorts(task, node);
@@ -214,6 +215,7 @@ export class ClusterState {
     this.table.weigh(node.index, node.taskCount);
     service.counts.add(node.index, -1);
     service.placed--;
+    if (task.down) service.down--;
     group.placed--;
     if (service.domains !== undefined) this.#countDomains(task, node, -1);
     if (group.ports !== undefined) {

@@ -68,6 +68,9 @@ export class TaskRecord {
   nextOnNode: TaskRecord | undefined = undefined;
   onlyNode: string | undefined;
   pinned = false;
+  /** See `SchedulerTask`. */
+  down = false;
+  patient = false;
   /** Preempted: counts nowhere, and waits for the caller to report its end. Holds the id of the node it was on. */
   evictedFrom: string | undefined = undefined;
   /** Numbers given for the group's ports; 0 for none yet. */
@@ -231,6 +234,8 @@ export class ServiceRecord {
   /** Placed tasks by domain, for each domain space that a group asks for. */
   domains: Map<DomainSpace, number[]> | undefined = undefined;
   placed = 0;
+  /** How many of the placed do not serve. */
+  down = 0;
   readonly groups = new Set<GroupRecord>();
   /** Highest `minAvailable` of its groups. */
   minAvailable = 0;

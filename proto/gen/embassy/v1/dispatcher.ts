@@ -191,6 +191,8 @@ export interface Assignment {
   secrets: Blob[];
   /** mode: host */
   hostPorts: PublishedPort[];
+  /** ids of tasks that make room for it here: it starts when they have ended */
+  preempts: string[];
   /** aliases of links at their VIPs, for /etc/hosts: they hold while nobody answers DNS */
   linkHosts: HostEntry[];
 }
@@ -2291,6 +2293,7 @@ function createBaseAssignment(): Assignment {
     configs: [],
     secrets: [],
     hostPorts: [],
+    preempts: [],
     linkHosts: [],
   };
 }
@@ -2341,6 +2344,9 @@ export const Assignment: MessageFns<Assignment> = {
     }
     for (const v of message.hostPorts) {
       PublishedPort.encode(v!, writer.uint32(122).fork()).join();
+    }
+    for (const v of message.preempts) {
+      writer.uint32(138).string(v!);
     }
     for (const v of message.linkHosts) {
       HostEntry.encode(v!, writer.uint32(130).fork()).join();
@@ -2484,6 +2490,14 @@ export const Assignment: MessageFns<Assignment> = {
             message.hostPorts.push(PublishedPort.decode(reader, reader.uint32()));
             continue;
           }
+          case 17: {
+            if (tag !== 138) {
+              break;
+            }
+
+            message.preempts.push(reader.string());
+            continue;
+          }
           case 16: {
             if (tag !== 130) {
               break;
@@ -2573,6 +2587,9 @@ export const Assignment: MessageFns<Assignment> = {
         : globalThis.Array.isArray(object?.host_ports)
         ? object.host_ports.map((e: any) => PublishedPort.fromJSON(e))
         : [],
+      preempts: globalThis.Array.isArray(object?.preempts)
+        ? object.preempts.map((e: any) => globalThis.String(e))
+        : [],
       linkHosts: globalThis.Array.isArray(object?.linkHosts)
         ? object.linkHosts.map((e: any) => HostEntry.fromJSON(e))
         : globalThis.Array.isArray(object?.link_hosts)
@@ -2634,6 +2651,9 @@ export const Assignment: MessageFns<Assignment> = {
     if (message.hostPorts?.length) {
       obj.hostPorts = message.hostPorts.map((e) => PublishedPort.toJSON(e));
     }
+    if (message.preempts?.length) {
+      obj.preempts = message.preempts;
+    }
     if (message.linkHosts?.length) {
       obj.linkHosts = message.linkHosts.map((e) => HostEntry.toJSON(e));
     }
@@ -2672,6 +2692,7 @@ export const Assignment: MessageFns<Assignment> = {
     message.configs = object.configs?.map((e) => Blob.fromPartial(e)) || [];
     message.secrets = object.secrets?.map((e) => Blob.fromPartial(e)) || [];
     message.hostPorts = object.hostPorts?.map((e) => PublishedPort.fromPartial(e)) || [];
+    message.preempts = object.preempts?.map((e) => e) || [];
     message.linkHosts = object.linkHosts?.map((e) => HostEntry.fromPartial(e)) || [];
     return message;
   },

@@ -558,12 +558,24 @@ export interface ServiceSpec {
   /** not empty: at most one task; the name is an alias on its networks */
   containerName: string;
   /** how tasks are put back when an update has failed */
-  rollback: UpdatePolicy | undefined;
+  rollback:
+    | UpdatePolicy
+    | undefined;
+  /** -1,000 to 1,000: tasks of a higher one are placed first, and stop those of a lower one for room */
+  priority: number;
+  disruption: DisruptionPolicy | undefined;
 }
 
 export interface ServiceSpec_LabelsEntry {
   key: string;
   value: string;
+}
+
+/** How many tasks stay up, whatever needs their room. At most one of the two is set. */
+export interface DisruptionPolicy {
+  minAvailable: number;
+  /** 1-100, of the replicas, rounded up; not of a global service */
+  minAvailablePercent: number;
 }
 
 export interface ReplicatedMode {
@@ -1534,6 +1546,8 @@ function createBaseServiceSpec(): ServiceSpec {
     endpointMode: 0,
     containerName: "",
     rollback: undefined,
+    priority: 0,
+    disruption: undefined,
   };
 }
 
@@ -1591,6 +1605,12 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
     }
     if (message.rollback !== undefined) {
       UpdatePolicy.encode(message.rollback, writer.uint32(138).fork()).join();
+    }
+    if (message.priority !== 0) {
+      writer.uint32(144).int32(message.priority);
+    }
+    if (message.disruption !== undefined) {
+      DisruptionPolicy.encode(message.disruption, writer.uint32(154).fork()).join();
     }
     return writer;
   },
@@ -1747,6 +1767,22 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
             message.rollback = UpdatePolicy.decode(reader, reader.uint32());
             continue;
           }
+          case 18: {
+            if (tag !== 144) {
+              break;
+            }
+
+            message.priority = reader.int32();
+            continue;
+          }
+          case 19: {
+            if (tag !== 154) {
+              break;
+            }
+
+            message.disruption = DisruptionPolicy.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1808,6 +1844,8 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
         ? globalThis.String(object.container_name)
         : "",
       rollback: isSet(object.rollback) ? UpdatePolicy.fromJSON(object.rollback) : undefined,
+      priority: isSet(object.priority) ? globalThis.Number(object.priority) : 0,
+      disruption: isSet(object.disruption) ? DisruptionPolicy.fromJSON(object.disruption) : undefined,
     };
   },
 
@@ -1869,6 +1907,12 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
     if (message.rollback !== undefined) {
       obj.rollback = UpdatePolicy.toJSON(message.rollback);
     }
+    if (message.priority !== undefined) {
+      obj.priority = Math.round(message.priority);
+    }
+    if (message.disruption !== undefined) {
+      obj.disruption = DisruptionPolicy.toJSON(message.disruption);
+    }
     return obj;
   },
 
@@ -1925,6 +1969,10 @@ export const ServiceSpec: MessageFns<ServiceSpec> = {
     message.containerName = object.containerName ?? "";
     message.rollback = (object.rollback !== undefined && object.rollback !== null)
       ? UpdatePolicy.fromPartial(object.rollback)
+      : undefined;
+    message.priority = object.priority ?? 0;
+    message.disruption = (object.disruption !== undefined && object.disruption !== null)
+      ? DisruptionPolicy.fromPartial(object.disruption)
       : undefined;
     return message;
   },
@@ -2011,6 +2059,99 @@ export const ServiceSpec_LabelsEntry: MessageFns<ServiceSpec_LabelsEntry> = {
     const message = createBaseServiceSpec_LabelsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseDisruptionPolicy(): DisruptionPolicy {
+  return { minAvailable: 0, minAvailablePercent: 0 };
+}
+
+export const DisruptionPolicy: MessageFns<DisruptionPolicy> = {
+  encode(message: DisruptionPolicy, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.minAvailable !== 0) {
+      writer.uint32(8).uint32(message.minAvailable);
+    }
+    if (message.minAvailablePercent !== 0) {
+      writer.uint32(16).uint32(message.minAvailablePercent);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DisruptionPolicy {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDisruptionPolicy();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.minAvailable = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.minAvailablePercent = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): DisruptionPolicy {
+    return {
+      minAvailable: isSet(object.minAvailable)
+        ? globalThis.Number(object.minAvailable)
+        : isSet(object.min_available)
+        ? globalThis.Number(object.min_available)
+        : 0,
+      minAvailablePercent: isSet(object.minAvailablePercent)
+        ? globalThis.Number(object.minAvailablePercent)
+        : isSet(object.min_available_percent)
+        ? globalThis.Number(object.min_available_percent)
+        : 0,
+    };
+  },
+
+  toJSON(message: DisruptionPolicy): unknown {
+    const obj: any = {};
+    if (message.minAvailable !== undefined) {
+      obj.minAvailable = Math.round(message.minAvailable);
+    }
+    if (message.minAvailablePercent !== undefined) {
+      obj.minAvailablePercent = Math.round(message.minAvailablePercent);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<DisruptionPolicy>): DisruptionPolicy {
+    return DisruptionPolicy.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<DisruptionPolicy>): DisruptionPolicy {
+    const message = createBaseDisruptionPolicy();
+    message.minAvailable = object.minAvailable ?? 0;
+    message.minAvailablePercent = object.minAvailablePercent ?? 0;
     return message;
   },
 };

@@ -722,6 +722,10 @@ export interface Task {
   hostPorts: PublishedPort[];
   /** a global service's task: the one node it may run on */
   onlyNode: string;
+  /** tasks that were stopped to make room for it on its node: it starts when they have ended there */
+  preempts: string[];
+  /** name of the task that this one was stopped for; empty: none */
+  preemptedBy: string;
 }
 
 export interface Task_NetworkIdsEntry {
@@ -4165,6 +4169,8 @@ function createBaseTask(): Task {
     blobDigests: {},
     hostPorts: [],
     onlyNode: "",
+    preempts: [],
+    preemptedBy: "",
   };
 }
 
@@ -4229,6 +4235,12 @@ export const Task: MessageFns<Task> = {
     }
     if (message.onlyNode !== "") {
       writer.uint32(162).string(message.onlyNode);
+    }
+    for (const v of message.preempts) {
+      writer.uint32(170).string(v!);
+    }
+    if (message.preemptedBy !== "") {
+      writer.uint32(178).string(message.preemptedBy);
     }
     return writer;
   },
@@ -4412,6 +4424,22 @@ export const Task: MessageFns<Task> = {
             message.onlyNode = reader.string();
             continue;
           }
+          case 21: {
+            if (tag !== 170) {
+              break;
+            }
+
+            message.preempts.push(reader.string());
+            continue;
+          }
+          case 22: {
+            if (tag !== 178) {
+              break;
+            }
+
+            message.preemptedBy = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4530,6 +4558,14 @@ export const Task: MessageFns<Task> = {
         : isSet(object.only_node)
         ? globalThis.String(object.only_node)
         : "",
+      preempts: globalThis.Array.isArray(object?.preempts)
+        ? object.preempts.map((e: any) => globalThis.String(e))
+        : [],
+      preemptedBy: isSet(object.preemptedBy)
+        ? globalThis.String(object.preemptedBy)
+        : isSet(object.preempted_by)
+        ? globalThis.String(object.preempted_by)
+        : "",
     };
   },
 
@@ -4607,6 +4643,12 @@ export const Task: MessageFns<Task> = {
     if (message.onlyNode !== undefined) {
       obj.onlyNode = message.onlyNode;
     }
+    if (message.preempts?.length) {
+      obj.preempts = message.preempts;
+    }
+    if (message.preemptedBy !== undefined) {
+      obj.preemptedBy = message.preemptedBy;
+    }
     return obj;
   },
 
@@ -4653,6 +4695,8 @@ export const Task: MessageFns<Task> = {
     );
     message.hostPorts = object.hostPorts?.map((e) => PublishedPort.fromPartial(e)) || [];
     message.onlyNode = object.onlyNode ?? "";
+    message.preempts = object.preempts?.map((e) => e) || [];
+    message.preemptedBy = object.preemptedBy ?? "";
     return message;
   },
 };
