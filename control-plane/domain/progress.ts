@@ -5,6 +5,7 @@ import type { ClusterIndex } from "./index.ts";
 import { hasFailed, isComplete, isSatisfied, lastEnded, restartOf, type SeatTasks, seatsOf } from "./service-tasks.ts";
 import { isUp, observedStatus } from "./tasks.ts";
 import { goesBack } from "./updates.ts";
+import { awaitsNode } from "./volumes.ts";
 
 const mostProblems = 10;
 
@@ -12,9 +13,11 @@ const mostProblems = 10;
 export function taskView(index: ClusterIndex, task: Task, newest: boolean): TaskView {
   const service = newest ? index.view.services.get(task.serviceId) : undefined;
   const next = service !== undefined && hasFailed(index, task) ? restartOf(index, service, task) : undefined;
+  const status = observedStatus(index.view, task);
+  const awaits = awaitsNode(index, task);
   return {
-    task,
-    status: observedStatus(index.view, task),
+    task: awaits === undefined ? task : { ...task, unplaced: awaits },
+    status: awaits === undefined ? status : { ...status, message: awaits },
     nodeName: index.view.nodes.get(task.nodeId)?.name ?? "",
     retryAtMs: next?.kind === "restart" ? next.atMs : 0,
     gaveUp: next?.kind === "never" ? next.why : "",
@@ -51,6 +54,7 @@ export function serviceProgress(index: ClusterIndex, service: Service): ServiceP
     if (newestEnded !== undefined) newest.add(newestEnded);
     const last = newestEnded ?? (seat.good.length > 0 ? seat.ended.at(-1) : undefined);
     if (last?.serviceVersion === service.version && hasFailed(index, last)) problems.push(last);
+    else if (newestEnded !== undefined && awaitsNode(index, newestEnded) !== undefined) problems.push(newestEnded);
     problems.push(...seat.good.filter(({ unplaced }) => unplaced !== ""));
     waiting.push(...seat.good.filter((task) => task.unplaced === "" && isHeldBack(index, task)));
   }

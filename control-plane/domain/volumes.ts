@@ -1,10 +1,10 @@
 import { type ContainerSpec, MountType, OnNodeLoss } from "../../proto/gen/embassy/v1/stack.ts";
-import { Availability, type Task } from "../../proto/gen/embassy/v1/state.ts";
+import { Availability, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import type { View } from "../store/types.ts";
 import type { ClusterIndex } from "./index.ts";
 import { mayTake, seatOf } from "./seats.ts";
 import { givesAway } from "./service-tasks.ts";
-import { isNodeLost, isNodeSilent, isNodeUp } from "./tasks.ts";
+import { isNodeLost, isNodeSilent, isNodeUp, isWanted, observedState } from "./tasks.ts";
 
 const none: readonly string[] = Object.freeze([]);
 
@@ -55,6 +55,18 @@ export function boundOf(index: ClusterIndex, task: Task): Bound {
     }
   }
   return bound ?? anywhere;
+}
+
+/**
+ * Why a task that was lost with its node is left as it is: nothing else could do its work before that node is back, and it may run there
+ * still. undefined: it is to be replaced, or is not lost.
+ */
+export function awaitsNode(index: ClusterIndex, task: Task): string | undefined {
+  const { view } = index;
+  if (!isWanted(task) || observedState(view, task) !== TaskState.TASK_STATE_ORPHANED) return undefined;
+  const bound = boundOf(index, task);
+  if (bound.kind !== "home" || !bound.waits || bound.nodeId !== task.nodeId) return undefined;
+  return givesAway(view.nodes.get(task.nodeId), task) ? undefined : waitsForNode(view, bound, "");
 }
 
 /** Do its volumes keep the task from every node that could take it, however much room there is? */

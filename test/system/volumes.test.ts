@@ -96,8 +96,18 @@ describe("volumes", () => {
     await cluster.deployText("e", writing("replicas: 1"));
     await cluster.until("e_db runs on host-2", isRunning("e", "host-2"));
     await untilRows("2\n2\n", "e_db.1");
+    const why = "its volume e_data is on host-2, which is down";
+    const ids = async () => (await cluster.tasks()).filter(({ task }) => task.stack === "e").map(({ task }) => task.id);
+    const before = await ids();
+    // Its container goes on, and nothing replaces it.
+    await cluster.kill("host-2", "noded");
+    await cluster.until("e_db is not heard", waits("e", why));
+    await cluster.start("host-2", "noded");
+    await cluster.until("e_db runs on host-2", isRunning("e", "host-2"));
+    expect(await ids()).toEqual(before);
+    await untilRows("2\n2\n", "e_db.1");
     await cluster.killHost("host-2");
-    await cluster.until("e_db waits", waits("e", "its volume e_data is on host-2, which is down"));
+    await cluster.until("e_db waits", waits("e", why));
     await cluster.run(["rm", "e"]);
     expect(await cluster.clusterctl(["volume", "rm", "e_data"])).toMatchObject({
       code: 6,

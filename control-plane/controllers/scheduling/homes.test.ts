@@ -12,6 +12,7 @@ import {
 import { Availability, NodeState, Task, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
 import { planMoves } from "../../api/rebalance.ts";
 import { planNodeRemoval } from "../../api/remove-node.ts";
+import { serviceProgress, stackProgress } from "../../domain/progress.ts";
 import { hasEnded, observedState } from "../../domain/tasks.ts";
 import { aService, aStack, mounting, replicas } from "../../domain/testing.ts";
 import { homeId, volumesOf } from "../../domain/volumes.ts";
@@ -39,6 +40,12 @@ function live(cluster: SteppedCluster, name = "db"): Task {
   const tasks = cluster.tasks("s", name).filter((task) => !hasEnded(observedState(cluster.index.view, task)));
   expect(tasks).toHaveLength(1);
   return tasks[0] as Task;
+}
+
+/** Why the service has no task that runs, as people are told. */
+function whyWaiting(cluster: SteppedCluster): string | undefined {
+  expect(cluster.running("s", "db")).toEqual([]);
+  return serviceProgress(cluster.index, cluster.service("s", "db")).problems[0]?.task?.unplaced;
 }
 
 /** Makes one node emptier than the others, so that a task that may choose goes there. */
@@ -122,7 +129,7 @@ describe("a volume's home", () => {
     const home = live(cluster).nodeId;
     await lose(cluster, home);
     await cluster.settle();
-    expect(live(cluster)).toMatchObject({ nodeId: "", unplaced: `its volume s_data is on ${home}, which is ${word}` });
+    expect(whyWaiting(cluster)).toBe(`its volume s_data is on ${home}, which is ${word}`);
     await cluster.setNode(home, NodeState.NODE_STATE_READY);
     await cluster.setAvailability(home, Availability.AVAILABILITY_ACTIVE);
     await cluster.settle();
@@ -135,7 +142,7 @@ describe("a volume's home", () => {
     const home = live(cluster).nodeId;
     const why = async () => {
       await cluster.settle();
-      return live(cluster).unplaced.replace(`its volume s_data is on ${home}, `, "");
+      return whyWaiting(cluster)?.replace(`its volume s_data is on ${home}, `, "");
     };
     await cluster.setNode(home, NodeState.NODE_STATE_DOWN);
     expect(await why()).toBe("which is down");
@@ -151,6 +158,53 @@ describe("a volume's home", () => {
     await cluster.deploy(aStack("s", [db({ resources })]));
     await cluster.setAvailability(home, Availability.AVAILABILITY_ACTIVE);
     expect(await why()).toMatch(/^where it does not fit: 500m CPU needed, .*free/);
+  });
+
+  it("that comes back has its task still, which nobody replaced meanwhile", async () => {
+    using cluster = await deployed(db({ mode: replicas(2) }));
+    const tasks = cluster.tasks("s", "db");
+    const [lost] = tasks;
+    await cluster.setNode(lost?.nodeId ?? "", NodeState.NODE_STATE_DOWN);
+    await cluster.settleFor(60);
+    expect(cluster.tasks("s", "db")).toEqual(tasks);
+    expect(stackProgress(cluster.index, "s")).toMatchObject({
+      converged: false,
+      services: [{ running: 1, desired: 2 }],
+    });
+    await cluster.setNode(lost?.nodeId ?? "", NodeState.NODE_STATE_READY);
+    await cluster.settle();
+    expect(cluster.tasks("s", "db")).toEqual(tasks);
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+  });
+
+  it.each<[string, (cluster: SteppedCluster) => Promise<void>]>([
+    [
+      "another version is deployed",
+      async (cluster) =>
+        await cluster.deploy(aStack("s", [db({ container: mounting(["s_data"], { image: "registry/db:2" }) })])),
+    ],
+    [
+      "its stack is removed and deployed again",
+      async (cluster) => {
+        await cluster.removeStack("s");
+        await cluster.settle();
+        await cluster.deploy(aStack("s", [db()]));
+      },
+    ],
+    ["the home is drained", async (cluster) => await cluster.drain(cluster.tasks("s", "db")[0]?.nodeId ?? "")],
+  ])("that comes back has a new task when %s meanwhile", async (_, change) => {
+    using cluster = await deployed(db());
+    const lost = live(cluster);
+    await cluster.setNode(lost.nodeId, NodeState.NODE_STATE_DOWN);
+    await cluster.settle();
+    await change(cluster);
+    await cluster.settle();
+    expect(whyWaiting(cluster)).toBe(`its volume s_data is on ${lost.nodeId}, which is down`);
+    await cluster.setNode(lost.nodeId, NodeState.NODE_STATE_READY);
+    await cluster.setAvailability(lost.nodeId, Availability.AVAILABILITY_ACTIVE);
+    await cluster.settle();
+    expect(cluster.running("s", "db")).toEqual([`1@${lost.nodeId}`]);
+    expect(live(cluster).id).not.toBe(lost.id);
   });
 
   it.each(["drained", "down"])(

@@ -12,7 +12,7 @@ import type { Seat } from "../../domain/seats.ts";
 import { isDrained, lastEnded, type SeatTasks, seatsOf } from "../../domain/service-tasks.ts";
 import { isUp, observedState, observedStatus } from "../../domain/tasks.ts";
 import { updatePolicyOf } from "../../domain/updates.ts";
-import { isShutOut } from "../../domain/volumes.ts";
+import { awaitsNode, isShutOut } from "../../domain/volumes.ts";
 import { type Gate, optionalWaitMs, planGate } from "../gate/plan.ts";
 import { planConvergence, planUpdate, type UpdateFailure } from "../update/plan.ts";
 
@@ -131,9 +131,18 @@ class SeatPlanner {
     this.#forgetOld(seat);
   }
 
+  /** Lost with the node that has its volumes: nothing else can take its place. */
+  #awaited(seat: SeatTasks): Task | undefined {
+    const last = lastEnded(seat);
+    const counts = seat.wanted && last?.serviceVersion === this.#service.version;
+    return counts && awaitsNode(this.#index, last) !== undefined ? last : undefined;
+  }
+
   /** A node that returns must not go on with what was given to others. */
   #abandonLost(seat: SeatTasks): void {
+    const awaited = this.#awaited(seat);
     for (const task of seat.ended) {
+      if (task === awaited) continue;
       const lost = observedState(this.#index.view, task) === TaskState.TASK_STATE_ORPHANED;
       if (lost && task.desired !== DesiredState.DESIRED_STATE_SHUTDOWN) this.#stop(task, "its node is gone");
     }
@@ -185,6 +194,7 @@ class SeatPlanner {
 
   /** The seat has no task that should stay. */
   #fill(seat: SeatTasks): void {
+    if (this.#awaited(seat) !== undefined) return;
     const last = lastEnded(seat);
     const counters = { restarts: 0, failures: 0 };
     let why = "its slot is empty";
