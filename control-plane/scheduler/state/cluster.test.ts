@@ -1,5 +1,8 @@
+import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { effort } from "../arbitraries.ts";
 import { aGroup, aNode } from "../builders.ts";
+import type { TaskGroup } from "../types.ts";
 import { ClusterState, hash } from "./cluster.ts";
 import { type NodeRecord, TaskRecord, tasksOn } from "./records.ts";
 
@@ -77,4 +80,59 @@ it("a node lists the tasks that are on it, in whatever order they leave", () => 
   expect(ids()).toEqual(["n2"]);
   state.detach(third);
   expect([ids(), node.taskCount]).toEqual([[], 0]);
+});
+
+it("knows the services that groups name, in whatever way and order they come and go, and no others", () => {
+  const service = fc.constantFrom("s0", "s1", "s2", "s3");
+  const spec = fc.record({
+    id: fc.constantFrom("g0", "g1", "g2"),
+    service,
+    affinity: fc.option(service),
+    links: fc.array(service, { maxLength: 2 }),
+    isWrong: fc.boolean(),
+  });
+  const command = fc.oneof(
+    { weight: 2, arbitrary: fc.record({ do: fc.constant("upsert" as const), spec }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant("remove" as const), spec }) },
+  );
+  fc.assert(
+    fc.property(fc.array(command, { maxLength: 30 }), (commands) => {
+      const state = aState(["a", "b"]);
+      const present = new Map<string, TaskGroup>();
+      for (const { do: what, spec: given } of commands) {
+        const { id } = given;
+        if (what === "remove") {
+          const group = state.groups.get(id);
+          if (group !== undefined) state.removeGroup(group);
+          present.delete(id);
+        } else {
+          const group = aGroup(given.service, {
+            id,
+            affinities:
+              given.affinity === null
+                ? []
+                : [{ kind: "service", service: given.affinity, over: "node.labels.zone", weight: 5 }],
+            links: given.links.map((to) => ({ service: to, bytesPerSecond: 1 })),
+            constraints: given.isWrong ? ["nonsense"] : [],
+          });
+          if (given.isWrong) expect(() => state.upsertGroup(group)).toThrow(/nonsense/);
+          else {
+            state.upsertGroup(group);
+            present.set(id, group);
+          }
+        }
+        const named = [...present.values()].flatMap(({ service: own, affinities = [], links = [] }) => [
+          own,
+          ...affinities.flatMap((one) => (one.kind === "service" ? [one.service] : [])),
+          ...links.map((link) => link.service),
+        ]);
+        expect([...state.services.keys()].sort()).toEqual([...new Set(named)].sort());
+        // What a group counts in is what others of the service look at.
+        for (const [groupId, { service: own }] of present) {
+          expect(state.groups.get(groupId)?.service).toBe(state.services.get(own));
+        }
+      }
+    }),
+    effort(300),
+  );
 });

@@ -125,13 +125,8 @@ export class ClusterState {
 
   upsertGroup(spec: TaskGroup): GroupRecord {
     this.version++;
-    const group = compileGroup(spec, {
-      strategy: this.strategy,
-      dimension: (kind) => this.dimension(kind),
-      space: (path) => this.space(path),
-      service: (id) => this.service(id),
-      shared: (needs) => this.#sharedNeeds(needs),
-    });
+    const group = this.#compile(spec);
+    for (const service of namedBy(group)) service.named++;
     for (const level of group.spread) this.countDomains(group.service, level.space);
     for (const { service, space } of group.serviceAffinities)
       if (space !== undefined) this.countDomains(service, space);
@@ -142,6 +137,31 @@ export class ClusterState {
     group.service.groups.add(group);
     group.service.minAvailable = Math.max(group.service.minAvailable, spec.minAvailable ?? 0);
     return group;
+  }
+
+  #compile(spec: TaskGroup): GroupRecord {
+    const looked: ServiceRecord[] = [];
+    try {
+      return compileGroup(spec, {
+        strategy: this.strategy,
+        dimension: (kind) => this.dimension(kind),
+        space: (path) => this.space(path),
+        service: (id) => {
+          const service = this.service(id);
+          looked.push(service);
+          return service;
+        },
+        shared: (needs) => this.#sharedNeeds(needs),
+      });
+    } catch (error) {
+      for (const service of looked) this.#forgetUnnamed(service);
+      throw error;
+    }
+  }
+
+  /** Services come and go for as long as the cluster lives. One that nobody names has no task: a task's group names it. */
+  #forgetUnnamed(service: ServiceRecord): void {
+    if (service.named === 0) this.services.delete(service.id);
   }
 
   /** The group must have no task. */
@@ -181,6 +201,10 @@ export class ClusterState {
     for (const { spec } of service.groups)
       service.minAvailable = Math.max(service.minAvailable, spec.minAvailable ?? 0);
     this.#failing.delete(group);
+    for (const named of namedBy(group)) {
+      named.named--;
+      this.#forgetUnnamed(named);
+    }
   }
 
   /** Counts the task on the node. It must not count anywhere yet. */
@@ -318,6 +342,11 @@ export class ClusterState {
         node.ports.set(portKey(number, port.protocol), task);
     }
   }
+}
+
+/** The services that a group names, each as often as it does. */
+function namedBy({ service, serviceAffinities, links }: GroupRecord): ServiceRecord[] {
+  return [service, ...serviceAffinities.map((term) => term.service), ...links.map((link) => link.service)];
 }
 
 /** FNV-1a of the text, mixed with the seed: 32 bits, unsigned. */

@@ -243,6 +243,8 @@ export class ServiceRecord {
   changes = 0;
   /** Blocked entries of its groups that hang on more than one node. */
   hanging = 0;
+  /** How often groups name it: as their own, in an affinity or a link. None: nothing knows it any more. */
+  named = 0;
 
   constructor(id: string) {
     this.id = id;
