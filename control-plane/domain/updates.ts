@@ -27,10 +27,9 @@ export function hasConverged(index: ClusterIndex, { id, version }: Service): boo
   return index.view.serviceStatuses.get(id)?.convergedVersion === version;
 }
 
-/** Does it go back when its update fails? From a rollback it goes nowhere. */
-export function goesBack(service: Service): boolean {
-  const isAsked = service.spec?.update?.failureAction === UpdateFailureAction.UPDATE_FAILURE_ACTION_ROLLBACK;
-  return isAsked && service.stable !== undefined && !hasGoneBack(service);
+/** Does it go back when its update fails? What has gone back has nothing to go back to. */
+export function goesBack({ spec, stable }: Service): boolean {
+  return spec?.update?.failureAction === UpdateFailureAction.UPDATE_FAILURE_ACTION_ROLLBACK && stable !== undefined;
 }
 
 /**

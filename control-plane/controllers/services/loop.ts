@@ -6,7 +6,7 @@ import { isGlobal } from "../../domain/scheduler-facts.ts";
 import { serviceFullName } from "../../domain/tasks.ts";
 import type { Change, Write } from "../../store/types.ts";
 import { aborted, type ControllerDeps, commitFenced, isStaleView, staleViewDelayMs } from "../deps.ts";
-import { rollbackWrites } from "../update/rollback.ts";
+import { rollbackWrites, vipsOf } from "../update/rollback.ts";
 import { planService, type ServicePlan, type TaskAction } from "./plan.ts";
 
 const resyncIntervalMs = 30_000;
@@ -121,9 +121,11 @@ export function writesOf(
   const status = index.view.serviceStatuses.get(id);
   if (status === undefined || service.removed) return writes;
   const { updateState, updateMessage, converges } = plan;
-  if (converges || status.updateState !== updateState || status.updateMessage !== updateMessage) {
+  const isNews = status.updateState !== updateState || status.updateMessage !== updateMessage;
+  if (plan.stays || converges || isNews) {
     const convergedVersion = converges ? version : status.convergedVersion;
-    const value = { ...status, updateState, updateMessage, convergedVersion };
+    const vips = plan.stays ? vipsOf(service, status) : status.vips;
+    const value = { ...status, vips, updateState, updateMessage, convergedVersion };
     const ifRevision = index.view.serviceStatuses.revisionOf(id);
     writes.push({ table: "serviceStatuses", id, value, ifRevision });
   }

@@ -208,6 +208,19 @@ describe("restarts", () => {
     expect(stackProgress(cluster.index, "s").converged).toBe(done);
   });
 
+  it("that are used up leave a service that is to go on short, also when its tasks end with exit code 0", async () => {
+    const restart = RestartPolicy.create({ maxAttempts: 1 });
+    using cluster = await threeNodes(aService("web", { mode: replicas(1), restart }));
+    for (let n = 0; n < 2; n++) {
+      const [task] = cluster.tasks("s", "web").slice(-1);
+      if (task !== undefined) await cluster.report(task, TaskState.TASK_STATE_COMPLETE);
+      await cluster.settleFor(1);
+    }
+    const { converged, services } = stackProgress(cluster.index, "s");
+    expect(converged).toBe(false);
+    expect(services[0]?.problems).toMatchObject([{ gaveUp: expect.stringContaining("max_attempts") }]);
+  });
+
   it("end when max_attempts is reached", async () => {
     const restart = RestartPolicy.create({ maxAttempts: 2, delayMs: 10 });
     using cluster = await threeNodes(aService("bad", { mode: replicas(1), restart }));
@@ -676,16 +689,20 @@ describe("an update that goes back when it fails", () => {
     expect(planDeploy(cluster.index, aStack("s", [web(2)]), facts)).toMatchObject({ writes: [], triedAgain: [] });
   });
 
-  it("tries again also in the middle of going back", async () => {
-    using cluster = await crashing({ update: back({ parallelism: 4 }), rollback: back({ delayMs: 60_000 }) });
-    await cluster.settleFor(3);
-    cluster.frozen = true;
+  it("tries again also in the middle of going back, and none of what failed stays", async () => {
+    using cluster = await threeNodes(web(1));
+    await deploy(cluster, web(2, { update: back({ parallelism: 4 }) }));
     await cluster.settle();
+    const [first] = live(cluster);
+    if (first !== undefined) await cluster.report(first, TaskState.TASK_STATE_FAILED);
+    await cluster.plan();
     expect(cluster.service("s", "web")).toMatchObject({ version: 1, rollback: { failedVersion: 2 } });
+    expect(live(cluster).map(({ serviceVersion }) => serviceVersion)).toEqual([2, 2, 2]);
     await deploy(cluster, web(2));
-    expect(cluster.service("s", "web").version).toBe(3);
-    cluster.frozen = false;
+    // What it was going back to had converged, so that this one may fail as well.
+    expect(cluster.service("s", "web")).toMatchObject({ version: 3, stable: { version: 1 }, rollback: undefined });
     await cluster.settleFor(30);
+    expect(live(cluster).map(({ serviceVersion }) => serviceVersion)).toEqual([3, 3, 3, 3]);
     expect(stackProgress(cluster.index, "s").converged).toBe(true);
   });
 
@@ -724,6 +741,25 @@ describe("an update that goes back when it fails", () => {
     await cluster.settleFor(90);
     expect(status(cluster).updateState).toBe(UpdateState.UPDATE_STATE_ROLLED_BACK);
     expect(live(cluster)).toHaveLength(4);
+  });
+
+  it("has not gone back while what it went back to fails within monitor", async () => {
+    using cluster = await crashing();
+    for (let n = 0; n < 20; n++) {
+      await cluster.settle();
+      cluster.nowMs += 1_000;
+      for (const task of live(cluster)) {
+        const { upAtMs = 0 } = cluster.index.view.taskStatuses.get(task.id) ?? {};
+        const isPutBack = task.serviceVersion === 1 && task.epoch > 1;
+        if (isPutBack && cluster.nowMs - upAtMs >= 3_000) await cluster.report(task, TaskState.TASK_STATE_FAILED);
+      }
+    }
+    await cluster.settle();
+    expect(status(cluster)).toMatchObject({
+      updateState: UpdateState.UPDATE_STATE_ROLLBACK_PAUSED,
+      updateMessage: "rollback paused, 1 of 4 to go: web.1 failed",
+      convergedVersion: 0,
+    });
   });
 
   it("pauses when there is nothing to go back to, and leaves alone what fails long after", async () => {
@@ -809,6 +845,16 @@ describe("a slot that fits nowhere", () => {
     await cluster.setAvailability("a", Availability.AVAILABILITY_ACTIVE);
     await cluster.settleFor(20);
     expect(upVersions(cluster)).toEqual([2, 2, 2]);
+  });
+
+  it("since its node was drained in the middle of an update does not hold that", async () => {
+    using cluster = await threeNodes(version(1, { mode: replicas(3) }));
+    await cluster.deploy(aStack("s", [version(2, { mode: replicas(3) })]));
+    await cluster.settle();
+    expect(upVersions(cluster).toSorted()).toEqual([1, 1, 2]);
+    await cluster.drain(cluster.tasks("s", "web").find(({ slot }) => slot === 2)?.nodeId ?? "");
+    await cluster.settleFor(20);
+    expect(upVersions(cluster)).toEqual([2, 2]);
   });
 
   it("since an update took its place holds that one, and each that follows, which says which slot and why", async () => {

@@ -1,5 +1,5 @@
 import { type PublishedPort, PublishMode } from "../../../proto/gen/embassy/v1/stack.ts";
-import { type Service, UpdateState } from "../../../proto/gen/embassy/v1/state.ts";
+import { type Service, type ServiceStatus, UpdateState } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import { nextVersion } from "../../domain/updates.ts";
 import type { Write } from "../../store/types.ts";
@@ -54,7 +54,7 @@ export function rollbackWrites(index: ClusterIndex, service: Service, failure: U
   writes.push({
     table: "serviceStatuses",
     id,
-    value: { ...status, ports, ...told, convergedVersion: 0 },
+    value: { ...status, vips: vipsOf(value, status), ports, ...told, convergedVersion: 0 },
     ifRevision: view.serviceStatuses.revisionOf(id),
   });
   if (newest !== undefined) {
@@ -78,6 +78,12 @@ export function rollbackWrites(index: ClusterIndex, service: Service, failure: U
     });
   }
   return writes;
+}
+
+/** Its addresses on the networks that it is on, and not those on networks that it might have gone back to. */
+export function vipsOf({ networkIds }: Service, { vips }: ServiceStatus): Record<string, string> {
+  const own = new Set(Object.values(networkIds));
+  return Object.fromEntries(Object.entries(vips).filter(([networkId]) => own.has(networkId)));
 }
 
 /** Does another service publish it on every host? */
