@@ -851,7 +851,7 @@ describe("a slot that fits nowhere", () => {
     using cluster = await threeNodes(version(1, { mode: replicas(3) }));
     await cluster.deploy(aStack("s", [version(2, { mode: replicas(3) })]));
     await cluster.settle();
-    expect(upVersions(cluster).toSorted()).toEqual([1, 1, 2]);
+    expect(upVersions(cluster).toSorted((a, b) => a - b)).toEqual([1, 1, 2]);
     await cluster.drain(cluster.tasks("s", "web").find(({ slot }) => slot === 2)?.nodeId ?? "");
     await cluster.settleFor(20);
     expect(upVersions(cluster)).toEqual([2, 2]);

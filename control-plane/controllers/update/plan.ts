@@ -225,8 +225,8 @@ function isUnplaced({ nodeId, unplaced }: Task): boolean {
 /**
  * Of the seats whose newest task has no place those that the update has taken it from, and since when: since the old task has
  * ended, or, where that goes on until the new one is up, since the new one was made. Infinity: the old one has yet to make
- * room. `homeless` are the others: that never had one, whose node has been taken from them, and as many more as had none before
- * the update, since those may have come to the places of these.
+ * room. `homeless` are the others: that never had one, that have lost it otherwise, and as many more as had none before the update,
+ * since those may have come to the places of these.
  */
 function unplacedSeats(
   index: ClusterIndex,
@@ -241,8 +241,7 @@ function unplacedSeats(
     if (newest === undefined || !isUnplaced(newest)) continue;
     const last = lastPlaced(seat);
     if (last === undefined) others--;
-    const isTaken = last !== undefined && !isDrained(index, last) && !isNodeLost(index.view, last.nodeId);
-    if (!isTaken) homeless.add(seat);
+    if (last === undefined || !isTakenByUpdate(index, service, last)) homeless.add(seat);
     else displaced.set(seat, lacksSince(index, seat, newest, last));
   }
   for (const [seat, sinceMs] of displaced) {
@@ -253,6 +252,12 @@ function unplacedSeats(
     others--;
   }
   return { displaced, homeless };
+}
+
+/** Did the seat's last task that had a place make room for another version? Else its node has, or a task that goes before. */
+function isTakenByUpdate(index: ClusterIndex, service: Service, last: Task): boolean {
+  if (isDrained(index, last) || isNodeLost(index.view, last.nodeId)) return false;
+  return last.serviceVersion !== service.version || hasGoneBack(service);
 }
 
 /** The seat's newest task that has had a place. */
