@@ -10,12 +10,12 @@ import { formatTaint, parseTaint, taintEffects } from "../taints.ts";
 const verbs = {
   activate: {
     availability: Availability.AVAILABILITY_ACTIVE,
-    summary: "let a node have tasks again",
+    summary: "let nodes have tasks again, several at once, so that what waits is spread over them",
     done: "is active",
   },
   pause: {
     availability: Availability.AVAILABILITY_PAUSE,
-    summary: "give a node no new tasks, and leave those it has",
+    summary: "give nodes no new tasks, and leave those they have",
     done: "is paused: it gets no new tasks",
   },
 } as const;
@@ -25,11 +25,17 @@ export const registerNode: Register = (program, cli) => {
     .command("node")
     .summary("change nodes")
     .description("Changes nodes; `clusterctl nodes` lists them.");
-  const update = async (command: Command, name: string, change: Partial<UpdateNodeRequest>) => {
+  /** All of them or none, and all at once: what waits finds places on each that is activated, and none on one that is drained next. */
+  const update = async (
+    command: Command,
+    [name = "", ...more]: readonly string[],
+    change: Partial<UpdateNodeRequest>,
+  ) => {
     await withCluster(cli, globalOptions(command), async (client) => {
       const { call } = await import("../../lib/grpc/client.ts");
       const request: UpdateNodeRequest = {
         node: name,
+        more,
         availability: change.availability,
         setLabels: change.setLabels ?? {},
         removeLabels: change.removeLabels ?? [],
@@ -44,13 +50,15 @@ export const registerNode: Register = (program, cli) => {
   };
   node
     .command("drain")
-    .description("Moves a node's tasks away, gives it no new ones, and waits until none runs there.")
+    .description(
+      "Moves nodes' tasks away, gives them no new ones, and waits until none runs there. Of several, none's tasks move to another of them.",
+    )
     .argument("<name...>", "node's name or id")
     .option("--timeout <time>", "how long to wait", parseDuration, 300_000)
     .option("-d, --detach", "do not wait")
     .action(async (names: string[], options: { timeout: number; detach?: boolean }, command) => {
       const availability = Availability.AVAILABILITY_DRAIN;
-      for (const name of names) await update(command, name, { availability });
+      await update(command, names, { availability });
       if (options.detach === true) {
         for (const name of names) say(command, `${name} is being drained`);
         return;
@@ -76,10 +84,8 @@ export const registerNode: Register = (program, cli) => {
       .description(`${summary.charAt(0).toUpperCase()}${summary.slice(1)}.`)
       .argument("<name...>", "node's name or id")
       .action(async (names: string[], _options, command) => {
-        for (const name of names) {
-          await update(command, name, { availability });
-          say(command, `${name} ${done}`);
-        }
+        await update(command, names, { availability });
+        for (const name of names) say(command, `${name} ${done}`);
       });
   }
   node
@@ -102,7 +108,7 @@ export const registerNode: Register = (program, cli) => {
           });
         }
       }
-      await update(command, name, { setLabels, removeLabels });
+      await update(command, [name], { setLabels, removeLabels });
       const set = Object.entries(setLabels).map(([key, value]) => `${key}=${value}`);
       const changes = [
         ...(set.length > 0 ? [`has ${set.join(", ")}`] : []),
@@ -125,7 +131,7 @@ export const registerNode: Register = (program, cli) => {
         if (parsed.remove) removeTaints.push({ key: parsed.key, effect: parsed.effect });
         else setTaints.push(parsed.taint);
       }
-      await update(command, name, { setTaints, removeTaints });
+      await update(command, [name], { setTaints, removeTaints });
       const changes = [
         ...(setTaints.length > 0 ? [`has the taint ${setTaints.map(formatTaint).join(", ")}`] : []),
         ...(removeTaints.length > 0

@@ -14,13 +14,11 @@ import {
   type LogsRequest,
   StackProgress,
   type StackView,
-  type UpdateNodeRequest,
   type WatchStackRequest,
 } from "../../proto/gen/embassy/v1/api.ts";
 import { NodeState, type Service } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { stackProgress } from "../domain/progress.ts";
-import { changeTaints } from "../domain/taints.ts";
 import { serviceFullName } from "../domain/tasks.ts";
 import { servedAddresses } from "../pki/join.ts";
 import type { Leadership, Store, Write } from "../store/types.ts";
@@ -32,10 +30,11 @@ import { type AddressSettings, type DeployPlan, planDeploy } from "./plan-deploy
 import { listNetworks, listNodes, listServices, listStacks, listTasks, type NetworkProgress } from "./reads.ts";
 import { planMoves } from "./rebalance.ts";
 import { planNodeRemoval } from "./remove-node.ts";
-import { list, resolveNode, resolveService } from "./resolve.ts";
+import { list, resolveService } from "./resolve.ts";
 import { planRestart } from "./restart.ts";
 import { type KeptRevision, keptRevision, listRevisions } from "./revisions.ts";
-import { checkReplicas, checkTaints, validateStack } from "./validate.ts";
+import { planNodeUpdate } from "./update-node.ts";
+import { checkReplicas, validateStack } from "./validate.ts";
 import { listVolumes, removeVolume } from "./volumes.ts";
 
 export interface ApiDeps {
@@ -154,9 +153,15 @@ export function createApi(deps: ApiDeps): Api {
     listNodes: admin(() => listNodes(index, deps.network)),
     listNetworks: admin(() => listNetworks(index)),
     updateNode: admin(async (request, user) => {
-      const spec = await again(async () => await updateNode(deps, request));
-      log.info("node updated", { nodeId: spec.id, node: spec.name, availability: spec.availability, user });
-      return { spec };
+      const specs = await again(async () => {
+        const plan = planNodeUpdate(index, request);
+        await store.commit(plan.writes);
+        return plan.specs;
+      });
+      for (const { id, name, availability } of specs) {
+        log.info("node updated", { nodeId: id, node: name, availability, user });
+      }
+      return { spec: specs[0] };
     }),
     removeNode: admin(async (request, user) => {
       const { node, volumes, writes } = planNodeRemoval(index, request);
@@ -324,17 +329,6 @@ function scaled(index: ClusterIndex, word: string, replicas: number): Service {
   // It keeps that number when it goes back.
   if (stable?.spec === undefined || stable.spec.mode?.$case === "global") return { ...found, spec };
   return { ...found, spec, stable: { ...stable, spec: { ...stable.spec, mode } } };
-}
-
-async function updateNode({ index, store }: ApiDeps, request: UpdateNodeRequest) {
-  const node = resolveNode(index, request.node);
-  const labels = { ...node.labels, ...request.setLabels };
-  for (const name of request.removeLabels) delete labels[name];
-  checkTaints(request.setTaints, `node/${node.name}`);
-  const taints = changeTaints(node.taints, request.removeTaints, request.setTaints);
-  const spec = { ...node, labels, taints, availability: request.availability ?? node.availability };
-  await store.commit([{ table: "nodes", id: node.id, value: spec, ifRevision: index.view.nodes.revisionOf(node.id) }]);
-  return spec;
 }
 
 /** A stack has not converged before its hosts lead to it; a host that does not answer is not waited for longer. */

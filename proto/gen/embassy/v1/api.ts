@@ -379,6 +379,8 @@ export interface UpdateNodeRequest {
   setTaints: Taint[];
   /** before others are set */
   removeTaints: TaintName[];
+  /** names or ids of further nodes: the same change to each, of all or of none */
+  more: string[];
 }
 
 export interface UpdateNodeRequest_SetLabelsEntry {
@@ -4321,7 +4323,15 @@ export const NetworkView: MessageFns<NetworkView> = {
 };
 
 function createBaseUpdateNodeRequest(): UpdateNodeRequest {
-  return { node: "", availability: undefined, setLabels: {}, removeLabels: [], setTaints: [], removeTaints: [] };
+  return {
+    node: "",
+    availability: undefined,
+    setLabels: {},
+    removeLabels: [],
+    setTaints: [],
+    removeTaints: [],
+    more: [],
+  };
 }
 
 export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
@@ -4343,6 +4353,9 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
     }
     for (const v of message.removeTaints) {
       TaintName.encode(v!, writer.uint32(50).fork()).join();
+    }
+    for (const v of message.more) {
+      writer.uint32(58).string(v!);
     }
     return writer;
   },
@@ -4411,6 +4424,14 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
             message.removeTaints.push(TaintName.decode(reader, reader.uint32()));
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.more.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4469,6 +4490,9 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
         : globalThis.Array.isArray(object?.remove_taints)
         ? object.remove_taints.map((e: any) => TaintName.fromJSON(e))
         : [],
+      more: globalThis.Array.isArray(object?.more)
+        ? object.more.map((e: any) => globalThis.String(e))
+        : [],
     };
   },
 
@@ -4498,6 +4522,9 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
     if (message.removeTaints?.length) {
       obj.removeTaints = message.removeTaints.map((e) => TaintName.toJSON(e));
     }
+    if (message.more?.length) {
+      obj.more = message.more;
+    }
     return obj;
   },
 
@@ -4520,6 +4547,7 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
     message.removeLabels = object.removeLabels?.map((e) => e) || [];
     message.setTaints = object.setTaints?.map((e) => Taint.fromPartial(e)) || [];
     message.removeTaints = object.removeTaints?.map((e) => TaintName.fromPartial(e)) || [];
+    message.more = object.more?.map((e) => e) || [];
     return message;
   },
 };
