@@ -136,6 +136,7 @@ const RUNS: Readonly<Record<string, Runs>> = {
   "networks.*.ipam.config[].subnet": true,
   "volumes.*.name": true,
   "volumes.*.driver": true,
+  "volumes.*.external": true,
   "volumes.*.x-on-node-loss": true,
   "configs.*.name": ownName("configs"),
   "configs.*.file": true,

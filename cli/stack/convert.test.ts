@@ -259,6 +259,19 @@ describe("what the contract has a place for", () => {
     });
   });
 
+  it("a volume says what becomes of its tasks without its node, and whether another stack makes it", () => {
+    const of = (volumes: string) =>
+      specOf(`name: shop\nservices: {web: {image: a, volumes: ["data:/v"]}}\nvolumes: {data: {${volumes}}}`).services[0]
+        ?.container?.mounts[0];
+    expect(of("")).toMatchObject({ source: "shop_data", onNodeLoss: 0, external: false });
+    expect(of("x-on-node-loss: recreate")).toMatchObject({ source: "shop_data", onNodeLoss: 1, external: false });
+    expect(of("external: true, name: infra_data")).toMatchObject({
+      source: "infra_data",
+      onNodeLoss: 0,
+      external: true,
+    });
+  });
+
   it("a health check that is switched off is NONE", () => {
     const [web] = specOf("services: {web: {image: a, healthcheck: {disable: true}}}").services;
     expect(web?.container?.healthcheck?.test).toEqual(["NONE"]);

@@ -348,7 +348,8 @@ function mountSpec(mount: Mount, stack: Stack): { [P in keyof MountSpec]?: Mount
   }
   const volume = stack.volumes[mount.source ?? ""];
   const onNodeLoss = ON_NODE_LOSS[volume?.["x-on-node-loss"] ?? "wait"];
-  return { type: MountType.MOUNT_TYPE_VOLUME, source: volume?.name ?? "", target, readOnly, onNodeLoss };
+  const external = volume?.external ?? false;
+  return { type: MountType.MOUNT_TYPE_VOLUME, source: volume?.name ?? "", target, readOnly, onNodeLoss, external };
 }
 
 /** `/run:size=64m,mode=1777`; other options are refused before. */

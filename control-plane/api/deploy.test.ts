@@ -10,6 +10,7 @@ import {
   DisruptionPolicy,
   ExposedPort,
   Link,
+  Mount,
   NetworkSpec,
   Placement,
   Protocol,
@@ -25,7 +26,7 @@ import {
   Toleration,
   UpdatePolicy,
 } from "../../proto/gen/embassy/v1/stack.ts";
-import { Member } from "../../proto/gen/embassy/v1/state.ts";
+import { Member, VolumeHome } from "../../proto/gen/embassy/v1/state.ts";
 import { aService, aStack, replicas, TestCluster, testPools, testSecretDigest } from "../domain/testing.ts";
 import { planDeploy } from "./plan-deploy.ts";
 import { checkReplicas, validateStack } from "./validate.ts";
@@ -228,6 +229,32 @@ describe("a deploy", () => {
     expect(() => plan(cluster, withSubnet("two", "10.50.8.0/24"))).toThrow(/overlaps .*one_default/);
     expect(() => plan(cluster, withSubnet("two", "10.112.4.0/24"))).toThrow(/overlaps/);
     await cluster.deploy(withSubnet("two", "10.51.0.0/16"));
+  });
+
+  it("is refused an external volume that no other stack makes or has made", async () => {
+    using cluster = new TestCluster();
+    const mounts = (external: boolean) => [Mount.create({ source: "infra_files", target: "/files", external })];
+    const web = aStack("s", [aService("web", { container: container({ mounts: mounts(true) }) })]);
+    const home = VolumeHome.create({ volume: "other", slot: 1, nodeId: "a" });
+    await cluster.store.commit([{ table: "volumeHomes", id: "other/1", value: home }]);
+    expect(() => plan(cluster, web)).toThrow(
+      expect.objectContaining({
+        code: "not-found",
+        message: "external volume infra_files does not exist",
+        hint: "There is only other. Deploy the stack that makes it first.",
+      }) as Error,
+    );
+    await cluster.deploy(aStack("infra", [aService("nfs", { container: container({ mounts: mounts(false) }) })]));
+    expect(plan(cluster, web).created).toContain("service/web");
+    await cluster.removeStack("infra");
+    expect(() => plan(cluster, web)).toThrow("does not exist");
+    const made = VolumeHome.create({ volume: "infra_files", slot: 1, nodeId: "a" });
+    await cluster.store.commit([{ table: "volumeHomes", id: "infra_files/1", value: made }]);
+    await cluster.deploy(web);
+    // Whose it is makes no other task.
+    const own = aStack("s", [aService("web", { container: container({ mounts: mounts(false) }) })]);
+    await cluster.deploy(own);
+    expect(cluster.service("s", "web").version).toBe(1);
   });
 
   it("removes what is no longer in it", async () => {

@@ -35,6 +35,7 @@ import {
 import type { ClusterIndex } from "../domain/index.ts";
 import { isLive, serviceFullName } from "../domain/tasks.ts";
 import { hasGoneBack, nextVersion, unplacedNow } from "../domain/updates.ts";
+import { volumeExists } from "../domain/volumes.ts";
 import type { CommitOptions, Write } from "../store/types.ts";
 import { list } from "./resolve.ts";
 
@@ -87,7 +88,7 @@ const allocationId = "cluster";
 /**
  * What a deploy changes: the whole of it in one transaction. Pure but for the ids it is given a mint for. The specification
  * has been validated. Throws `conflict` (a port, subnet or network of another stack, or a port of the cluster itself, stands in
- * the way), `not-found` (an external network), `exhausted` (no subnet, address or port is left).
+ * the way), `not-found` (an external network or volume), `exhausted` (no subnet, address or port is left).
  */
 export function planDeploy(index: ClusterIndex, spec: StackSpec, facts: DeployRequestFacts): DeployPlan {
   return new DeployPlanner(index, spec, facts).plan();
@@ -119,6 +120,7 @@ class DeployPlanner {
     const { view } = this.#index;
     const newest = this.#index.stack(this.#spec.name);
     const networkIds = this.#networks();
+    this.#externalVolumes();
     const blobs = this.#blobs();
     this.#services(networkIds, blobs);
     for (const list of Object.values(this.#outcome)) list.sort();
@@ -267,6 +269,21 @@ class DeployPlanner {
       subject: `networks.${spec.name}`,
       hint: list(names.sort(), "Deploy the stack that makes it first."),
     });
+  }
+
+  /** One that nobody has made would begin empty, where the stack counts on what is in it. */
+  #externalVolumes(): void {
+    for (const { name: service, container } of this.#spec.services) {
+      for (const { source, external } of container?.mounts ?? []) {
+        if (!external || volumeExists(this.#index, source, this.#spec.name)) continue;
+        const names = new Set([...this.#index.view.volumeHomes.values()].map(({ volume }) => volume));
+        throw new ClusterError(`external volume ${source} does not exist`, {
+          code: "not-found",
+          subject: `services.${service}.volumes`,
+          hint: `${list([...names].sort(), "There is none.")} Deploy the stack that makes it first.`,
+        });
+      }
+    }
   }
 
   /** Digests by "config/<name>" and "secret/<name>". */
@@ -451,7 +468,9 @@ function shapeOf(service: Service): string {
   const mode: ServiceSpec["mode"] =
     spec.mode?.$case === "global" ? spec.mode : { $case: "replicated", value: { replicas: 0 } };
   const ports = spec.ports.filter((port) => port.mode === PublishMode.PUBLISH_MODE_HOST);
-  const mounts = spec.container?.mounts.map((mount) => ({ ...mount, onNodeLoss: OnNodeLoss.ON_NODE_LOSS_WAIT }));
+  const mounts = spec.container?.mounts.map((mount) => {
+    return { ...mount, onNodeLoss: OnNodeLoss.ON_NODE_LOSS_WAIT, external: false };
+  });
   const made = {
     ...spec,
     container: spec.container === undefined ? undefined : { ...spec.container, mounts: mounts ?? [] },

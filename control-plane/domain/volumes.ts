@@ -21,6 +21,17 @@ export function homeId(volume: string, task: Pick<Task, "slot" | "onlyNode">): s
   return `${volume}/${seatOf(task)}`;
 }
 
+/** Has the volume a home, or does a service of another stack make it? */
+export function volumeExists({ view }: ClusterIndex, volume: string, stack: string): boolean {
+  for (const home of view.volumeHomes.values()) if (home.volume === volume) return true;
+  return [...view.services.values()].some(
+    (service) =>
+      service.stack !== stack &&
+      !service.removed &&
+      service.spec?.container?.mounts.some(({ source, external }) => source === volume && !external) === true,
+  );
+}
+
 /** Where the homes of its volumes let a task run. */
 export type Bound =
   | { readonly kind: "anywhere" }

@@ -692,6 +692,8 @@ export interface Mount {
   createHostPath: boolean;
   /** volume */
   onNodeLoss: OnNodeLoss;
+  /** volume: another stack makes it, and has */
+  external: boolean;
 }
 
 export interface BlobMount {
@@ -3685,6 +3687,7 @@ function createBaseMount(): Mount {
     tmpfsMode: 0,
     createHostPath: false,
     onNodeLoss: 0,
+    external: false,
   };
 }
 
@@ -3713,6 +3716,9 @@ export const Mount: MessageFns<Mount> = {
     }
     if (message.onNodeLoss !== 0) {
       writer.uint32(64).int32(message.onNodeLoss);
+    }
+    if (message.external !== false) {
+      writer.uint32(72).bool(message.external);
     }
     return writer;
   },
@@ -3794,6 +3800,14 @@ export const Mount: MessageFns<Mount> = {
             message.onNodeLoss = reader.int32() as any;
             continue;
           }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.external = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3836,6 +3850,7 @@ export const Mount: MessageFns<Mount> = {
         : isSet(object.on_node_loss)
         ? onNodeLossFromJSON(object.on_node_loss)
         : 0,
+      external: isSet(object.external) ? globalThis.Boolean(object.external) : false,
     };
   },
 
@@ -3865,6 +3880,9 @@ export const Mount: MessageFns<Mount> = {
     if (message.onNodeLoss !== undefined) {
       obj.onNodeLoss = onNodeLossToJSON(message.onNodeLoss);
     }
+    if (message.external !== undefined) {
+      obj.external = message.external;
+    }
     return obj;
   },
 
@@ -3881,6 +3899,7 @@ export const Mount: MessageFns<Mount> = {
     message.tmpfsMode = object.tmpfsMode ?? 0;
     message.createHostPath = object.createHostPath ?? false;
     message.onNodeLoss = object.onNodeLoss ?? 0;
+    message.external = object.external ?? false;
     return message;
   },
 };
