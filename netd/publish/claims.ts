@@ -181,7 +181,13 @@ export class PortClaims implements AsyncDisposable {
     if (this.#stopped) return changed;
     const { log, onBusy } = this.#deps;
     const outcomes = await Promise.all(ports.map(async (port) => ({ port, got: await hold(port.claim) })));
-    const listeners = outcomes.some(({ got }) => got === "in use") ? await this.#listeners() : [];
+    const others = outcomes.some(({ got }) => got === "in use") ? await this.#listeners() : [];
+    // One at an address and one at every address: netd's own socket of the one is in the way of the other's.
+    const held = new Set(
+      outcomes.flatMap(({ port, got }) => (got !== "in use" && got.kind === "held" ? [keyOf(port.claim)] : [])),
+    );
+    for (const [key, { state }] of this.#ports) if (state?.kind === "held") held.add(key);
+    const listeners = others?.filter((listener) => !held.has(keyOf(listener)));
     let busyChanged = false;
     for (const { port, got } of outcomes) {
       const before = port.state;
