@@ -146,8 +146,10 @@ export class Scheduler {
     const group = this.#state.groups.get(spec.group);
     if (group === undefined) throw unknown("group", spec.group);
     const known = this.#tasks.get(spec.id);
+    let turn: number | undefined;
     if (known !== undefined) {
       if (known.group === group && spec.node === undefined && known.waitsIn !== undefined) {
+        turn = known.sequence;
         // One that may stop others from now on is worth another look.
         if (known.onlyNode === spec.onlyNode && (spec.patient === true || !known.patient)) {
           known.pinned = spec.pinned ?? false;
@@ -168,7 +170,7 @@ export class Scheduler {
       }
       this.removeTask(spec.id);
     }
-    this.#add(spec, group, this.#sequence++);
+    this.#add(spec, group, turn ?? this.#sequence++);
   }
 
   #setDown(task: TaskRecord, down: boolean): void {
@@ -228,8 +230,8 @@ export class Scheduler {
   unplaced(): readonly Unplaced[] {
     return this.#waiting.all().map((waiting) => {
       const { group, onlyNode } = waiting;
-      const candidates = candidatesOf(this.#state, group, 1, onlyNode);
-      const explanation = this.#explanationOf(group, onlyNode, candidates.length > 0);
+      const { fitting } = candidatesOf(this.#state, group, 0, onlyNode);
+      const explanation = this.#explanationOf(group, onlyNode, fitting > 0);
       return { group: group.spec.id, tasks: waiting.ids(), explanation };
     });
   }
@@ -243,12 +245,10 @@ export class Scheduler {
     if (task === undefined) throw unknown("task", taskId);
     const { node, group, onlyNode } = task;
     if (node !== undefined) this.#state.detach(task);
-    const candidates = candidatesOf(this.#state, group, this.#options.candidates ?? 5, onlyNode);
-    const waitsForGang = task.waitsIn !== undefined && group.gang !== undefined;
-    const explanation =
-      candidates.length === 0 || waitsForGang ? this.#explanationOf(group, onlyNode, candidates.length > 0) : undefined;
+    const { fitting, candidates } = candidatesOf(this.#state, group, this.#options.candidates ?? 5, onlyNode);
+    const explanation = this.#explanationOf(group, onlyNode, node === undefined && fitting > 0);
     if (node !== undefined) this.#state.attach(task, node);
-    return { task: taskId, node: node?.spec.id, candidates, explanation };
+    return { task: taskId, node: node?.spec.id, fitting, candidates, explanation };
   }
 
   /**
@@ -474,10 +474,10 @@ export class Scheduler {
     return node !== undefined && factFilters.every((filter) => filter.passes(this.#state, group, node)) ? [node] : [];
   }
 
-  /** Why it waits, with a node that would take it or without. */
-  #explanationOf(group: GroupRecord, onlyNode: string | undefined, fits: boolean): Explanation {
+  /** Why nodes refuse it; `waits`: although one would take it, and the summary says why. */
+  #explanationOf(group: GroupRecord, onlyNode: string | undefined, waits: boolean): Explanation {
     const explanation = explainGroup(this.#state, group, onlyNode);
-    if (!fits) return explanation;
+    if (!waits) return explanation;
     const summary =
       group.gang === undefined ? "it has not been looked at yet" : `gang ${group.gang} does not fit as a whole`;
     return { ...explanation, summary };

@@ -297,8 +297,10 @@ export interface TaskExplanation {
   readonly task: string;
   /** Set when the task is placed. */
   readonly node?: string | undefined;
-  /** Nodes that would take the task now (its own place counted as free), best first. */
+  /** How many nodes would take the task now (its own place counted as free). */
+  readonly fitting: number;
+  /** The best of those, best first. */
   readonly candidates: readonly Candidate[];
-  /** Set when no node would take it, and when it waits for others of its gang. */
-  readonly explanation?: Explanation | undefined;
+  /** Why the other nodes would not take it; of a task that waits, its summary says why that is so. */
+  readonly explanation: Explanation;
 }

@@ -333,6 +333,22 @@ describe("what fits nowhere is looked at again", () => {
     expect(placements.map(({ task }) => task)).toEqual([`${next.id}.1`, "waiting"]);
   });
 
+  it("keeps its turn when it may run elsewhere than before", () => {
+    const scheduler = new Scheduler();
+    scheduler.upsertNode(aNode("a", { availability: "pause" }));
+    scheduler.upsertGroup(plain);
+    // The second and the third wait for a node that is not there.
+    const wait = (id: string, onlyNode?: string) => scheduler.addTask({ id, group: plain.id, onlyNode });
+    wait("first");
+    wait("second", "gone");
+    wait("third", "gone");
+    wait("fourth");
+    scheduler.schedule();
+    for (const id of ["third", "second"]) wait(id);
+    scheduler.upsertNode(aNode("a", { capacity: cpus(9_000) }));
+    expect(scheduler.schedule().placements.map(({ task }) => task)).toEqual(["first", "second", "third"]);
+  });
+
   it("keeps its turn when it is told again", () => {
     const scheduler = new Scheduler();
     scheduler.upsertGroup(plain);

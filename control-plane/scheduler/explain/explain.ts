@@ -11,7 +11,7 @@ const mostClasses = 8;
 const mostReasons = 8;
 
 /**
- * Why the group fits on none of the nodes (all, or the one of `onlyNode`). Each node counts under the first filter that
+ * Why the nodes (all, or the one of `onlyNode`) that refuse the group do. Each of them counts under the first filter that
  * refuses it. Costs a look at every node.
  */
 export function explainGroup(state: ClusterState, group: GroupRecord, onlyNode?: string): Explanation {
@@ -87,20 +87,19 @@ export function unexplained(group: GroupRecord): Explanation {
   return { group: group.spec.id, summary: "no node fits; the reasons were not counted", nodes: 0, reasons: [] };
 }
 
-/** The nodes (all, or the one of `onlyNode`) that would take a task of the group, best first, at most `limit`. */
+/** The nodes (all, or the one of `onlyNode`) that would take a task of the group: how many, and the best of them, at most `limit`. */
 export function candidatesOf(
   state: ClusterState,
   group: GroupRecord,
   limit: number,
   onlyNode?: string,
-): readonly Candidate[] {
-  return [...state.nodes.values()]
+): { readonly fitting: number; readonly candidates: readonly Candidate[] } {
+  const fitting = [...state.nodes.values()]
     .filter((node) => onlyNode === undefined || node.spec.id === onlyNode)
     .filter((node) => filters.every((filter) => filter.passes(state, group, node)))
     .map((node) => ({ node, candidate: candidateOf(state, group, node) }))
-    .sort((a, b) => compareNodes(a.candidate.cost, a.node, b.candidate.cost, b.node))
-    .slice(0, limit)
-    .map(({ candidate }) => candidate);
+    .sort((a, b) => compareNodes(a.candidate.cost, a.node, b.candidate.cost, b.node));
+  return { fitting: fitting.length, candidates: fitting.slice(0, limit).map(({ candidate }) => candidate) };
 }
 
 function refusalsOf(state: ClusterState, group: GroupRecord, node: NodeRecord): readonly Reason[] {

@@ -197,14 +197,20 @@ export class Waiting {
     this.onlyNode = onlyNode;
   }
 
+  /** By arrival: mostly at the end, as only a task that waited under other conditions comes later than it arrived. */
   push(task: TaskRecord): void {
+    let previous = this.last;
+    while (previous !== undefined && previous.sequence > task.sequence) previous = previous.previous;
+    const next = previous === undefined ? this.first : previous.next;
     task.waitsIn = this;
-    task.previous = this.last;
-    if (this.last === undefined) {
+    task.previous = previous;
+    task.next = next;
+    if (previous === undefined) {
       this.first = task;
       this.order = task.sequence;
-    } else this.last.next = task;
-    this.last = task;
+    } else previous.next = task;
+    if (next === undefined) this.last = task;
+    else next.previous = task;
   }
 
   remove(task: TaskRecord): void {
