@@ -1,7 +1,7 @@
 import { newId } from "../../lib/ids/ids.ts";
 import { silentLog } from "../../lib/log/log.ts";
-import { DesiredState, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
-import { hasEnded, isNodeUp, observedState } from "../domain/tasks.ts";
+import { DesiredState, type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import { hasEnded, isNodeUp, observedState, serviceFullName } from "../domain/tasks.ts";
 import { TestCluster } from "../domain/testing.ts";
 import type { Write } from "../store/types.ts";
 import { blockId, planBlocks } from "./ipam/plan.ts";
@@ -39,7 +39,9 @@ export class SteppedCluster extends TestCluster {
       if (writes.length > 0) await this.store.commit(writes);
       made.push(...writes);
     };
-    for (const service of this.index.view.services.values()) {
+    // By name, as the controllers take those that a node concerns.
+    const byName = (a: Service, b: Service) => (serviceFullName(a) < serviceFullName(b) ? -1 : 1);
+    for (const service of [...this.index.view.services.values()].sort(byName)) {
       const plan = planService(this.index, service, this.nowMs);
       await commit(writesOf(this.index, service, plan, this.nowMs, newId));
     }

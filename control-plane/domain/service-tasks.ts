@@ -9,9 +9,10 @@ import {
 } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "./index.ts";
 import { decideRestart, endedByItself, type RestartDecision } from "./restart.ts";
+import { isGlobal } from "./scheduler-facts.ts";
 import { type Seat, seatOf, wantedSeats } from "./seats.ts";
 import { repels } from "./taints.ts";
-import { hasEnded, isUp, isWanted, observedState, observedStatus } from "./tasks.ts";
+import { hasEnded, isUp, isWanted, observedState, observedStatus, serviceFullName } from "./tasks.ts";
 
 /** A seat and the tasks that fill it or did, each list oldest first. */
 export interface SeatTasks {
@@ -59,6 +60,28 @@ function sort(index: ClusterIndex, service: Service, seat: Seat, wanted: boolean
     else sorted.stale.push(task);
   }
   return { seat, wanted, ...sorted };
+}
+
+/**
+ * The services that changes of nodes may concern: those with tasks there, and the global ones. Those of the first node come first, and of
+ * one node by name, so that whoever plans them in this order comes to the same placements.
+ */
+export function servicesOfNodes(index: ClusterIndex, nodeIds: Iterable<string>): Service[] {
+  const found = new Set<Service>();
+  let more = [...index.view.services.values()].filter(isGlobal);
+  for (const nodeId of nodeIds) {
+    for (const id of new Set(index.tasksOfNode(nodeId).map(({ serviceId }) => serviceId))) {
+      const service = index.view.services.get(id);
+      if (service !== undefined && !isGlobal(service)) more.push(service);
+    }
+    for (const service of more.filter((one) => !found.has(one)).sort(byName)) found.add(service);
+    more = [];
+  }
+  return [...found];
+}
+
+function byName(a: Service, b: Service): number {
+  return serviceFullName(a) < serviceFullName(b) ? -1 : 1;
 }
 
 /** Is the task on a node that gives it away: one that is drained, or has a taint against running tasks that it does not tolerate? */

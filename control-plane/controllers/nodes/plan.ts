@@ -39,6 +39,11 @@ const togetherMs = 5_000;
 /** Fewer are no crowd: of two hosts, one that is silent is as likely lost as cut off, and waiting would help neither. */
 const leastTogether = 2;
 
+/** Are so many nodes missing at once that it is likelier this side's network than theirs? */
+export function areMost(missing: number, counted: number): boolean {
+  return missing >= leastTogether && missing * 2 > counted;
+}
+
 interface Standing {
   readonly nodeId: string;
   /** Its session has ended and it has had what time it gets: something follows now. */
@@ -73,7 +78,7 @@ export function planNodes(view: View, times: NodeTimes, nowMs: number, settings:
   }
   const counted = standings.filter(({ counts }) => counts).length;
   const missing = standings.filter(({ counts, missing: gone }) => counts && gone).length;
-  const together = settings.silentHoldMs > 0 && missing >= leastTogether && missing * 2 > counted;
+  const together = settings.silentHoldMs > 0 && areMost(missing, counted);
   const actions: NodeAction[] = [];
   for (const { nodeId, due, drained, status, why } of standings) {
     if (!due) continue;

@@ -7,7 +7,7 @@ import { groupId, importanceOf, schedulerNode, taskGroup } from "../../domain/sc
 import { hasFailed } from "../../domain/service-tasks.ts";
 import { hasEnded, isNodeLost, isUp, isWanted, observedState, taskName } from "../../domain/tasks.ts";
 import { type Bound, boundOf, homeProblem, volumesOf, waitsForNode } from "../../domain/volumes.ts";
-import { type Explanation, type Placement, Scheduler } from "../../scheduler/index.ts";
+import { type Explanation, type Placement, Scheduler, type SchedulerOptions } from "../../scheduler/index.ts";
 import type { Change } from "../../store/types.ts";
 import { HomeWatch } from "./home-watch.ts";
 
@@ -32,7 +32,7 @@ interface Held {
 
 /** Keeps the scheduler told of what the view holds. */
 export class SchedulerFeed {
-  readonly scheduler = new Scheduler();
+  readonly scheduler: Scheduler;
   /** Tasks whose service the scheduler does not take, and why. */
   readonly refused = new Map<string, string>();
   readonly #index: ClusterIndex;
@@ -52,11 +52,24 @@ export class SchedulerFeed {
   readonly #failures = new Map<string, Map<string, Set<string>>>();
   readonly #failureOf = new Map<string, { readonly group: string; readonly node: string }>();
 
-  constructor(index: ClusterIndex, log: Log) {
+  /** `untold`: the scheduler knows nothing yet, see `tell`. */
+  constructor(index: ClusterIndex, log: Log, options: SchedulerOptions & { readonly untold?: boolean } = {}) {
     this.#index = index;
     this.#log = log;
-    for (const [id] of index.view.nodes.entries()) this.#node(id);
-    for (const [id] of index.view.tasks.entries()) this.#task(id);
+    this.scheduler = new Scheduler(options);
+    if (options.untold !== true) for (const _ of this.tell());
+  }
+
+  /** Tells all that the view holds, a record at a step. What waits comes in the order in which it was made, whatever that of the view is. */
+  *tell(): Generator<void> {
+    const { view } = this.#index;
+    for (const [id] of view.nodes.entries()) yield this.#node(id);
+    const waiting: Task[] = [];
+    for (const [id, task] of view.tasks.entries()) {
+      if (task.nodeId === "") waiting.push(task);
+      else yield this.#task(id);
+    }
+    for (const { id } of waiting.sort(byCreation)) yield this.#task(id);
   }
 
   /** Tells what the changes alter; true when something that waits might be placed now. */
@@ -321,4 +334,10 @@ function onlyNodeOf(task: Task, bound: Bound): string | undefined {
   if (task.onlyNode !== "") return task.onlyNode;
   // One that runs may leave a home that is not waited for.
   return bound.kind === "home" && (bound.waits || task.nodeId === "") ? bound.nodeId : undefined;
+}
+
+/** Tasks of one commit are of one time: those of a service are in the order of its slots. */
+function byCreation(a: Task, b: Task): number {
+  const place = ({ stack, serviceName, onlyNode }: Task) => `${stack}_${serviceName} ${onlyNode}`;
+  return a.createdAtMs - b.createdAtMs || (place(a) < place(b) ? -1 : place(a) > place(b) ? 1 : a.slot - b.slot);
 }

@@ -1,4 +1,5 @@
 import { ReconcileLoop } from "../../../lib/reconcile/loop.ts";
+import type { Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import type { Placement } from "../../scheduler/index.ts";
 import type { Write } from "../../store/types.ts";
@@ -125,8 +126,7 @@ export function unplacedWrites(index: ClusterIndex, unplaced: ReadonlyMap<string
   for (const [id, why] of unplaced) {
     const value = index.view.tasks.get(id);
     if (value === undefined || value.nodeId !== "") continue;
-    const preemptedBy = index.view.tasks.get(value.replaces)?.preemptedBy ?? "";
-    const words = preemptedBy === "" ? why : `preempted by ${preemptedBy}; ${why}`;
+    const words = unplacedWords(index, value, why);
     if (value.unplaced === words) continue;
     writes.push({
       table: "tasks",
@@ -136,4 +136,10 @@ export function unplacedWrites(index: ClusterIndex, unplaced: ReadonlyMap<string
     });
   }
   return writes;
+}
+
+/** Why the task has no place, and why it needs another one if it lost its own. */
+export function unplacedWords({ view }: ClusterIndex, task: Task, why: string): string {
+  const preemptedBy = view.tasks.get(task.replaces)?.preemptedBy ?? "";
+  return preemptedBy === "" ? why : `preempted by ${preemptedBy}; ${why}`;
 }

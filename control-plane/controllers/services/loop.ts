@@ -3,6 +3,7 @@ import { ReconcileLoop } from "../../../lib/reconcile/loop.ts";
 import { DesiredState, type Service, type Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import { isGlobal } from "../../domain/scheduler-facts.ts";
+import { servicesOfNodes } from "../../domain/service-tasks.ts";
 import { serviceFullName } from "../../domain/tasks.ts";
 import type { Change, Write } from "../../store/types.ts";
 import { aborted, type ControllerDeps, commitFenced, isStaleView, staleViewDelayMs } from "../deps.ts";
@@ -76,11 +77,9 @@ function* servicesTouched(index: ClusterIndex, change: Change): Iterable<string>
       return;
     }
     case "nodes":
-    case "nodeStatuses": {
-      for (const task of index.tasksOfNode(change.id)) yield task.serviceId;
-      yield* globalServices(index);
+    case "nodeStatuses":
+      for (const { id } of servicesOfNodes(index, [change.id])) yield id;
       return;
-    }
     case "members":
       // Roles of nodes, and so constraints.
       if (change.before?.address !== change.after?.address) yield* globalServices(index);
