@@ -158,6 +158,7 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
         vipPool,
         listenedPorts: listenedPorts(config),
       },
+      control: { blockPrefix, silentHoldMs },
       secretDigest: (content) => createHmac("sha256", storeKey).update(content).digest("hex"),
       leadership,
       identity: managerIdentity,

@@ -23,6 +23,7 @@ import { serviceFullName } from "../domain/tasks.ts";
 import { servedAddresses } from "../pki/join.ts";
 import type { Leadership, Store, Write } from "../store/types.ts";
 import { Agents } from "./agents.ts";
+import type { SimulatedSettings } from "./changes.ts";
 import { proxyExec } from "./exec.ts";
 import { streamLogs } from "./logs.ts";
 import { type EtcdMembership, listManagers, removeManager } from "./managers.ts";
@@ -30,12 +31,15 @@ import { type AddressSettings, type DeployPlan, planDeploy } from "./plan-deploy
 import { listNetworks, listNodes, listServices, listStacks, listTasks, type NetworkProgress } from "./reads.ts";
 import { planMoves } from "./rebalance.ts";
 import { planNodeRemoval } from "./remove-node.ts";
-import { list, resolveService } from "./resolve.ts";
+import { list } from "./resolve.ts";
 import { planRestart } from "./restart.ts";
 import { type KeptRevision, keptRevision, listRevisions } from "./revisions.ts";
+import { scaled } from "./scale.ts";
+import { simulate } from "./simulate.ts";
 import { planNodeUpdate } from "./update-node.ts";
-import { checkReplicas, validateStack } from "./validate.ts";
+import { validateStack } from "./validate.ts";
 import { listVolumes, removeVolume } from "./volumes.ts";
+import { why } from "./why.ts";
 
 export interface ApiDeps {
   readonly store: Pick<Store, "view" | "commit">;
@@ -45,6 +49,8 @@ export interface ApiDeps {
   readonly clusterId: string;
   readonly version: string;
   readonly settings: AddressSettings;
+  /** What the controllers go by. */
+  readonly control: SimulatedSettings;
   /** See DeployRequestFacts. */
   readonly secretDigest: (content: Uint8Array) => string;
   readonly leadership: Pick<Leadership, "leader">;
@@ -86,6 +92,7 @@ export function createApi(deps: ApiDeps): Api {
         throw error;
       }
     });
+  const inTurn = oneAtATime();
   const managers = { store, clock: deps.clock, etcd: deps.etcd, leader: () => deps.leadership.leader() };
 
   const service: ClusterServer = {
@@ -139,6 +146,10 @@ export function createApi(deps: ApiDeps): Api {
       });
       if (!request.dryRun) log.info("tasks to be moved", { tasks: moves.map(({ taskName }) => taskName), user });
       return { moves };
+    }),
+    why: admin(async (request) => await inTurn(async () => await why(index, request, deps.clock.nowMs()))),
+    simulate: admin(async (request) => {
+      return await inTurn(async () => await simulate(index, request, deps.control, deps.clock.nowMs()));
     }),
     watchStack: streaming<ServerWritableStream<WatchStackRequest, StackProgress>, WatchStackRequest, StackProgress>(
       async (call, signal) => {
@@ -215,6 +226,16 @@ export function createApi(deps: ApiDeps): Api {
     }),
   };
   return { service, [Symbol.dispose]: () => agents[Symbol.dispose]() };
+}
+
+/** Does one work after the other: each holds a copy of the state, and none is done sooner when several share the thread. */
+function oneAtATime(): <T>(work: () => Promise<T>) => Promise<T> {
+  let last: Promise<unknown> = Promise.resolve();
+  return async <T>(work: () => Promise<T>) => {
+    const mine = last.then(work);
+    last = mine.catch(() => undefined);
+    return await mine;
+  };
 }
 
 /** Tries again on a newer view when the store has changed under a small change of one thing; deploys are not among these. */
@@ -311,24 +332,6 @@ async function scale({ index, store }: ApiDeps, word: string, replicas: number):
   const ifRevision = index.view.services.revisionOf(service.id);
   await store.commit([{ table: "services", id: service.id, value: service, ifRevision }]);
   return service;
-}
-
-/** The service with another number of tasks. Throws `invalid` when it cannot have that many. */
-function scaled(index: ClusterIndex, word: string, replicas: number): Service {
-  const found = resolveService(index, word);
-  if (found.spec?.mode?.$case === "global") {
-    throw new ClusterError(`service ${serviceFullName(found)} is global: it has one task a node`, {
-      code: "invalid",
-      subject: `service/${serviceFullName(found)}`,
-    });
-  }
-  const mode = { $case: "replicated" as const, value: { replicas } };
-  const spec = found.spec === undefined ? undefined : { ...found.spec, mode };
-  if (spec !== undefined) checkReplicas(spec, serviceFullName(found), `service/${serviceFullName(found)}`);
-  const { stable } = found;
-  // It keeps that number when it goes back.
-  if (stable?.spec === undefined || stable.spec.mode?.$case === "global") return { ...found, spec };
-  return { ...found, spec, stable: { ...stable, spec: { ...stable.spec, mode } } };
 }
 
 /** A stack has not converged before its hosts lead to it; a host that does not answer is not waited for longer. */

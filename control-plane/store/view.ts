@@ -39,7 +39,7 @@ export type Entry = {
 
 type Listener = (changes: readonly Change[], revision: number) => void;
 
-/** The view and those who listen to it. Only a store applies to it. */
+/** A view and those who listen to it. Only who made it applies to it. */
 export class MutableView {
   readonly tables = {
     stacks: new MutableTable<Tables["stacks"]>(),

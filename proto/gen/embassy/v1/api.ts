@@ -210,6 +210,7 @@ export interface RebalanceResponse {
 }
 
 export interface PlannedMove {
+  /** of the task that leaves, or that waits; empty: there is none yet */
   taskId: string;
   taskName: string;
   stack: string;
@@ -218,6 +219,150 @@ export interface PlannedMove {
   /** of the one that has room for its successor; it is chosen anew when that is made */
   to: string;
   why: string;
+}
+
+export interface WhyRequest {
+  /** <stack>_<service>, service, task name (web.2: the newest of its slot) or task id */
+  target: string;
+  /** name or id: also whether that one would do */
+  node: string;
+}
+
+export interface WhyResponse {
+  /** <stack>_<service> */
+  service: string;
+  /** it has a task on each node that it may run on */
+  global: boolean;
+  /** the one that was asked for, or those of the service, as ListTasks has them */
+  tasks: TaskView[];
+  /** the control plane's clock */
+  nowMs: number;
+  /**
+   * Name of the task that the nodes were looked at for, as if it were nowhere; of a service one that waits. Empty: one task more
+   * of the service; of a global one any, as if it had none.
+   */
+  subject: string;
+  /** how many were looked at; 0: none, as the task that was asked for has ended, say */
+  nodes: number;
+  /** how many of them would take it now */
+  fitting: number;
+  /** the best of those, best first */
+  candidates: NodeScore[];
+  /** why the others would not, each node once, most frequent first */
+  refusals: Refusal[];
+  /** why it waits, in a line; empty when it does not */
+  why: string;
+  /** while none would: the one that lacks least */
+  nearest:
+    | NodeVerdict
+    | undefined;
+  /** the node where the subject is */
+  present:
+    | NodeVerdict
+    | undefined;
+  /** the node of the request */
+  asked:
+    | NodeVerdict
+    | undefined;
+  /** why the subject may be on one node only, or on none; empty: it may be anywhere */
+  bound: string;
+}
+
+export interface NodeScore {
+  nodeId: string;
+  nodeName: string;
+  /** sum of the terms: the least wins */
+  cost: number;
+  /** those that are not 0, in a fixed order */
+  terms: ScoreTerm[];
+}
+
+export interface ScoreTerm {
+  name: string;
+  points: number;
+}
+
+export interface Refusal {
+  /** "resources", "constraint", ... */
+  kind: string;
+  why: string;
+  nodes: number;
+  /** of what kind those nodes are, most frequent first, not necessarily all */
+  classes: NodeClass[];
+}
+
+export interface NodeClass {
+  /** "linux/amd64 worker zone=a" */
+  name: string;
+  nodes: number;
+}
+
+export interface NodeVerdict {
+  score:
+    | NodeScore
+    | undefined;
+  /** all that keeps it; empty: it would take it */
+  reasons: NodeReason[];
+}
+
+export interface NodeReason {
+  kind: string;
+  why: string;
+  fix: string;
+}
+
+export interface SimulateRequest {
+  /** nodes, by name or id */
+  drain: string[];
+  /** nodes by name, id, or label=value */
+  lose: string[];
+  add: NewNodes[];
+  scale: NewScale[];
+}
+
+export interface NewNodes {
+  milliCpus: number;
+  memoryBytes: number;
+  count: number;
+}
+
+export interface NewScale {
+  /** <stack>_<service>, or an unambiguous service name */
+  service: string;
+  replicas: number;
+}
+
+export interface SimulateResponse {
+  /** in the order in which they are decided; of a new task `from` is empty */
+  moves: PlannedMove[];
+  /** tasks that end and are not replaced */
+  stops: PlannedStop[];
+  /** tasks that have no place afterwards */
+  waits: PlannedWait[];
+  /** what else is to be known */
+  notes: string[];
+}
+
+export interface PlannedStop {
+  taskId: string;
+  taskName: string;
+  stack: string;
+  /** name of the one it is on; empty: it waits */
+  node: string;
+  why: string;
+}
+
+export interface PlannedWait {
+  taskId: string;
+  taskName: string;
+  stack: string;
+  /** name of the node that it leaves; empty: none */
+  from: string;
+  /** it waits now */
+  already: boolean;
+  why: string;
+  /** the node that lacks least */
+  nearest: NodeVerdict | undefined;
 }
 
 export interface WatchStackRequest {
@@ -2407,6 +2552,1739 @@ export const PlannedMove: MessageFns<PlannedMove> = {
     message.from = object.from ?? "";
     message.to = object.to ?? "";
     message.why = object.why ?? "";
+    return message;
+  },
+};
+
+function createBaseWhyRequest(): WhyRequest {
+  return { target: "", node: "" };
+}
+
+export const WhyRequest: MessageFns<WhyRequest> = {
+  encode(message: WhyRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.target !== "") {
+      writer.uint32(10).string(message.target);
+    }
+    if (message.node !== "") {
+      writer.uint32(18).string(message.node);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WhyRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWhyRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.target = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.node = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): WhyRequest {
+    return {
+      target: isSet(object.target) ? globalThis.String(object.target) : "",
+      node: isSet(object.node) ? globalThis.String(object.node) : "",
+    };
+  },
+
+  toJSON(message: WhyRequest): unknown {
+    const obj: any = {};
+    if (message.target !== undefined) {
+      obj.target = message.target;
+    }
+    if (message.node !== undefined) {
+      obj.node = message.node;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<WhyRequest>): WhyRequest {
+    return WhyRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<WhyRequest>): WhyRequest {
+    const message = createBaseWhyRequest();
+    message.target = object.target ?? "";
+    message.node = object.node ?? "";
+    return message;
+  },
+};
+
+function createBaseWhyResponse(): WhyResponse {
+  return {
+    service: "",
+    global: false,
+    tasks: [],
+    nowMs: 0,
+    subject: "",
+    nodes: 0,
+    fitting: 0,
+    candidates: [],
+    refusals: [],
+    why: "",
+    nearest: undefined,
+    present: undefined,
+    asked: undefined,
+    bound: "",
+  };
+}
+
+export const WhyResponse: MessageFns<WhyResponse> = {
+  encode(message: WhyResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.service !== "") {
+      writer.uint32(10).string(message.service);
+    }
+    if (message.global !== false) {
+      writer.uint32(16).bool(message.global);
+    }
+    for (const v of message.tasks) {
+      TaskView.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.nowMs !== 0) {
+      writer.uint32(32).int64(message.nowMs);
+    }
+    if (message.subject !== "") {
+      writer.uint32(42).string(message.subject);
+    }
+    if (message.nodes !== 0) {
+      writer.uint32(48).uint32(message.nodes);
+    }
+    if (message.fitting !== 0) {
+      writer.uint32(56).uint32(message.fitting);
+    }
+    for (const v of message.candidates) {
+      NodeScore.encode(v!, writer.uint32(66).fork()).join();
+    }
+    for (const v of message.refusals) {
+      Refusal.encode(v!, writer.uint32(74).fork()).join();
+    }
+    if (message.why !== "") {
+      writer.uint32(82).string(message.why);
+    }
+    if (message.nearest !== undefined) {
+      NodeVerdict.encode(message.nearest, writer.uint32(90).fork()).join();
+    }
+    if (message.present !== undefined) {
+      NodeVerdict.encode(message.present, writer.uint32(98).fork()).join();
+    }
+    if (message.asked !== undefined) {
+      NodeVerdict.encode(message.asked, writer.uint32(106).fork()).join();
+    }
+    if (message.bound !== "") {
+      writer.uint32(114).string(message.bound);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WhyResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWhyResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.service = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.global = reader.bool();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.tasks.push(TaskView.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.nowMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.subject = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.nodes = reader.uint32();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.fitting = reader.uint32();
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.candidates.push(NodeScore.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.refusals.push(Refusal.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.nearest = NodeVerdict.decode(reader, reader.uint32());
+            continue;
+          }
+          case 12: {
+            if (tag !== 98) {
+              break;
+            }
+
+            message.present = NodeVerdict.decode(reader, reader.uint32());
+            continue;
+          }
+          case 13: {
+            if (tag !== 106) {
+              break;
+            }
+
+            message.asked = NodeVerdict.decode(reader, reader.uint32());
+            continue;
+          }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.bound = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): WhyResponse {
+    return {
+      service: isSet(object.service) ? globalThis.String(object.service) : "",
+      global: isSet(object.global) ? globalThis.Boolean(object.global) : false,
+      tasks: globalThis.Array.isArray(object?.tasks) ? object.tasks.map((e: any) => TaskView.fromJSON(e)) : [],
+      nowMs: isSet(object.nowMs)
+        ? globalThis.Number(object.nowMs)
+        : isSet(object.now_ms)
+        ? globalThis.Number(object.now_ms)
+        : 0,
+      subject: isSet(object.subject) ? globalThis.String(object.subject) : "",
+      nodes: isSet(object.nodes) ? globalThis.Number(object.nodes) : 0,
+      fitting: isSet(object.fitting) ? globalThis.Number(object.fitting) : 0,
+      candidates: globalThis.Array.isArray(object?.candidates)
+        ? object.candidates.map((e: any) => NodeScore.fromJSON(e))
+        : [],
+      refusals: globalThis.Array.isArray(object?.refusals) ? object.refusals.map((e: any) => Refusal.fromJSON(e)) : [],
+      why: isSet(object.why) ? globalThis.String(object.why) : "",
+      nearest: isSet(object.nearest) ? NodeVerdict.fromJSON(object.nearest) : undefined,
+      present: isSet(object.present) ? NodeVerdict.fromJSON(object.present) : undefined,
+      asked: isSet(object.asked) ? NodeVerdict.fromJSON(object.asked) : undefined,
+      bound: isSet(object.bound) ? globalThis.String(object.bound) : "",
+    };
+  },
+
+  toJSON(message: WhyResponse): unknown {
+    const obj: any = {};
+    if (message.service !== undefined) {
+      obj.service = message.service;
+    }
+    if (message.global !== undefined) {
+      obj.global = message.global;
+    }
+    if (message.tasks?.length) {
+      obj.tasks = message.tasks.map((e) => TaskView.toJSON(e));
+    }
+    if (message.nowMs !== undefined) {
+      obj.nowMs = Math.round(message.nowMs);
+    }
+    if (message.subject !== undefined) {
+      obj.subject = message.subject;
+    }
+    if (message.nodes !== undefined) {
+      obj.nodes = Math.round(message.nodes);
+    }
+    if (message.fitting !== undefined) {
+      obj.fitting = Math.round(message.fitting);
+    }
+    if (message.candidates?.length) {
+      obj.candidates = message.candidates.map((e) => NodeScore.toJSON(e));
+    }
+    if (message.refusals?.length) {
+      obj.refusals = message.refusals.map((e) => Refusal.toJSON(e));
+    }
+    if (message.why !== undefined) {
+      obj.why = message.why;
+    }
+    if (message.nearest !== undefined) {
+      obj.nearest = NodeVerdict.toJSON(message.nearest);
+    }
+    if (message.present !== undefined) {
+      obj.present = NodeVerdict.toJSON(message.present);
+    }
+    if (message.asked !== undefined) {
+      obj.asked = NodeVerdict.toJSON(message.asked);
+    }
+    if (message.bound !== undefined) {
+      obj.bound = message.bound;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<WhyResponse>): WhyResponse {
+    return WhyResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<WhyResponse>): WhyResponse {
+    const message = createBaseWhyResponse();
+    message.service = object.service ?? "";
+    message.global = object.global ?? false;
+    message.tasks = object.tasks?.map((e) => TaskView.fromPartial(e)) || [];
+    message.nowMs = object.nowMs ?? 0;
+    message.subject = object.subject ?? "";
+    message.nodes = object.nodes ?? 0;
+    message.fitting = object.fitting ?? 0;
+    message.candidates = object.candidates?.map((e) => NodeScore.fromPartial(e)) || [];
+    message.refusals = object.refusals?.map((e) => Refusal.fromPartial(e)) || [];
+    message.why = object.why ?? "";
+    message.nearest = (object.nearest !== undefined && object.nearest !== null)
+      ? NodeVerdict.fromPartial(object.nearest)
+      : undefined;
+    message.present = (object.present !== undefined && object.present !== null)
+      ? NodeVerdict.fromPartial(object.present)
+      : undefined;
+    message.asked = (object.asked !== undefined && object.asked !== null)
+      ? NodeVerdict.fromPartial(object.asked)
+      : undefined;
+    message.bound = object.bound ?? "";
+    return message;
+  },
+};
+
+function createBaseNodeScore(): NodeScore {
+  return { nodeId: "", nodeName: "", cost: 0, terms: [] };
+}
+
+export const NodeScore: MessageFns<NodeScore> = {
+  encode(message: NodeScore, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.nodeId !== "") {
+      writer.uint32(10).string(message.nodeId);
+    }
+    if (message.nodeName !== "") {
+      writer.uint32(18).string(message.nodeName);
+    }
+    if (message.cost !== 0) {
+      writer.uint32(24).sint64(message.cost);
+    }
+    for (const v of message.terms) {
+      ScoreTerm.encode(v!, writer.uint32(34).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NodeScore {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNodeScore();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.nodeId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nodeName = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.cost = longToNumber(reader.sint64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.terms.push(ScoreTerm.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NodeScore {
+    return {
+      nodeId: isSet(object.nodeId)
+        ? globalThis.String(object.nodeId)
+        : isSet(object.node_id)
+        ? globalThis.String(object.node_id)
+        : "",
+      nodeName: isSet(object.nodeName)
+        ? globalThis.String(object.nodeName)
+        : isSet(object.node_name)
+        ? globalThis.String(object.node_name)
+        : "",
+      cost: isSet(object.cost) ? globalThis.Number(object.cost) : 0,
+      terms: globalThis.Array.isArray(object?.terms) ? object.terms.map((e: any) => ScoreTerm.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: NodeScore): unknown {
+    const obj: any = {};
+    if (message.nodeId !== undefined) {
+      obj.nodeId = message.nodeId;
+    }
+    if (message.nodeName !== undefined) {
+      obj.nodeName = message.nodeName;
+    }
+    if (message.cost !== undefined) {
+      obj.cost = Math.round(message.cost);
+    }
+    if (message.terms?.length) {
+      obj.terms = message.terms.map((e) => ScoreTerm.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<NodeScore>): NodeScore {
+    return NodeScore.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NodeScore>): NodeScore {
+    const message = createBaseNodeScore();
+    message.nodeId = object.nodeId ?? "";
+    message.nodeName = object.nodeName ?? "";
+    message.cost = object.cost ?? 0;
+    message.terms = object.terms?.map((e) => ScoreTerm.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseScoreTerm(): ScoreTerm {
+  return { name: "", points: 0 };
+}
+
+export const ScoreTerm: MessageFns<ScoreTerm> = {
+  encode(message: ScoreTerm, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.points !== 0) {
+      writer.uint32(16).sint64(message.points);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ScoreTerm {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseScoreTerm();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.points = longToNumber(reader.sint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ScoreTerm {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      points: isSet(object.points) ? globalThis.Number(object.points) : 0,
+    };
+  },
+
+  toJSON(message: ScoreTerm): unknown {
+    const obj: any = {};
+    if (message.name !== undefined) {
+      obj.name = message.name;
+    }
+    if (message.points !== undefined) {
+      obj.points = Math.round(message.points);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ScoreTerm>): ScoreTerm {
+    return ScoreTerm.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ScoreTerm>): ScoreTerm {
+    const message = createBaseScoreTerm();
+    message.name = object.name ?? "";
+    message.points = object.points ?? 0;
+    return message;
+  },
+};
+
+function createBaseRefusal(): Refusal {
+  return { kind: "", why: "", nodes: 0, classes: [] };
+}
+
+export const Refusal: MessageFns<Refusal> = {
+  encode(message: Refusal, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.kind !== "") {
+      writer.uint32(10).string(message.kind);
+    }
+    if (message.why !== "") {
+      writer.uint32(18).string(message.why);
+    }
+    if (message.nodes !== 0) {
+      writer.uint32(24).uint32(message.nodes);
+    }
+    for (const v of message.classes) {
+      NodeClass.encode(v!, writer.uint32(34).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Refusal {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRefusal();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.kind = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.nodes = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.classes.push(NodeClass.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Refusal {
+    return {
+      kind: isSet(object.kind) ? globalThis.String(object.kind) : "",
+      why: isSet(object.why) ? globalThis.String(object.why) : "",
+      nodes: isSet(object.nodes) ? globalThis.Number(object.nodes) : 0,
+      classes: globalThis.Array.isArray(object?.classes) ? object.classes.map((e: any) => NodeClass.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: Refusal): unknown {
+    const obj: any = {};
+    if (message.kind !== undefined) {
+      obj.kind = message.kind;
+    }
+    if (message.why !== undefined) {
+      obj.why = message.why;
+    }
+    if (message.nodes !== undefined) {
+      obj.nodes = Math.round(message.nodes);
+    }
+    if (message.classes?.length) {
+      obj.classes = message.classes.map((e) => NodeClass.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<Refusal>): Refusal {
+    return Refusal.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Refusal>): Refusal {
+    const message = createBaseRefusal();
+    message.kind = object.kind ?? "";
+    message.why = object.why ?? "";
+    message.nodes = object.nodes ?? 0;
+    message.classes = object.classes?.map((e) => NodeClass.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseNodeClass(): NodeClass {
+  return { name: "", nodes: 0 };
+}
+
+export const NodeClass: MessageFns<NodeClass> = {
+  encode(message: NodeClass, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.name !== "") {
+      writer.uint32(10).string(message.name);
+    }
+    if (message.nodes !== 0) {
+      writer.uint32(16).uint32(message.nodes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NodeClass {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNodeClass();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.nodes = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NodeClass {
+    return {
+      name: isSet(object.name) ? globalThis.String(object.name) : "",
+      nodes: isSet(object.nodes) ? globalThis.Number(object.nodes) : 0,
+    };
+  },
+
+  toJSON(message: NodeClass): unknown {
+    const obj: any = {};
+    if (message.name !== undefined) {
+      obj.name = message.name;
+    }
+    if (message.nodes !== undefined) {
+      obj.nodes = Math.round(message.nodes);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<NodeClass>): NodeClass {
+    return NodeClass.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NodeClass>): NodeClass {
+    const message = createBaseNodeClass();
+    message.name = object.name ?? "";
+    message.nodes = object.nodes ?? 0;
+    return message;
+  },
+};
+
+function createBaseNodeVerdict(): NodeVerdict {
+  return { score: undefined, reasons: [] };
+}
+
+export const NodeVerdict: MessageFns<NodeVerdict> = {
+  encode(message: NodeVerdict, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.score !== undefined) {
+      NodeScore.encode(message.score, writer.uint32(10).fork()).join();
+    }
+    for (const v of message.reasons) {
+      NodeReason.encode(v!, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NodeVerdict {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNodeVerdict();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.score = NodeScore.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.reasons.push(NodeReason.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NodeVerdict {
+    return {
+      score: isSet(object.score) ? NodeScore.fromJSON(object.score) : undefined,
+      reasons: globalThis.Array.isArray(object?.reasons) ? object.reasons.map((e: any) => NodeReason.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: NodeVerdict): unknown {
+    const obj: any = {};
+    if (message.score !== undefined) {
+      obj.score = NodeScore.toJSON(message.score);
+    }
+    if (message.reasons?.length) {
+      obj.reasons = message.reasons.map((e) => NodeReason.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<NodeVerdict>): NodeVerdict {
+    return NodeVerdict.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NodeVerdict>): NodeVerdict {
+    const message = createBaseNodeVerdict();
+    message.score = (object.score !== undefined && object.score !== null)
+      ? NodeScore.fromPartial(object.score)
+      : undefined;
+    message.reasons = object.reasons?.map((e) => NodeReason.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseNodeReason(): NodeReason {
+  return { kind: "", why: "", fix: "" };
+}
+
+export const NodeReason: MessageFns<NodeReason> = {
+  encode(message: NodeReason, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.kind !== "") {
+      writer.uint32(10).string(message.kind);
+    }
+    if (message.why !== "") {
+      writer.uint32(18).string(message.why);
+    }
+    if (message.fix !== "") {
+      writer.uint32(26).string(message.fix);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NodeReason {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNodeReason();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.kind = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.fix = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NodeReason {
+    return {
+      kind: isSet(object.kind) ? globalThis.String(object.kind) : "",
+      why: isSet(object.why) ? globalThis.String(object.why) : "",
+      fix: isSet(object.fix) ? globalThis.String(object.fix) : "",
+    };
+  },
+
+  toJSON(message: NodeReason): unknown {
+    const obj: any = {};
+    if (message.kind !== undefined) {
+      obj.kind = message.kind;
+    }
+    if (message.why !== undefined) {
+      obj.why = message.why;
+    }
+    if (message.fix !== undefined) {
+      obj.fix = message.fix;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<NodeReason>): NodeReason {
+    return NodeReason.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NodeReason>): NodeReason {
+    const message = createBaseNodeReason();
+    message.kind = object.kind ?? "";
+    message.why = object.why ?? "";
+    message.fix = object.fix ?? "";
+    return message;
+  },
+};
+
+function createBaseSimulateRequest(): SimulateRequest {
+  return { drain: [], lose: [], add: [], scale: [] };
+}
+
+export const SimulateRequest: MessageFns<SimulateRequest> = {
+  encode(message: SimulateRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.drain) {
+      writer.uint32(10).string(v!);
+    }
+    for (const v of message.lose) {
+      writer.uint32(18).string(v!);
+    }
+    for (const v of message.add) {
+      NewNodes.encode(v!, writer.uint32(26).fork()).join();
+    }
+    for (const v of message.scale) {
+      NewScale.encode(v!, writer.uint32(34).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SimulateRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSimulateRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.drain.push(reader.string());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.lose.push(reader.string());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.add.push(NewNodes.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.scale.push(NewScale.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): SimulateRequest {
+    return {
+      drain: globalThis.Array.isArray(object?.drain) ? object.drain.map((e: any) => globalThis.String(e)) : [],
+      lose: globalThis.Array.isArray(object?.lose) ? object.lose.map((e: any) => globalThis.String(e)) : [],
+      add: globalThis.Array.isArray(object?.add) ? object.add.map((e: any) => NewNodes.fromJSON(e)) : [],
+      scale: globalThis.Array.isArray(object?.scale) ? object.scale.map((e: any) => NewScale.fromJSON(e)) : [],
+    };
+  },
+
+  toJSON(message: SimulateRequest): unknown {
+    const obj: any = {};
+    if (message.drain?.length) {
+      obj.drain = message.drain;
+    }
+    if (message.lose?.length) {
+      obj.lose = message.lose;
+    }
+    if (message.add?.length) {
+      obj.add = message.add.map((e) => NewNodes.toJSON(e));
+    }
+    if (message.scale?.length) {
+      obj.scale = message.scale.map((e) => NewScale.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<SimulateRequest>): SimulateRequest {
+    return SimulateRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SimulateRequest>): SimulateRequest {
+    const message = createBaseSimulateRequest();
+    message.drain = object.drain?.map((e) => e) || [];
+    message.lose = object.lose?.map((e) => e) || [];
+    message.add = object.add?.map((e) => NewNodes.fromPartial(e)) || [];
+    message.scale = object.scale?.map((e) => NewScale.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseNewNodes(): NewNodes {
+  return { milliCpus: 0, memoryBytes: 0, count: 0 };
+}
+
+export const NewNodes: MessageFns<NewNodes> = {
+  encode(message: NewNodes, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.milliCpus !== 0) {
+      writer.uint32(8).int64(message.milliCpus);
+    }
+    if (message.memoryBytes !== 0) {
+      writer.uint32(16).int64(message.memoryBytes);
+    }
+    if (message.count !== 0) {
+      writer.uint32(24).uint32(message.count);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NewNodes {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNewNodes();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.milliCpus = longToNumber(reader.int64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.memoryBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.count = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NewNodes {
+    return {
+      milliCpus: isSet(object.milliCpus)
+        ? globalThis.Number(object.milliCpus)
+        : isSet(object.milli_cpus)
+        ? globalThis.Number(object.milli_cpus)
+        : 0,
+      memoryBytes: isSet(object.memoryBytes)
+        ? globalThis.Number(object.memoryBytes)
+        : isSet(object.memory_bytes)
+        ? globalThis.Number(object.memory_bytes)
+        : 0,
+      count: isSet(object.count) ? globalThis.Number(object.count) : 0,
+    };
+  },
+
+  toJSON(message: NewNodes): unknown {
+    const obj: any = {};
+    if (message.milliCpus !== undefined) {
+      obj.milliCpus = Math.round(message.milliCpus);
+    }
+    if (message.memoryBytes !== undefined) {
+      obj.memoryBytes = Math.round(message.memoryBytes);
+    }
+    if (message.count !== undefined) {
+      obj.count = Math.round(message.count);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<NewNodes>): NewNodes {
+    return NewNodes.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NewNodes>): NewNodes {
+    const message = createBaseNewNodes();
+    message.milliCpus = object.milliCpus ?? 0;
+    message.memoryBytes = object.memoryBytes ?? 0;
+    message.count = object.count ?? 0;
+    return message;
+  },
+};
+
+function createBaseNewScale(): NewScale {
+  return { service: "", replicas: 0 };
+}
+
+export const NewScale: MessageFns<NewScale> = {
+  encode(message: NewScale, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.service !== "") {
+      writer.uint32(10).string(message.service);
+    }
+    if (message.replicas !== 0) {
+      writer.uint32(16).uint32(message.replicas);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NewScale {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNewScale();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.service = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.replicas = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NewScale {
+    return {
+      service: isSet(object.service) ? globalThis.String(object.service) : "",
+      replicas: isSet(object.replicas) ? globalThis.Number(object.replicas) : 0,
+    };
+  },
+
+  toJSON(message: NewScale): unknown {
+    const obj: any = {};
+    if (message.service !== undefined) {
+      obj.service = message.service;
+    }
+    if (message.replicas !== undefined) {
+      obj.replicas = Math.round(message.replicas);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<NewScale>): NewScale {
+    return NewScale.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NewScale>): NewScale {
+    const message = createBaseNewScale();
+    message.service = object.service ?? "";
+    message.replicas = object.replicas ?? 0;
+    return message;
+  },
+};
+
+function createBaseSimulateResponse(): SimulateResponse {
+  return { moves: [], stops: [], waits: [], notes: [] };
+}
+
+export const SimulateResponse: MessageFns<SimulateResponse> = {
+  encode(message: SimulateResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.moves) {
+      PlannedMove.encode(v!, writer.uint32(10).fork()).join();
+    }
+    for (const v of message.stops) {
+      PlannedStop.encode(v!, writer.uint32(18).fork()).join();
+    }
+    for (const v of message.waits) {
+      PlannedWait.encode(v!, writer.uint32(26).fork()).join();
+    }
+    for (const v of message.notes) {
+      writer.uint32(34).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SimulateResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSimulateResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.moves.push(PlannedMove.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.stops.push(PlannedStop.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.waits.push(PlannedWait.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.notes.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): SimulateResponse {
+    return {
+      moves: globalThis.Array.isArray(object?.moves) ? object.moves.map((e: any) => PlannedMove.fromJSON(e)) : [],
+      stops: globalThis.Array.isArray(object?.stops) ? object.stops.map((e: any) => PlannedStop.fromJSON(e)) : [],
+      waits: globalThis.Array.isArray(object?.waits) ? object.waits.map((e: any) => PlannedWait.fromJSON(e)) : [],
+      notes: globalThis.Array.isArray(object?.notes) ? object.notes.map((e: any) => globalThis.String(e)) : [],
+    };
+  },
+
+  toJSON(message: SimulateResponse): unknown {
+    const obj: any = {};
+    if (message.moves?.length) {
+      obj.moves = message.moves.map((e) => PlannedMove.toJSON(e));
+    }
+    if (message.stops?.length) {
+      obj.stops = message.stops.map((e) => PlannedStop.toJSON(e));
+    }
+    if (message.waits?.length) {
+      obj.waits = message.waits.map((e) => PlannedWait.toJSON(e));
+    }
+    if (message.notes?.length) {
+      obj.notes = message.notes;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<SimulateResponse>): SimulateResponse {
+    return SimulateResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SimulateResponse>): SimulateResponse {
+    const message = createBaseSimulateResponse();
+    message.moves = object.moves?.map((e) => PlannedMove.fromPartial(e)) || [];
+    message.stops = object.stops?.map((e) => PlannedStop.fromPartial(e)) || [];
+    message.waits = object.waits?.map((e) => PlannedWait.fromPartial(e)) || [];
+    message.notes = object.notes?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBasePlannedStop(): PlannedStop {
+  return { taskId: "", taskName: "", stack: "", node: "", why: "" };
+}
+
+export const PlannedStop: MessageFns<PlannedStop> = {
+  encode(message: PlannedStop, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.taskId !== "") {
+      writer.uint32(10).string(message.taskId);
+    }
+    if (message.taskName !== "") {
+      writer.uint32(18).string(message.taskName);
+    }
+    if (message.stack !== "") {
+      writer.uint32(26).string(message.stack);
+    }
+    if (message.node !== "") {
+      writer.uint32(34).string(message.node);
+    }
+    if (message.why !== "") {
+      writer.uint32(42).string(message.why);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PlannedStop {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePlannedStop();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.taskId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.taskName = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.stack = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.node = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): PlannedStop {
+    return {
+      taskId: isSet(object.taskId)
+        ? globalThis.String(object.taskId)
+        : isSet(object.task_id)
+        ? globalThis.String(object.task_id)
+        : "",
+      taskName: isSet(object.taskName)
+        ? globalThis.String(object.taskName)
+        : isSet(object.task_name)
+        ? globalThis.String(object.task_name)
+        : "",
+      stack: isSet(object.stack) ? globalThis.String(object.stack) : "",
+      node: isSet(object.node) ? globalThis.String(object.node) : "",
+      why: isSet(object.why) ? globalThis.String(object.why) : "",
+    };
+  },
+
+  toJSON(message: PlannedStop): unknown {
+    const obj: any = {};
+    if (message.taskId !== undefined) {
+      obj.taskId = message.taskId;
+    }
+    if (message.taskName !== undefined) {
+      obj.taskName = message.taskName;
+    }
+    if (message.stack !== undefined) {
+      obj.stack = message.stack;
+    }
+    if (message.node !== undefined) {
+      obj.node = message.node;
+    }
+    if (message.why !== undefined) {
+      obj.why = message.why;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<PlannedStop>): PlannedStop {
+    return PlannedStop.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PlannedStop>): PlannedStop {
+    const message = createBasePlannedStop();
+    message.taskId = object.taskId ?? "";
+    message.taskName = object.taskName ?? "";
+    message.stack = object.stack ?? "";
+    message.node = object.node ?? "";
+    message.why = object.why ?? "";
+    return message;
+  },
+};
+
+function createBasePlannedWait(): PlannedWait {
+  return { taskId: "", taskName: "", stack: "", from: "", already: false, why: "", nearest: undefined };
+}
+
+export const PlannedWait: MessageFns<PlannedWait> = {
+  encode(message: PlannedWait, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.taskId !== "") {
+      writer.uint32(10).string(message.taskId);
+    }
+    if (message.taskName !== "") {
+      writer.uint32(18).string(message.taskName);
+    }
+    if (message.stack !== "") {
+      writer.uint32(26).string(message.stack);
+    }
+    if (message.from !== "") {
+      writer.uint32(34).string(message.from);
+    }
+    if (message.already !== false) {
+      writer.uint32(40).bool(message.already);
+    }
+    if (message.why !== "") {
+      writer.uint32(50).string(message.why);
+    }
+    if (message.nearest !== undefined) {
+      NodeVerdict.encode(message.nearest, writer.uint32(58).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PlannedWait {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePlannedWait();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.taskId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.taskName = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.stack = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.from = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.already = reader.bool();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.nearest = NodeVerdict.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): PlannedWait {
+    return {
+      taskId: isSet(object.taskId)
+        ? globalThis.String(object.taskId)
+        : isSet(object.task_id)
+        ? globalThis.String(object.task_id)
+        : "",
+      taskName: isSet(object.taskName)
+        ? globalThis.String(object.taskName)
+        : isSet(object.task_name)
+        ? globalThis.String(object.task_name)
+        : "",
+      stack: isSet(object.stack) ? globalThis.String(object.stack) : "",
+      from: isSet(object.from) ? globalThis.String(object.from) : "",
+      already: isSet(object.already) ? globalThis.Boolean(object.already) : false,
+      why: isSet(object.why) ? globalThis.String(object.why) : "",
+      nearest: isSet(object.nearest) ? NodeVerdict.fromJSON(object.nearest) : undefined,
+    };
+  },
+
+  toJSON(message: PlannedWait): unknown {
+    const obj: any = {};
+    if (message.taskId !== undefined) {
+      obj.taskId = message.taskId;
+    }
+    if (message.taskName !== undefined) {
+      obj.taskName = message.taskName;
+    }
+    if (message.stack !== undefined) {
+      obj.stack = message.stack;
+    }
+    if (message.from !== undefined) {
+      obj.from = message.from;
+    }
+    if (message.already !== undefined) {
+      obj.already = message.already;
+    }
+    if (message.why !== undefined) {
+      obj.why = message.why;
+    }
+    if (message.nearest !== undefined) {
+      obj.nearest = NodeVerdict.toJSON(message.nearest);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<PlannedWait>): PlannedWait {
+    return PlannedWait.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PlannedWait>): PlannedWait {
+    const message = createBasePlannedWait();
+    message.taskId = object.taskId ?? "";
+    message.taskName = object.taskName ?? "";
+    message.stack = object.stack ?? "";
+    message.from = object.from ?? "";
+    message.already = object.already ?? false;
+    message.why = object.why ?? "";
+    message.nearest = (object.nearest !== undefined && object.nearest !== null)
+      ? NodeVerdict.fromPartial(object.nearest)
+      : undefined;
     return message;
   },
 };
@@ -8585,6 +10463,26 @@ export const ClusterService = {
     responseSerialize: (value: RebalanceResponse): Buffer => Buffer.from(RebalanceResponse.encode(value).finish()),
     responseDeserialize: (value: Buffer): RebalanceResponse => RebalanceResponse.decode(value),
   },
+  /** Why a task or the tasks of a service are where they are, or nowhere. Changes nothing. Errors: not-found, invalid. */
+  why: {
+    path: "/embassy.v1.Cluster/Why" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: WhyRequest): Buffer => Buffer.from(WhyRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): WhyRequest => WhyRequest.decode(value),
+    responseSerialize: (value: WhyResponse): Buffer => Buffer.from(WhyResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): WhyResponse => WhyResponse.decode(value),
+  },
+  /** What changes, all made at once, would lead to. Changes nothing. Errors: not-found, invalid. */
+  simulate: {
+    path: "/embassy.v1.Cluster/Simulate" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: SimulateRequest): Buffer => Buffer.from(SimulateRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): SimulateRequest => SimulateRequest.decode(value),
+    responseSerialize: (value: SimulateResponse): Buffer => Buffer.from(SimulateResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): SimulateResponse => SimulateResponse.decode(value),
+  },
   /** The stack's progress at once and after each change, until the caller goes. `stack` may be one that is being removed. */
   watchStack: {
     path: "/embassy.v1.Cluster/WatchStack" as const,
@@ -8768,6 +10666,10 @@ export interface ClusterServer extends UntypedServiceImplementation {
   restartServices: handleUnaryCall<RestartServicesRequest, RestartServicesResponse>;
   /** Moves tasks to where their services are short of them. Errors: not-found. */
   rebalance: handleUnaryCall<RebalanceRequest, RebalanceResponse>;
+  /** Why a task or the tasks of a service are where they are, or nowhere. Changes nothing. Errors: not-found, invalid. */
+  why: handleUnaryCall<WhyRequest, WhyResponse>;
+  /** What changes, all made at once, would lead to. Changes nothing. Errors: not-found, invalid. */
+  simulate: handleUnaryCall<SimulateRequest, SimulateResponse>;
   /** The stack's progress at once and after each change, until the caller goes. `stack` may be one that is being removed. */
   watchStack: handleServerStreamingCall<WatchStackRequest, StackProgress>;
   listStacks: handleUnaryCall<ListStacksRequest, ListStacksResponse>;
@@ -8913,6 +10815,35 @@ export interface ClusterClient extends Client {
     metadata: Metadata,
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: RebalanceResponse) => void,
+  ): ClientUnaryCall;
+  /** Why a task or the tasks of a service are where they are, or nowhere. Changes nothing. Errors: not-found, invalid. */
+  why(request: WhyRequest, callback: (error: ServiceError | null, response: WhyResponse) => void): ClientUnaryCall;
+  why(
+    request: WhyRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: WhyResponse) => void,
+  ): ClientUnaryCall;
+  why(
+    request: WhyRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: WhyResponse) => void,
+  ): ClientUnaryCall;
+  /** What changes, all made at once, would lead to. Changes nothing. Errors: not-found, invalid. */
+  simulate(
+    request: SimulateRequest,
+    callback: (error: ServiceError | null, response: SimulateResponse) => void,
+  ): ClientUnaryCall;
+  simulate(
+    request: SimulateRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: SimulateResponse) => void,
+  ): ClientUnaryCall;
+  simulate(
+    request: SimulateRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: SimulateResponse) => void,
   ): ClientUnaryCall;
   /** The stack's progress at once and after each change, until the caller goes. `stack` may be one that is being removed. */
   watchStack(request: WatchStackRequest, options?: Partial<CallOptions>): ClientReadableStream<StackProgress>;
