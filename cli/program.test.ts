@@ -28,6 +28,8 @@ import {
   RevisionView,
   type ServiceUpdate,
   ServiceView,
+  type SimulateRequest,
+  SimulateResponse,
   StackProgress,
   StackView,
   type TaskView,
@@ -62,6 +64,7 @@ let answers: {
   started?: ExecStart;
   node?: Partial<NodeStatus>;
   volumes: ListVolumesResponse;
+  simulated?: SimulateRequest;
   resumed: (LogsResumption | undefined)[];
   logRead?: () => void;
   info?: Parameters<typeof InfoResponse.fromPartial>[0];
@@ -116,6 +119,13 @@ const implementation: ClusterServer = {
     services: services.map((service) => ({ stack: "shop", service: service.replace(/^shop_/, ""), version: 2 })),
   })),
   rebalance: unary(() => ({ moves: [] })),
+  why: unary(absent),
+  simulate: unary((request) => {
+    answers.simulated = request;
+    return SimulateResponse.fromPartial({
+      moves: [{ taskName: "shop_web.1", from: "host-3", to: "host-1", why: "its node is drained" }],
+    });
+  }),
   watchStack: streaming(async (call, signal) => {
     for (const progress of answers.progress) await send(call, StackProgress.fromPartial(progress ?? {}), signal);
     await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
@@ -347,6 +357,9 @@ describe("the command line", () => {
     [["--context", "nope", "ps"], /^error: there is no context nope\nThere is only test\.\n/],
     [["ps", "--al"], /unknown option '--al' \(did you mean --all\?\)\nusage: clusterctl ps/],
     [["scale", "web"], /"web" is not SERVICE=NUMBER/],
+    [["simulate"], /there is nothing to simulate\nSay what is to change: --drain, --lose, --add or --scale/],
+    [["simulate", "--add", "4x8gx0"], /"4x8gx0" is no size of nodes\nGive CPUs, memory and maybe how many/],
+    [["simulate", "--scale", "web"], /"web" is not SERVICE=NUMBER/],
     [["logs"], /missing required argument 'target'/],
     [["logs", "web", "--tail", "few"], /argument 'few' is invalid\. Give a whole number of at least 0, or all/],
     [["logs", "web", "--since", "yesterday"], /argument 'yesterday' is invalid\. Give a time such as 10m/],
@@ -1135,6 +1148,29 @@ describe("context rm", () => {
   it("forgets none when there is none of one name", async () => {
     const result = await clusterctl(["context", "rm", "test", "nosuch"]);
     expect(result).toMatchObject({ code: 1, stderr: "error: there is no context nosuch\nNone was forgotten.\n" });
+  });
+});
+
+describe("simulate", () => {
+  it("asks for all changes at once, and prints what would happen on stdout", async () => {
+    const words = ["--drain", "host-3", "--drain", "b", "--lose", "zone=a", "--add", "0.5x512mx3", "--scale", "web=4"];
+    const result = await clusterctl(["simulate", ...words]);
+    expect(answers.simulated).toEqual({
+      drain: ["host-3", "b"],
+      lose: ["zone=a"],
+      add: [{ milliCpus: 500, memoryBytes: 512 * 2 ** 20, count: 3 }],
+      scale: [{ service: "web", replicas: 4 }],
+    });
+    expect(result.stdout).toBe("TASK        FROM    TO      WHY\nshop_web.1  host-3  host-1  its node is drained\n");
+    expect(result.stderr).toBe("1 task would move. Nothing was changed.\n");
+    expect(result.code).toBe(0);
+  });
+
+  it("is what `node drain --dry-run` does, which drains nothing", async () => {
+    const result = await clusterctl(["node", "drain", "host-3", "--dry-run", "--output", "json"]);
+    expect(answers.simulated).toEqual({ drain: ["host-3"], lose: [], add: [], scale: [] });
+    expect(JSON.parse(result.stdout)).toMatchObject({ moves: [{ taskName: "shop_web.1" }], waits: [] });
+    expect(result.stderr).toBe("");
   });
 });
 

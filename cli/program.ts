@@ -20,10 +20,12 @@ import { registerRestart } from "./commands/restart.ts";
 import { registerRemove } from "./commands/rm.ts";
 import { registerRollback } from "./commands/rollback.ts";
 import { registerScale } from "./commands/scale.ts";
+import { registerSimulate } from "./commands/simulate.ts";
 import { registerStored } from "./commands/stored.ts";
 import { registerToken } from "./commands/token.ts";
 import { everyCommand, pathOf } from "./commands/tree.ts";
 import { registerVersion } from "./commands/version.ts";
+import { registerWhy } from "./commands/why.ts";
 import { formatDuration, parseDuration } from "./duration.ts";
 import { examples } from "./examples.ts";
 import { exitCodeOf, exitCodes, Interrupted } from "./exit.ts";
@@ -43,6 +45,8 @@ const registers: readonly Register[] = [
   registerRestart,
   registerRebalance,
   registerRollback,
+  registerWhy,
+  registerSimulate,
   registerRemove,
   registerNode,
   registerManager,

@@ -7,6 +7,12 @@ import { parseDuration } from "../duration.ts";
 import { goingOn } from "../exit.ts";
 import { formatTaint, parseTaint, taintEffects } from "../taints.ts";
 
+interface DrainOptions {
+  readonly timeout: number;
+  readonly detach?: boolean;
+  readonly dryRun?: boolean;
+}
+
 const verbs = {
   activate: {
     availability: Availability.AVAILABILITY_ACTIVE,
@@ -56,7 +62,13 @@ export const registerNode: Register = (program, cli) => {
     .argument("<name...>", "node's name or id")
     .option("--timeout <time>", "how long to wait", parseDuration, 300_000)
     .option("-d, --detach", "do not wait")
-    .action(async (names: string[], options: { timeout: number; detach?: boolean }, command) => {
+    .option("--dry-run", "only say what would become of its tasks")
+    .action(async (names: string[], options: DrainOptions, command) => {
+      if (options.dryRun === true) {
+        const { foretell } = await import("./simulate.ts");
+        await foretell(cli, command, { drain: names });
+        return;
+      }
       const availability = Availability.AVAILABILITY_DRAIN;
       await update(command, names, { availability });
       if (options.detach === true) {

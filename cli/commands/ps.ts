@@ -61,7 +61,7 @@ function printTasks(cli: Cli, { tasks, nowMs, updates }: ListTasksResponse): voi
 }
 
 /** "running", "running (unhealthy)", "failed (137)", "pending". What it is told to do shows when that differs: "running → shutdown". */
-function stateOf({ task, status }: TaskView): string {
+export function stateOf({ task, status }: TaskView): string {
   const state = status?.state ?? TaskState.TASK_STATE_PENDING;
   const name = nameOf(TaskState, state, "TASK_STATE_");
   if (state === TaskState.TASK_STATE_FAILED)

@@ -84,7 +84,7 @@ function lateWords(stack: string, numbers: ReadonlyMap<string, number>): string 
   return `${[...numbers.keys()].map((service) => `${stack}_${service}`).join(", ")} have not all reached their numbers`;
 }
 
-function parseScale(word: string): { service: string; replicas: number } {
+export function parseScale(word: string): { service: string; replicas: number } {
   const match = word.match(/^([^=]+)=(\d{1,9})$/);
   if (match === null) {
     throw new ClusterError(`${JSON.stringify(word)} is not SERVICE=NUMBER`, {

@@ -35,9 +35,9 @@ it("docs/operations.md: a host goes, and a restored cluster goes on with the sam
   await using cluster = await startCluster({ hosts: 3 });
   await deployCounter(cluster);
   // A node that is made to tell of resources is one that starts; here they have started.
-  const [, goBack, drain, remove, join, _resources, taint, backup, restore, ...more] = blocksOf("docs/operations.md");
+  const [first, why, whatIf, goBack, drain, remove, join, _resources, taint, backup, restore, ...more] =
+    blocksOf("docs/operations.md");
   expect(more).toEqual([]);
-  const [first] = blocksOf("docs/operations.md");
   const run = async (block: typeof first) => {
     for (const line of block?.commands ?? []) {
       const words = line.split(" ");
@@ -51,6 +51,8 @@ it("docs/operations.md: a host goes, and a restored cluster goes on with the sam
     }
   };
   await run(first);
+  await run(why);
+  await run(whatIf);
   await run(goBack);
   await run(drain);
   await cluster.killHost("host-3");
