@@ -1,7 +1,14 @@
 import { expect, it } from "vitest";
 import { ListTasksRequest } from "../../proto/gen/embassy/v1/api.ts";
-import { ContainerSpec, RestartCondition, RestartPolicy } from "../../proto/gen/embassy/v1/stack.ts";
-import { Health, TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import {
+  ContainerSpec,
+  Protocol,
+  PublishedPort,
+  PublishMode,
+  RestartCondition,
+  RestartPolicy,
+} from "../../proto/gen/embassy/v1/stack.ts";
+import { BusyPort, Health, NodeState, NodeStatus, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import { SteppedCluster } from "../controllers/testing.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { aService, aStack, replicas } from "../domain/testing.ts";
@@ -126,4 +133,41 @@ it("tasks on a drained node have to go, and are of no version before", async () 
   await cluster.settle();
   await cluster.drain("a");
   expect(stackProgress(cluster.index, "s").services[0]).toMatchObject({ running: 0, old: 2, oldRunning: 0 });
+});
+
+it("a stack that runs is told which hosts do not publish its ports, and a task that must have one is placed elsewhere", async () => {
+  using cluster = new SteppedCluster();
+  await cluster.addNodes("a", "b", "c");
+  const port = (published: number, more: Partial<PublishedPort> = {}) =>
+    PublishedPort.create({ target: 80, published, mode: PublishMode.PUBLISH_MODE_INGRESS, ...more });
+  const ports = [port(22), port(80, { hostIp: "0.0.0.0" }), port(53, { protocol: Protocol.PROTOCOL_UDP })];
+  const busy = (id: string, ...busyPorts: Partial<BusyPort>[]) => {
+    const status = NodeStatus.create(cluster.index.view.nodeStatuses.get(id));
+    const value = { ...status, busyPorts: busyPorts.map((one) => BusyPort.create(one)) };
+    return cluster.store.commit([{ table: "nodeStatuses", id, value }]);
+  };
+  const warnings = () => stackProgress(cluster.index, "s").warnings;
+  await cluster.deploy(aStack("s", [aService("web", { mode: replicas(1), ports })]));
+  await busy("a", { port: 22, by: "sshd (pid 7)" }, { port: 53 });
+  expect(warnings()).toEqual([]);
+  await cluster.settle();
+  expect(warnings()).toEqual(["a does not publish port 22 of web: sshd (pid 7) listens there"]);
+  // At another address, another protocol, or of nobody's: not this stack's.
+  await busy("a", { port: 80, hostIp: "127.0.0.1", by: "x" }, { port: 53, by: "x" }, { port: 9, by: "x" });
+  expect(warnings()).toEqual([]);
+  await busy("b", { port: 80, by: "nginx" }, { port: 53, protocol: Protocol.PROTOCOL_UDP });
+  expect(warnings()).toEqual([
+    "b does not publish port 53/udp of web: a program of the host listens there",
+    "b does not publish port 80 of web: nginx listens there",
+  ]);
+  await cluster.setNode("b", NodeState.NODE_STATE_DOWN);
+  expect(warnings()).toEqual([]);
+
+  await busy("a", { port: 90, by: "squid" });
+  const held = [port(90, { mode: PublishMode.PUBLISH_MODE_HOST })];
+  await cluster.deploy(aStack("h", [aService("web", { mode: replicas(2), ports: held })]));
+  await cluster.settle();
+  const tasks = cluster.tasks("h", "web");
+  expect(tasks.map(({ nodeId }) => nodeId).sort()).toEqual(["", "c"]);
+  expect(tasks.find(({ nodeId }) => nodeId === "")?.unplaced).toContain("port 90 held by squid");
 });

@@ -436,6 +436,20 @@ describe("TaskManager", () => {
     expect(node.history.filter(({ message }) => message === "netd does not answer").length).toBe(4);
   });
 
+  it("rejects at once a task whose port a program of the host has: another host may take it", async () => {
+    const host = new Host();
+    const node = spawn(host);
+    await using manager = node.manager;
+    await manager.adopt();
+    host.fail.set("attach", [new ClusterError("port 22 is in use by sshd (pid 7)", { code: "conflict" })]);
+    await manager.assign(assignments([assignment(DESIRED_STATE_RUNNING)]));
+    // A second attempt would succeed.
+    await node.until(id, (status) => [TASK_STATE_REJECTED, TASK_STATE_RUNNING].some((state) => state === status.state));
+    expect(manager.statuses()).toMatchObject([
+      { state: TASK_STATE_REJECTED, message: "port 22 is in use by sshd (pid 7)" },
+    ]);
+  });
+
   it("removes what a complete set does not name, and nothing before there is one", async () => {
     const host = new Host();
     {
