@@ -193,7 +193,7 @@ export function createApi(deps: ApiDeps): Api {
     }),
     listVolumes: admin(async (request) => await listVolumes({ index, agents }, request)),
     removeVolume: admin(async (request, user) => {
-      const response = await again(async () => await removeVolume({ index, agents, store }, request));
+      const response = await removeVolume({ index, agents, store }, request);
       if (!request.dryRun) log.info("volume removed", { volume: request.name, nodes: response.nodes, user });
       return response;
     }),

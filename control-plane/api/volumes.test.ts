@@ -16,6 +16,8 @@ async function setUp(volumes: Readonly<Record<string, string[]>>) {
   const cluster = new SteppedCluster();
   await cluster.addNodes("a", "b", "c");
   const servers = await TestAgents.create();
+  /** Nodes on which a task mounts everything. */
+  const busy = new Set<string>();
   for (const [node, names] of Object.entries(volumes)) {
     const { port } = await servers.listen(node, (call) => call.end(), 0, {
       listVolumes: unary(({ sizes }: { sizes: boolean }) => {
@@ -26,6 +28,7 @@ async function setUp(volumes: Readonly<Record<string, string[]>>) {
         };
       }),
       removeVolume: unary(({ name }: { name: string }) => {
+        if (busy.has(node)) throw new ClusterError("s_db.2 mounts it", { code: "conflict" });
         if (!names.includes(name)) throw new ClusterError(`there is no volume ${name}`, { code: "not-found" });
         names.splice(names.indexOf(name), 1);
         return {};
@@ -46,6 +49,7 @@ async function setUp(volumes: Readonly<Record<string, string[]>>) {
   const deps = { index: cluster.index, agents, store };
   return Object.assign(hooks, {
     cluster,
+    busy,
     list: async (sizes = false) => await listVolumes(deps, { sizes }),
     remove: async (name: string, node = "", dryRun = false) => await removeVolume(deps, { name, node, dryRun }),
     [Symbol.dispose]() {
@@ -112,6 +116,22 @@ describe("volumes", () => {
     expect(await homes()).toEqual([]);
   });
 
+  it("keep the homes of data that is still there, as a task has not let go of it yet", async () => {
+    using one = await setUp({ a: ["s_data"], b: ["s_data"] });
+    const home = (slot: number, nodeId: string) => {
+      const value = VolumeHome.create({ volume: "s_data", slot, nodeId });
+      return { table: "volumeHomes" as const, id: `s_data/${slot}`, value };
+    };
+    await one.cluster.store.commit([home(1, "a"), home(2, "b")]);
+    one.busy.add("b");
+    await expect(one.remove("s_data")).rejects.toMatchObject({ code: "conflict", message: "s_db.2 mounts it" });
+    const { volumes, homes } = await one.list();
+    expect(volumes.map(({ nodeName }) => nodeName)).toEqual(["b"]);
+    expect(homes.map(({ nodeName }) => nodeName)).toEqual(["b"]);
+    one.busy.delete("b");
+    expect(await one.remove("s_data")).toEqual({ nodes: ["b"], failures: [down] });
+  });
+
   it("keep all their data when a task is placed in the same moment", async () => {
     using one = await setUp({ a: ["s_data"], b: ["s_data"] });
     const home = VolumeHome.create({ volume: "s_data", slot: 1, nodeId: "a", taskId: "before" });
@@ -120,7 +140,7 @@ describe("volumes", () => {
       await one.cluster.deploy(aStack("s", [withData()]));
       await one.cluster.settle();
     };
-    await expect(one.remove("s_data")).rejects.toMatchObject({ code: "conflict", subject: "volumeHomes/s_data/1" });
+    await expect(one.remove("s_data")).rejects.toMatchObject({ code: "conflict", message: /placed with it just now/ });
     expect((await one.list()).volumes).toHaveLength(2);
     await expect(one.remove("s_data")).rejects.toMatchObject({ message: /in use: service s_db/ });
   });

@@ -74,21 +74,37 @@ export async function removeVolume(
   requireAnswers(index, name, homes, failures);
   if (holders.length === 0 && homes.length === 0) throw absent(name, only, failures);
   if (dryRun) return { nodes: holders.map((node) => node.name), failures };
-  if (homes.length > 0) {
-    await store.commit(
-      homes.map(([id]): Write => {
-        return { table: "volumeHomes", id, value: undefined, ifRevision: index.view.volumeHomes.revisionOf(id) };
-      }),
-    );
+  const forget = homes.map(([id]): Write => {
+    return { table: "volumeHomes", id, value: undefined, ifRevision: index.view.volumeHomes.revisionOf(id) };
+  });
+  try {
+    if (forget.length > 0) await store.commit(forget);
+  } catch (cause) {
+    if (!hasCode(cause, "conflict")) throw cause;
+    throw new ClusterError(`volume ${name} is in use: a task was placed with it just now`, {
+      code: "conflict",
+      subject: `volume/${name}`,
+      cause,
+    });
   }
-  const removed = await ofEach(agents, holders, async ({ client }) => {
+  const asked = await ofEach(agents, holders, async ({ client }): Promise<ClusterError | undefined> => {
     try {
       await call(client.removeVolume.bind(client), { name }, { deadlineMs });
     } catch (error) {
+      if (hasCode(error, "conflict")) return error as ClusterError;
       if (!hasCode(error, "not-found")) throw error;
     }
+    return undefined;
   });
-  return { nodes: removed.answers.map(({ node }) => node.name), failures: [...failures, ...removed.failures] };
+  const removed = asked.answers.filter(({ answer }) => answer === undefined).map(({ node }) => node);
+  const kept = new Set(holders.filter((node) => !removed.includes(node)).map(({ id }) => id));
+  const left = homes.filter(([, { nodeId }]) => kept.has(nodeId));
+  if (left.length > 0) {
+    // Their data is to be found again.
+    await store.commit(left.map(([id, value]): Write => ({ table: "volumeHomes", id, value, ifRevision: 0 })));
+  }
+  for (const { answer } of asked.answers) if (answer !== undefined) throw answer;
+  return { nodes: removed.map((node) => node.name), failures: [...failures, ...asked.failures] };
 }
 
 function requireAnswers(
