@@ -22,7 +22,7 @@ export function isUpdating(index: ClusterIndex, service: Service): boolean {
   return service.stable !== undefined || (hasGoneBack(service) && !hasConverged(index, service));
 }
 
-/** Had each of its slots what it wants at its version, and was nothing old left, at some time? */
+/** Had each of its slots what it wants at its version, but those that an update does not wait for, and was nothing old left, at some time? */
 export function hasConverged(index: ClusterIndex, { id, version }: Service): boolean {
   return index.view.serviceStatuses.get(id)?.convergedVersion === version;
 }

@@ -561,8 +561,7 @@ describe("an update", () => {
       expect(upSlots(cluster)).toEqual([2]);
       expect(latest(cluster, 2).serviceVersion).toBe(2 - left);
       const { updateMessage } = planService(cluster.index, cluster.service("s", "web"), cluster.nowMs);
-      const goesOn = "updating, 1 of 2 to go: web.1 failed";
-      expect(updateMessage).toBe(left === 0 ? goesOn : "update paused, 2 of 2 to go: web.1 failed");
+      expect(updateMessage).toBe(left === 0 ? "" : "update paused, 2 of 2 to go: web.1 failed");
     });
 
     it("takes none while new slots are not up either", async () => {
@@ -782,6 +781,37 @@ describe("an update that goes back when it fails", () => {
     expect(cluster.service("s", "web")).toMatchObject({ version: 4, rollback: undefined });
   });
 
+  it.each([
+    ["has no place since its node was drained", 0],
+    ["fails, which is tolerated", 0.25],
+  ])(
+    "is over although a slot %s: what fails long after is no failure of it, and the next goes back to it",
+    async (_, ratio) => {
+      const placement = Placement.create({ maxReplicasPerNode: 2 });
+      const update = back({ maxFailureRatio: ratio });
+      using cluster = await threeNodes(web(1, { placement, update }));
+      if (ratio === 0) {
+        for (const node of ["a", "b"]) await cluster.drain(node);
+        await cluster.settle();
+      }
+      await deploy(cluster, web(2, { placement, update }));
+      for (let n = 0; n < 60; n++) {
+        await cluster.settle();
+        cluster.nowMs += 1_000;
+        const [first] = live(cluster).filter(({ slot, serviceVersion }) => slot === 1 && serviceVersion === 2);
+        if (ratio > 0 && first !== undefined) await cluster.report(first, TaskState.TASK_STATE_FAILED);
+      }
+      expect(cluster.service("s", "web")).toMatchObject({ version: 2, stable: undefined, rollback: undefined });
+      expect(status(cluster).convergedVersion).toBe(2);
+      cluster.crashing.add("web");
+      await cluster.settleFor(60);
+      expect(cluster.service("s", "web")).toMatchObject({ version: 2, rollback: undefined });
+      await deploy(cluster, web(3, { placement, update: back() }));
+      await cluster.settleFor(60);
+      expect(cluster.service("s", "web")).toMatchObject({ version: 2, rollback: { failedVersion: 3 } });
+    },
+  );
+
   it("gives the service its networks, addresses and ports back", async () => {
     const on = (...networks: string[]) => networks.map((network) => ServiceNetwork.create({ network }));
     const ports = [PublishedPort.create({ target: 80, published: 8_080 }), PublishedPort.create({ target: 81 })];
@@ -853,6 +883,19 @@ describe("a slot that fits nowhere", () => {
     await cluster.settle();
     expect(upVersions(cluster).toSorted((a, b) => a - b)).toEqual([1, 1, 2]);
     await cluster.drain(cluster.tasks("s", "web").find(({ slot }) => slot === 2)?.nodeId ?? "");
+    await cluster.settleFor(20);
+    expect(upVersions(cluster)).toEqual([2, 2]);
+  });
+
+  it("since another task took its place in the middle of an update does not hold that", async () => {
+    using cluster = await threeNodes(version(1, { mode: replicas(3) }));
+    await cluster.deploy(aStack("s", [version(2, { mode: replicas(3) })]));
+    await cluster.settle();
+    const task = cluster.tasks("s", "web").findLast(({ slot }) => slot === 1);
+    if (task?.serviceVersion !== 2) throw new Error("slot 1 is the first");
+    await cluster.setAvailability(task.nodeId, Availability.AVAILABILITY_PAUSE);
+    const value = { ...task, desired: DesiredState.DESIRED_STATE_SHUTDOWN };
+    await cluster.store.commit([{ table: "tasks", id: task.id, value }]);
     await cluster.settleFor(20);
     expect(upVersions(cluster)).toEqual([2, 2]);
   });

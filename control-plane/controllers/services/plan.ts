@@ -72,7 +72,7 @@ export function planService(index: ClusterIndex, service: Service, nowMs: number
   if (service.removed && !running) {
     planner.actions.push({ kind: "forget-service", why: "it was removed and its last task has ended" });
   }
-  const { converges, stays, wakeAtMs } = planConvergence(index, service, seats, nowMs);
+  const { converges, stays, wakeAtMs } = planConvergence(index, service, seats, update.excused, nowMs);
   planner.wakeAt(wakeAtMs);
   return { actions: planner.actions, wakeAtMs: planner.wakeAtMs, ...told, converges, stays };
 }

@@ -24,6 +24,8 @@ export interface UpdateBudget {
   readonly message: string;
   /** The update has failed, and the service is to go back to its stable version, for this. */
   readonly fails: UpdateFailure | undefined;
+  /** Seats that the update does not wait for: that have no place through no fault of it, or whose failure is tolerated. */
+  readonly excused: ReadonlySet<SeatTasks>;
 }
 
 export interface UpdateFailure {
@@ -144,7 +146,8 @@ export function planUpdate(
   const told = isUnderWay
     ? stateOf(service, paused, left, troubleOf(index, [...failing.values(), ...(held === undefined ? [] : [held])]))
     : restOf(service);
-  const rest = { stops, ...told, fails };
+  const excused = failed && !goes ? homeless : new Set([...homeless, ...failing.keys()]);
+  const rest = { stops, ...told, fails, excused };
   if (waiting.length === 0 && !isHeld) return { seats: none, wakeAtMs: isUnderWay ? wakeAtMs : undefined, ...rest };
   if (paused) return { seats: keysOf(again), wakeAtMs, ...rest };
   if (policy.delayMs > 0 && doneAtMs > 0 && nowMs < doneAtMs + policy.delayMs) {
@@ -302,10 +305,11 @@ export function planConvergence(
   index: ClusterIndex,
   service: Service,
   seats: readonly SeatTasks[],
+  excused: ReadonlySet<SeatTasks>,
   nowMs: number,
 ): { readonly converges: boolean; readonly stays: boolean; readonly wakeAtMs: number | undefined } {
   const isNew = !hasConverged(index, service);
-  const sinceMs = isNew || service.stable !== undefined ? convergedSince(index, service, seats) : undefined;
+  const sinceMs = isNew || service.stable !== undefined ? convergedSince(index, service, seats, excused) : undefined;
   if (sinceMs === undefined) return { converges: false, stays: false, wakeAtMs: undefined };
   const { monitorMs } = updatePolicyOf(service);
   const convergesAtMs = sinceMs + (hasGoneBack(service) ? monitorMs : Math.min(settleMs, monitorMs));
@@ -320,16 +324,21 @@ export function planConvergence(
 }
 
 /**
- * Has each seat what it wants at the newest version, and is nothing else left? If so, since when: since the last of them was up.
- * undefined: no, or there is no seat.
+ * Has each seat that is not excused what it wants at the newest version, and is nothing else left? If so, since when: since the last of them was up.
+ * undefined: no, or there is no such seat.
  */
-function convergedSince(index: ClusterIndex, service: Service, seats: readonly SeatTasks[]): number | undefined {
+function convergedSince(
+  index: ClusterIndex,
+  service: Service,
+  seats: readonly SeatTasks[],
+  excused: ReadonlySet<SeatTasks>,
+): number | undefined {
   let sinceMs = 0;
   let wanted = 0;
   for (const seat of seats) {
     const more = seat.wanted ? seat.good.slice(1) : seat.good;
     if (seat.stale.length + seat.going.length + more.length > 0) return undefined;
-    if (!seat.wanted) continue;
+    if (!seat.wanted || excused.has(seat)) continue;
     if (!isSatisfied(index, service, seat)) return undefined;
     wanted++;
     const [task] = seat.good;

@@ -49,7 +49,7 @@ export function rollbackWrites(index: ClusterIndex, service: Service, failure: U
   const ports = stable.ports.filter((port) => !isTaken(index, id, port));
   const told = {
     updateState: UpdateState.UPDATE_STATE_ROLLING_BACK,
-    updateMessage: `rolling back after ${failure.why}`,
+    updateMessage: `rolling back: ${failure.why}`,
   };
   writes.push({
     table: "serviceStatuses",

@@ -543,7 +543,7 @@ export interface ServiceStatus {
   /** the state in words, with what is left and which slots hold it; empty when there is none */
   updateMessage: string;
   updateState: UpdateState;
-  /** at which each slot last had what it wants, and nothing old was left */
+  /** at which each slot last had what it wants, but those that an update does not wait for, and nothing old was left */
   convergedVersion: number;
 }
 
