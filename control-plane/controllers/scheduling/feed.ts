@@ -46,6 +46,8 @@ export class SchedulerFeed {
   readonly #homesChanged = new Set<string>();
   /** By task: placed by the scheduler, and not yet in the view. */
   readonly #held = new Map<string, Held>();
+  /** Services of which so many are to stay up. */
+  readonly #budgets = new Set<string>();
   /** By the task whose end they wait for. */
   readonly #successors = new Map<string, string>();
   /** Tasks that failed and are still on record, by group and node: the scheduler prefers other nodes. */
@@ -97,7 +99,10 @@ export class SchedulerFeed {
           this.#task(change.id);
           worth ||= change.after === undefined || hasEnded(change.after.state);
           // One more that is up may let another be stopped.
-          worth ||= isUp(change.after) && this.#hasBudget(this.#index.view.tasks.get(change.id));
+          worth ||=
+            this.#budgets.size > 0 &&
+            isUp(change.after) &&
+            this.#budgets.has(this.#index.view.tasks.get(change.id)?.serviceId ?? "");
           break;
         case "services":
           if (this.#importanceChanged(change.before?.spec, change.after?.spec)) {
@@ -231,7 +236,7 @@ export class SchedulerFeed {
     const group = groupId(task);
     try {
       if (!this.#groups.has(group)) {
-        this.scheduler.upsertGroup(taskGroup(this.#index, task));
+        this.#group(task);
         this.#groups.set(group, new Set());
         if (task.spec !== undefined) {
           const homes = volumesOf(task.spec.container).length * usualHomeBytes;
@@ -249,7 +254,7 @@ export class SchedulerFeed {
         name: taskName(view, task),
         node: waits ? undefined : task.nodeId,
         onlyNode: onlyNodeOf(task, bound),
-        down: this.#hasBudget(task) && !isUp(view.taskStatuses.get(id)),
+        down: this.#budgets.has(task.serviceId) && !isUp(view.taskStatuses.get(id)),
         patient: waits && this.#waitsForOther(task),
         ports: waits || task.hostPorts.length === 0 ? undefined : task.hostPorts.map(({ published }) => published),
       });
@@ -260,8 +265,11 @@ export class SchedulerFeed {
     }
   }
 
-  #hasBudget(task: Task | undefined): boolean {
-    return this.#index.view.services.get(task?.serviceId ?? "")?.spec?.disruption !== undefined;
+  #group(task: Task): void {
+    const group = taskGroup(this.#index, task);
+    this.scheduler.upsertGroup(group);
+    if ((group.minAvailable ?? 0) > 0) this.#budgets.add(task.serviceId);
+    else this.#budgets.delete(task.serviceId);
   }
 
   /** Does it wait for something else than room? It will have that of its predecessor, or may not start yet whatever it has. */
@@ -287,7 +295,7 @@ export class SchedulerFeed {
       const [first = ""] = tasks;
       const task = this.#index.view.tasks.get(first);
       if (task === undefined) continue;
-      this.scheduler.upsertGroup(taskGroup(this.#index, task));
+      this.#group(task);
       for (const id of tasks) this.#task(id);
     }
   }

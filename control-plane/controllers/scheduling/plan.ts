@@ -100,7 +100,8 @@ export function planCommit(
     return undefined;
   };
 
-  const stopped = new Set(placements.flatMap(({ preempts }) => preempts));
+  const stopped = new Set<string>();
+  for (const { preempts } of placements) for (const id of preempts) stopped.add(id);
   // Nodes where somebody is not stopped after all, so that those who came later may have nothing there.
   const crowded = new Set<string>();
   for (const placement of placements) {
@@ -115,8 +116,11 @@ export function planCommit(
       if (placement.preempts.length > 0) crowded.add(placement.node);
       continue;
     }
-    let lacking = stopped.has(task.id) ? "a task of higher priority took its place" : undefined;
-    if (crowded.has(placement.node)) lacking ??= "there is no room for it yet";
+    let lacking: string | undefined;
+    if (stopped.size > 0) {
+      if (stopped.has(task.id)) lacking = "a task of higher priority took its place";
+      else if (crowded.has(placement.node)) lacking = "there is no room for it yet";
+    }
     for (const networkId of Object.values(task.networkIds)) lacking ??= room(task.id, networkId, placement.node);
     if (lacking !== undefined) {
       plan.unplaced.set(task.id, lacking);
