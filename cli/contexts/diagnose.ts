@@ -1,7 +1,7 @@
 import { connect } from "node:tls";
 import { ClusterError, type ErrorCode } from "../../lib/errors/errors.ts";
+import { certificateProblem, connectionWords, type Meaning, meaningOf } from "../../lib/net/tls-words.ts";
 import type { Context } from "./contexts.ts";
-import { certificateProblem, connectionWords, type Meaning, meaningOf } from "./tls-words.ts";
 
 const patienceMs = 2_000;
 

@@ -142,7 +142,9 @@ describe("volumes", () => {
     };
     await expect(one.remove("s_data")).rejects.toMatchObject({ code: "conflict", message: /placed with it just now/ });
     expect((await one.list()).volumes).toHaveLength(2);
-    await expect(one.remove("s_data")).rejects.toMatchObject({ message: /in use: service s_db/ });
+    await expect(one.remove("s_data")).rejects.toMatchObject({
+      message: expect.stringMatching(/in use: service s_db/),
+    });
   });
 
   it("that nothing mounts are removed from every node, or from one", async () => {

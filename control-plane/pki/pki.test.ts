@@ -84,11 +84,20 @@ describe("enrolling", () => {
     const { enroll, token, store, authority, time } = await cluster();
     const wrong = formatToken({ caFingerprint: authority.fingerprint, secret: newSecret() });
     const foreign = formatToken({ caFingerprint: "0".repeat(64), secret: parseToken(token).secret });
-    await expect(enroll(wrong, "host-1")).rejects.toMatchObject({ code: "denied", message: /not known/ });
-    await expect(enroll(foreign, "host-1")).rejects.toMatchObject({ code: "denied", message: /another cluster/ });
+    await expect(enroll(wrong, "host-1")).rejects.toMatchObject({
+      code: "denied",
+      message: expect.stringMatching(/not known/),
+    });
+    await expect(enroll(foreign, "host-1")).rejects.toMatchObject({
+      code: "denied",
+      message: expect.stringMatching(/another cluster/),
+    });
     await expect(enroll("nonsense", "host-1")).rejects.toMatchObject({ code: "invalid" });
     time.nowMs += 24 * hourMs;
-    await expect(enroll(token, "host-1")).rejects.toMatchObject({ code: "denied", message: /run out/ });
+    await expect(enroll(token, "host-1")).rejects.toMatchObject({
+      code: "denied",
+      message: expect.stringMatching(/run out/),
+    });
     expect(store.view.nodes.size).toBe(0);
   });
 

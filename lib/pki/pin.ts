@@ -1,7 +1,8 @@
 import { createHash, X509Certificate } from "node:crypto";
 import { connect, type DetailedPeerCertificate, type TLSSocket } from "node:tls";
 import { type ChannelCredentials, credentials } from "@grpc/grpc-js";
-import { ClusterError, messageOf } from "../errors/errors.ts";
+import { ClusterError } from "../errors/errors.ts";
+import { connectionWords, meaningOf } from "../net/tls-words.ts";
 import { subjectOf } from "./certificate.ts";
 import { formatPem } from "./pem.ts";
 
@@ -51,9 +52,10 @@ function isManagerOf(leaf: X509Certificate | undefined, ca: X509Certificate): bo
 async function fetchChain(options: PinOptions, address: string): Promise<readonly X509Certificate[]> {
   const timeoutMs = options.timeoutMs ?? 5_000;
   return await new Promise((resolve, reject) => {
-    const fail = (why: string, cause?: unknown) => {
+    const fail = (why: string, cause?: unknown, hint?: string) => {
       socket.destroy();
-      reject(new ClusterError(`cannot reach ${address}: ${why}`, { code: "unavailable", subject: address, cause }));
+      const details = { code: "unavailable", subject: address, hint, cause } as const;
+      reject(new ClusterError(`cannot reach ${address}: ${why}`, details));
     };
     // The chain is judged by its fingerprint, not by this machine's list of authorities.
     const socket: TLSSocket = connect({
@@ -63,7 +65,11 @@ async function fetchChain(options: PinOptions, address: string): Promise<readonl
       ALPNProtocols: ["h2"],
     });
     socket.setTimeout(timeoutMs, () => fail(`no answer within ${timeoutMs} ms`));
-    socket.once("error", (error) => fail(messageOf(error), error));
+    socket.once("error", (error: NodeJS.ErrnoException) => {
+      const code = error.code ?? "";
+      const meaning = meaningOf(code);
+      fail(meaning?.words ?? connectionWords(code), error, meaning?.hint ?? "Check that clusterd runs there.");
+    });
     socket.once("secureConnect", () => {
       const chain = chainOf(socket.getPeerCertificate(true));
       socket.destroy();

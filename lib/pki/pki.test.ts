@@ -139,9 +139,15 @@ describe("identity files", () => {
     const identity = await authority.issue({ commonName: "n", role: "node", nowMs });
     const stranger = await (await newAuthority()).issue({ commonName: "n", role: "node", nowMs });
     await writeIdentity(files(), { ...identity, key: stranger.key });
-    await expect(loadIdentity(files())).rejects.toMatchObject({ code: "invalid", message: /not for the key/ });
+    await expect(loadIdentity(files())).rejects.toMatchObject({
+      code: "invalid",
+      message: expect.stringMatching(/not for the key/),
+    });
     await writeIdentity(files(), { ...identity, ca: stranger.ca });
-    await expect(loadIdentity(files())).rejects.toMatchObject({ code: "invalid", message: /not signed/ });
+    await expect(loadIdentity(files())).rejects.toMatchObject({
+      code: "invalid",
+      message: expect.stringMatching(/not signed/),
+    });
     await writeIdentity(files(), identity);
     await writeFile(files().key, "nonsense");
     await expect(loadIdentity(files())).rejects.toMatchObject({ code: "invalid" });
@@ -192,6 +198,26 @@ describe("fetchPinnedCa", () => {
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     const { port } = server.address() as AddressInfo;
     await new Promise<void>((resolve) => server.close(() => resolve()));
-    await expect(pin(port, "0".repeat(64))).rejects.toMatchObject({ code: "unavailable", message: /ECONNREFUSED/ });
+    await expect(pin(port, "0".repeat(64))).rejects.toMatchObject({
+      code: "unavailable",
+      message: `cannot reach 127.0.0.1:${port}: connection refused`,
+    });
+  });
+
+  it("says when who listens does not speak TLS, and nothing of OpenSSL's", async () => {
+    const server = createServer((socket) =>
+      socket
+        .on("error", () => {})
+        .resume()
+        .end("SSH-2.0-OpenSSH_9.2\r\n"),
+    );
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const { port } = server.address() as AddressInfo;
+    await expect(pin(port, "0".repeat(64))).rejects.toMatchObject({
+      code: "unavailable",
+      message: `cannot reach 127.0.0.1:${port}: it does not speak TLS`,
+      hint: expect.stringContaining("7401 for hosts that join"),
+    });
+    await new Promise<void>((resolve) => server.close(() => resolve()));
   });
 });

@@ -10,7 +10,7 @@ export interface Meaning {
 }
 
 const anotherProgram: Pick<Meaning, "hint" | "code"> = {
-  hint: "Another program listens there. Check the address and the port: clusterd's is 7400 unless --listen says otherwise.",
+  hint: "Another program listens there. Check the address and the port: clusterd listens on 7400, and on 7401 for hosts that join, unless its flags say otherwise.",
   code: "unavailable",
 };
 
