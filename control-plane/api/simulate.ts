@@ -32,9 +32,10 @@ export async function simulate(
   settings: SimulatedSettings,
   nowMs: number,
 ): Promise<SimulateResponse> {
-  // A wrong name is told at once, and not after the copy.
-  const { writes, gone, added, scaledServices, notes } = changesOf(index, request, settings);
+  // A wrong name is told at once; what counts is the state that the copy has come to.
+  changesOf(index, request, settings);
   using scratch = await Scratch.of(index);
+  const { writes, gone, added, scaledServices, notes } = changesOf(scratch.index, request, settings);
   const concerned = servicesOfNodes(scratch.index, [...gone, ...added]).map(({ id }) => id);
   const services = [...new Set([...concerned, ...scaledServices])];
   const run = new Simulation(scratch, { services, gone: new Set(gone), settings, nowMs });

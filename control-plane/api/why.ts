@@ -22,17 +22,36 @@ interface Target {
 /** Why a task or a service's tasks are where they are, or nowhere, as the leader's scheduler sees it. Throws `not-found` and `invalid`. */
 export async function why(index: ClusterIndex, request: WhyRequest, nowMs: number): Promise<WhyResponse> {
   // A wrong name is told at once, and of what has ended no node is asked.
-  const target = resolveTarget(index, request.target);
-  const asked = request.node === "" ? undefined : resolveNode(index, request.node);
-  const response = WhyResponse.create({
-    service: serviceFullName(target.service),
-    global: isGlobal(target.service),
-    tasks: tasksOf(index, target, nowMs),
-    nowMs,
-  });
-  if (target.task !== undefined && hasEnded(observedState(index.view, target.task))) return response;
+  const known = asked(index, request, nowMs);
+  if (known.isOver) return known.response;
   using scratch = await Scratch.of(index);
-  return { ...response, ...explained(scratch, target, asked) };
+  // The copy is newer.
+  const { response, target, node, isOver } = asked(scratch.index, request, nowMs);
+  return isOver ? response : { ...response, ...explained(scratch, target, node) };
+}
+
+interface Asked {
+  readonly target: Target;
+  readonly node: NodeSpec | undefined;
+  readonly isOver: boolean;
+  /** What is known without looking at nodes. */
+  readonly response: WhyResponse;
+}
+
+function asked(index: ClusterIndex, request: WhyRequest, nowMs: number): Asked {
+  const target = resolveTarget(index, request.target);
+  const { service, task } = target;
+  return {
+    target,
+    node: request.node === "" ? undefined : resolveNode(index, request.node),
+    isOver: task !== undefined && hasEnded(observedState(index.view, task)),
+    response: WhyResponse.create({
+      service: serviceFullName(service),
+      global: isGlobal(service),
+      tasks: tasksOf(index, target, nowMs),
+      nowMs,
+    }),
+  };
 }
 
 /** A task by id or name, of a slot the newest that has not ended; or a service. */
@@ -68,7 +87,7 @@ function tasksOf(index: ClusterIndex, { service, task }: Target, nowMs: number):
 const oneMore = "one-more";
 
 /** What the scheduler says. The scratch is of no further use: the task in question is not in it any more. */
-function explained(scratch: Scratch, { service, task }: Target, asked: NodeSpec | undefined): Partial<WhyResponse> {
+function explained(scratch: Scratch, { service, task }: Target, node: NodeSpec | undefined): Partial<WhyResponse> {
   const { scheduler, feed, index } = scratch;
   const { view } = index;
   const waiting = index.tasksOfService(service.id).filter((one) => one.nodeId === "" && isLive(view, one));
@@ -110,7 +129,7 @@ function explained(scratch: Scratch, { service, task }: Target, asked: NodeSpec 
     why: waits ? (fitting > 0 && subject.unplaced) || unplacedWords(index, subject, nowhere) : "",
     nearest: fitting === 0 ? ask(nearest?.node) : undefined,
     present: waits ? undefined : ask(subject?.nodeId),
-    asked: ask(asked?.id),
+    asked: ask(node?.id),
     bound: subject === undefined ? "" : boundBy(index, subject),
   };
 }
