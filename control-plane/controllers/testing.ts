@@ -51,7 +51,7 @@ export class SteppedCluster extends TestCluster {
       for (const id of tasks) plan.unplaced.set(id, this.feed.whyNowhere(id, explanation));
     }
     for (const [id, why] of [...this.feed.waitingForHomes(), ...this.feed.refused]) plan.unplaced.set(id, why);
-    const hold = this.feed.hold(placements);
+    const hold = this.feed.hold(placements, plan.placed);
     await commit([...plan.writes, ...unplacedWrites(this.index, plan.unplaced)]);
     this.feed.release(hold);
     for (const network of this.index.view.networks.values()) {

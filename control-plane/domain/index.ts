@@ -10,9 +10,12 @@ import {
 import type { Change, Store, Table, View } from "../store/types.ts";
 import { isHeardServing } from "./tasks.ts";
 
+/** So many ids of a group are a list: a fifth of a set's memory, and as quick. */
+const mostListed = 32;
+
 /** Which ids of a table belong to a key; a value may belong to several. Order of insertion. */
 class Grouping<T> {
-  readonly #groups = new Map<string, Set<string>>();
+  readonly #groups = new Map<string, string[] | Set<string>>();
   readonly #keysOf: (value: T, id: string) => readonly string[];
 
   constructor(keysOf: (value: T, id: string) => readonly string[]) {
@@ -26,13 +29,21 @@ class Grouping<T> {
     if (left.length === joined.length && left.every((key, i) => key === joined[i])) return;
     for (const key of left) {
       const group = this.#groups.get(key);
-      group?.delete(id);
-      if (group?.size === 0) this.#groups.delete(key);
+      if (Array.isArray(group)) {
+        const at = group.indexOf(id);
+        if (at >= 0) group.splice(at, 1);
+        if (group.length === 0) this.#groups.delete(key);
+      } else {
+        group?.delete(id);
+        if (group?.size === 0) this.#groups.delete(key);
+      }
     }
     for (const key of joined) {
       const group = this.#groups.get(key);
-      if (group === undefined) this.#groups.set(key, new Set([id]));
-      else group.add(id);
+      if (group === undefined) this.#groups.set(key, [id]);
+      else if (!Array.isArray(group)) group.add(id);
+      else if (group.length >= mostListed) this.#groups.set(key, new Set([...group, id]));
+      else if (joined.length === 1 || !group.includes(id)) group.push(id);
     }
   }
 
@@ -40,11 +51,10 @@ class Grouping<T> {
     return this.#groups.keys();
   }
 
-  ids(key: string): ReadonlySet<string> {
-    return this.#groups.get(key) ?? none;
+  ids(key: string): Iterable<string> {
+    return this.#groups.get(key) ?? nowhere;
   }
 }
-const none: ReadonlySet<string> = new Set();
 const nowhere: readonly string[] = [];
 
 function drawnTo({ stack, spec, removed }: Service): readonly string[] {
@@ -155,12 +165,12 @@ export class ClusterIndex implements Disposable {
   }
 
   /** Keys of the table `blocks`. */
-  blockIdsOfNetwork(networkId: string): ReadonlySet<string> {
+  blockIdsOfNetwork(networkId: string): Iterable<string> {
     return this.#blocksByNetwork.ids(networkId);
   }
 
   /** Keys of the table `blocks`. */
-  blockIdsOfNode(nodeId: string): ReadonlySet<string> {
+  blockIdsOfNode(nodeId: string): Iterable<string> {
     return this.#blocksByNode.ids(nodeId);
   }
 

@@ -107,6 +107,25 @@ describe.each(backends)("the store's contract, $name", ({ open }) => {
     expect(store.view.nodes.revisionOf("n2")).toBe(0);
   });
 
+  it("takes a value's row from an author who has it, and finds another one that is there meanwhile", async () => {
+    await using opened = await open();
+    const { store } = opened;
+    await store.commit([{ table: "tasks", id: "t1", value: task("t1") }]);
+    const row = store.view.tasks.row("t1");
+    const move = async (nodeId: string) =>
+      await store.commit([{ table: "tasks", id: "t1", value: task("t1", { nodeId }), row }]);
+    const moved = await move("n1");
+    expect(row).toMatchObject({ value: task("t1", { nodeId: "n1" }), revision: moved });
+    await store.commit([{ table: "tasks", id: "t1", value: undefined }]);
+    expect(store.view.tasks.row("t1")).toBeUndefined();
+    for (const nodeId of ["n2", "n3"]) {
+      const revision = await move(nodeId);
+      expect(store.view.tasks.row("t1")).toMatchObject({ value: task("t1", { nodeId }), revision });
+    }
+    await store.commit([{ table: "tasks", id: "t1", value: undefined, row }]);
+    expect(store.view.tasks.size).toBe(0);
+  });
+
   it("one commit is one batch of changes, seen before it resolves", async () => {
     await using opened = await open();
     const { store } = opened;

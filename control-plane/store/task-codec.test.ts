@@ -15,6 +15,32 @@ describe("a task's bytes", () => {
     expect(Task.decode(encode(task("t1")))).toEqual(task("t1"));
   });
 
+  it("lack no field that the generated code writes", () => {
+    const filled: Record<string, unknown> = { ...task("t1") };
+    for (const [field, value] of Object.entries(Task.create())) {
+      if (typeof value === "string") filled[field] = `some ${field} ${"é".repeat(70)}`;
+      else if (typeof value === "number") filled[field] = 1;
+      else if (Array.isArray(value))
+        filled[field] = field === "hostPorts" ? [{ target: 80, published: 8_080 }, {}] : ["one", ""];
+      else if (typeof value === "object") filled[field] = { [field]: "one", [""]: "two", three: "" };
+    }
+    const everything = Task.fromPartial({ ...filled, spec: spec("web:1") });
+    const most = {
+      slot: 2 ** 32 - 1,
+      serviceVersion: Number.MAX_SAFE_INTEGER,
+      createdAtMs: 1.7e12,
+      desired: -1 as Task["desired"],
+    };
+    for (const one of [everything, { ...everything, ...most }, { ...everything, spec: undefined }]) {
+      const { spec: last, ...others } = one;
+      const fields = Task.encode(Task.fromPartial(others)).finish();
+      const tail = last === undefined ? [] : Task.encode(Task.fromPartial({ spec: last })).finish();
+      expect(encode(one)).toEqual(Buffer.concat([fields, Buffer.from(tail)]));
+      expect(Task.decode(encode(one))).toEqual(one);
+    }
+    expect(encode(Task.create())).toHaveLength(0);
+  });
+
   it("are read wherever the specification stands in them, and twice", () => {
     const codec = createTaskCodec();
     const usual = Buffer.from(Task.encode(web("t1")).finish());

@@ -21,46 +21,59 @@ export interface EncodedTransaction {
   readonly places: Uint32Array;
 }
 
-/** One for all: its buffer has grown to what a commit takes. */
-const writer = new FlatWriter();
+/** For all transactions, one for each part of them: their buffers have grown to what a commit takes. */
+const compare = new FlatWriter();
+const success = new FlatWriter();
+const failure = new FlatWriter();
+const otherKey = new FlatWriter();
 
 /**
  * A TxnRequest: the writes when all comparisons hold, those of the writes themselves first, and otherwise the compared keys'
- * revisions in the same order. Written straight, since one message object a field costs as much as all the rest of a commit.
- * Throws what writing a value throws.
+ * revisions in the same order. Written straight and in one pass, since one message object a field costs as much as all the rest of a
+ * commit, and so do passes over what has left the processor's caches. Throws what writing a value throws.
  */
 export function encodeTransaction(
   writes: readonly Write[],
   comparisons: readonly Comparison[],
   codecs: Codecs,
 ): EncodedTransaction {
-  const keys = writes.map(({ table, id }) => keyOf(table, id));
+  for (const writer of [compare, success, failure]) writer.reset();
   const places = new Uint32Array(writes.length * 4);
-  writer.reset();
   for (let i = 0; i < writes.length; i++) {
-    const { ifRevision } = writes[i] as Write;
-    if (ifRevision !== undefined) writeComparison(keys[i] as string, "modRevision", ifRevision);
+    const write = writes[i] as Write;
+    writeOperation(write, keyOf(write.table, write.id), codecs, places, i * 4);
+    if (write.ifRevision === undefined) continue;
+    // The tag takes one byte.
+    const from = (places[i * 4] as number) + 1;
+    writeComparison(success, from, (places[i * 4 + 1] as number) - from, "modRevision", write.ifRevision);
   }
-  for (const one of comparisons) writeComparison(comparedKey(one), one.field, one.revision);
-  for (let i = 0; i < writes.length; i++) writeOperation(writes[i] as Write, keys[i] as string, codecs, places, i * 4);
-  for (let i = 0; i < writes.length; i++) {
-    if (writes[i]?.ifRevision !== undefined) writeRange(keys[i] as string);
+  for (const one of comparisons) {
+    otherKey.reset();
+    otherKey.string(one.table === "leader" ? leaderKey : keyOf(one.table, one.id));
+    writeComparison(otherKey, 0, otherKey.length, one.field, one.revision);
   }
-  for (const one of comparisons) writeRange(comparedKey(one));
-  return { request: writer.finish(), places };
+  const start = compare.length;
+  for (let i = 0; i < places.length; i++) if (places[i] !== 0) places[i] = (places[i] as number) + start;
+  return { request: FlatWriter.finish(compare, success, failure), places };
 }
 
-function comparedKey({ table, id }: Comparison): string {
-  return table === "leader" ? leaderKey : keyOf(table, id);
-}
-
-function writeComparison(key: string, field: Comparison["field"], revision: number | bigint): void {
+/** The key, with its length, is what `keyed` has there: to write it by letters three times would take longest of all. */
+function writeComparison(
+  keyed: FlatWriter,
+  from: number,
+  length: number,
+  field: Comparison["field"],
+  revision: number | bigint,
+): void {
   const modified = field === "modRevision";
-  writer.uint32(tags.compare).fork();
-  writer.uint32(tags.compareTarget).uint32(modified ? 2 : 1);
-  writer.uint32(tags.compareKey).string(key);
-  writer.uint32(modified ? tags.compareModRevision : tags.compareCreateRevision).int64(revision);
-  writer.join();
+  compare.uint32(tags.compare).fork();
+  compare.uint32(tags.compareTarget).uint32(modified ? 2 : 1);
+  compare.uint32(tags.compareKey).repeat(keyed, from, length);
+  compare.uint32(modified ? tags.compareModRevision : tags.compareCreateRevision).int64(revision);
+  compare.join();
+  failure.uint32(tags.failure).fork().uint32(tags.requestRange).fork();
+  failure.uint32(tags.key).repeat(keyed, from, length).uint32(tags.rangeKeysOnly).bool(true);
+  failure.join().join();
 }
 
 /** The value comes last, so that its place is known by the end of the whole, however its beginning has moved. */
@@ -69,34 +82,28 @@ function writeOperation(write: Write, key: string, codecs: Codecs, places: Uint3
   // One table at a time: the compiler cannot follow that table and value agree.
   const codec: Codec<unknown> = codecs[write.table] as never;
   const expectedBytes = value === undefined ? 0 : (codec.expectedBytes?.(value) ?? 0);
-  writer.uint32(tags.success).fork(expectedBytes);
-  writer.uint32(value === undefined ? tags.requestDeleteRange : tags.requestPut).fork(expectedBytes);
-  const keyFrom = writer.length;
-  writer.uint32(tags.key).string(key);
-  const keyTo = writer.length;
+  success.uint32(tags.success).fork(expectedBytes);
+  success.uint32(value === undefined ? tags.requestDeleteRange : tags.requestPut).fork(expectedBytes);
+  const keyFrom = success.length;
+  success.uint32(tags.key).string(key);
+  const keyTo = success.length;
   let valueBytes = 0;
   if (value !== undefined) {
-    if (lease !== 0n) writer.uint32(tags.putLease).int64(lease);
-    writer.uint32(tags.putValue).fork(expectedBytes);
-    const valueFrom = writer.length;
-    codec.write(value, writer, key);
-    valueBytes = writer.length - valueFrom;
-    writer.join();
+    if (lease !== 0n) success.uint32(tags.putLease).int64(lease);
+    success.uint32(tags.putValue).fork(expectedBytes);
+    const valueFrom = success.length;
+    codec.write(value, success, key);
+    valueBytes = success.length - valueFrom;
+    success.join();
   }
-  const unmoved = writer.length;
-  writer.join().join();
-  const end = writer.length;
+  const unmoved = success.length;
+  success.join().join();
+  const end = success.length;
   places[at] = keyFrom + end - unmoved;
   places[at + 1] = keyTo + end - unmoved;
   if (value === undefined) return;
   places[at + 2] = end - valueBytes;
   places[at + 3] = end;
-}
-
-function writeRange(key: string): void {
-  writer.uint32(tags.failure).fork().uint32(tags.requestRange).fork();
-  writer.uint32(tags.key).string(key).uint32(tags.rangeKeysOnly).bool(true);
-  writer.join().join();
 }
 
 /** Field number and wire type, of etcd's rpc.proto. */

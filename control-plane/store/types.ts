@@ -63,11 +63,20 @@ export interface Tables {
 }
 export type TableName = keyof Tables;
 
+/** A value's place in a table. */
+export interface Row<T> {
+  readonly value: T;
+  /** The store revision of its last change; -1 once it is deleted. */
+  readonly revision: number;
+}
+
 /** One table of the in-memory view. Values are never mutated: a change is a new value. */
 export interface Table<T> {
   get(id: string): T | undefined;
   /** The store revision of the value's last change; 0 when there is none. For `Write.ifRevision`. */
   revisionOf(id: string): number;
+  /** Value and revision by one look. It changes with them: a handle, for `Write.row`. */
+  row(id: string): Row<T> | undefined;
   entries(): Iterable<readonly [id: string, value: T]>;
   values(): Iterable<T>;
   readonly size: number;
@@ -98,6 +107,8 @@ export type Write = {
     readonly ifRevision?: number;
     /** The value goes when the lease does. */
     readonly lease?: bigint;
+    /** Of this table and id, by an author who has it at hand: the view need not look for it again. */
+    readonly row?: Row<Tables[N]> | undefined;
   };
 }[TableName];
 

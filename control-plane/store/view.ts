@@ -1,13 +1,13 @@
-import type { Change, Table, TableName, Tables, View } from "./types.ts";
+import type { Change, Row, Table, TableName, Tables, View } from "./types.ts";
 
 /** Changed in place: a change of a value need not look up its place again. */
-interface Row<T> {
+interface MutableRow<T> extends Row<T> {
   value: T;
   revision: number;
 }
 
 class MutableTable<T> implements Table<T> {
-  readonly rows = new Map<string, Row<T>>();
+  readonly rows = new Map<string, MutableRow<T>>();
 
   get size(): number {
     return this.rows.size;
@@ -17,6 +17,9 @@ class MutableTable<T> implements Table<T> {
   }
   revisionOf(id: string): number {
     return this.rows.get(id)?.revision ?? 0;
+  }
+  row(id: string): Row<T> | undefined {
+    return this.rows.get(id);
   }
   *entries(): Iterable<readonly [id: string, value: T]> {
     for (const [id, row] of this.rows) yield [id, row.value];
@@ -34,6 +37,7 @@ export type Entry = {
     readonly value: Tables[N] | undefined;
     /** Of its last change; undefined: the one that the view comes to. */
     readonly revision?: number;
+    readonly row?: Row<Tables[N]> | undefined;
   };
 }[TableName];
 
@@ -127,14 +131,15 @@ export class MutableView {
     });
   }
 
-  #applyOne({ table, id, value }: Entry, revision: number): Change | undefined {
+  #applyOne({ table, id, value, row: known }: Entry, revision: number): Change | undefined {
     // One table at a time: the compiler cannot follow that table and value agree.
-    const rows: Map<string, Row<unknown>> = this.tables[table].rows;
-    const row = rows.get(id);
+    const rows: Map<string, MutableRow<unknown>> = this.tables[table].rows;
+    const row = known !== undefined && known.revision >= 0 ? (known as MutableRow<unknown>) : rows.get(id);
     const before = row?.value;
     if (value === undefined) {
       if (row === undefined) return undefined;
       rows.delete(id);
+      row.revision = -1;
     } else if (row === undefined) rows.set(id, { value, revision });
     else {
       row.value = value;

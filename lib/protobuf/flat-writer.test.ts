@@ -74,6 +74,17 @@ describe("a FlatWriter", () => {
     expect([second.length, second[0], second.at(-1)]).toEqual([3_000_000, 2, 2]);
   });
 
+  it("repeats what another has written, and gives several as one", () => {
+    const [one, two] = [new FlatWriter().string("a key"), new FlatWriter()];
+    for (let i = 0; i < 30_000; i++) two.repeat(one, 0, 6);
+    const [repeated, both] = [two.length, FlatWriter.finish(one, two).toString()];
+    expect(repeated).toBe(180_000);
+    expect(both).toBe("\u0005a key".repeat(30_001));
+    expect([one.length, two.length]).toEqual([0, 0]);
+    one.fork();
+    expect(() => FlatWriter.finish(two, one)).toThrow("not joined");
+  });
+
   it("refuses what does not fit, and begins anew", () => {
     const writer = new FlatWriter();
     for (const value of [-1, 0.5, 2 ** 32, Number.NaN]) expect(() => writer.uint32(value)).toThrow(RangeError);

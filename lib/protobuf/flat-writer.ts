@@ -43,10 +43,18 @@ export class FlatWriter implements Writer {
 
   /** A copy of what is written; the writer goes on with nothing. */
   finish(): Buffer<ArrayBuffer> {
-    if (this.#forks.length > 0) throw new Error("a fork was not joined");
-    const bytes = Buffer.allocUnsafe(this.#pos);
-    this.#buffer.copy(bytes, 0, 0, this.#pos);
-    this.reset();
+    return FlatWriter.finish(this);
+  }
+
+  /** A copy of what each has written, one after the other; they go on with nothing. */
+  static finish(...writers: readonly FlatWriter[]): Buffer<ArrayBuffer> {
+    if (writers.some((one) => one.#forks.length > 0)) throw new Error("a fork was not joined");
+    const bytes = Buffer.allocUnsafe(writers.reduce((sum, { length }) => sum + length, 0));
+    let at = 0;
+    for (const writer of writers) {
+      at += writer.#buffer.copy(bytes, at, 0, writer.#pos);
+      writer.reset();
+    }
     return bytes;
   }
 
@@ -84,6 +92,17 @@ export class FlatWriter implements Writer {
     this.#reserve(chunk.length);
     this.#buffer.set(chunk, this.#pos);
     this.#pos += chunk.length;
+    return this;
+  }
+
+  /** Repeats what was written from a position on, `length` bytes of a few dozen. */
+  repeat(from: FlatWriter, start: number, length: number): this {
+    this.#reserve(length);
+    const source = from.#buffer;
+    const target = this.#buffer;
+    const to = this.#pos;
+    for (let i = 0; i < length; i++) target[to + i] = source[start + i] as number;
+    this.#pos = to + length;
     return this;
   }
 

@@ -19,15 +19,10 @@ const usualHomeBytes = 320;
 /** Placements of a commit under way. */
 export interface Hold {
   readonly placements: readonly Placement[];
-  /** How many of them the view does not show yet. */
-  left: number;
-}
-
-interface Held {
-  readonly hold: Hold;
-  readonly node: string;
-  /** Its node was lost meanwhile: the view decides when it shows the task. */
-  lost: boolean;
+  /** The tasks as the commit writes them. The view comes to hold just these values, in this order. */
+  readonly placed: readonly Task[];
+  /** How many of them the view shows. */
+  shown: number;
 }
 
 /** Keeps the scheduler told of what the view holds. */
@@ -44,8 +39,8 @@ export class SchedulerFeed {
   readonly #homes = new HomeWatch();
   /** Tasks that wait for the node of a volume, of which that has been told to have changed. */
   readonly #homesChanged = new Set<string>();
-  /** By task: placed by the scheduler, and not yet in the view. */
-  readonly #held = new Map<string, Held>();
+  readonly #holds = new Set<Hold>();
+  readonly #lostNodes = new Set<string>();
   /** Services of which so many are to stay up. */
   readonly #budgets = new Set<string>();
   /** By the task whose end they wait for. */
@@ -161,13 +156,16 @@ export class SchedulerFeed {
     return Math.max(1, Math.floor(bytes / (this.#largestSpec + usualPlacementBytes)));
   }
 
-  /** Until the release these tasks are where the scheduler placed them, whatever the view says. */
-  hold(placements: readonly Placement[]): Hold {
-    const hold: Hold = { placements, left: placements.length };
-    for (const { task, node } of placements) {
-      this.#held.set(task, { hold, node, lost: this.#held.get(task)?.lost ?? false });
-    }
+  /** Until the release these tasks are where the scheduler placed them, whatever the view says. `placed`: what a commit writes of them. */
+  hold(placements: readonly Placement[], placed: readonly Task[] = []): Hold {
+    const hold: Hold = { placements, placed, shown: 0 };
+    this.#holds.add(hold);
     return hold;
+  }
+
+  /** Ends a hold whose placements are held anew. */
+  forgetHold(hold: Hold): void {
+    this.#holds.delete(hold);
   }
 
   /** These tasks are not stopped after all: they count where they are. */
@@ -182,29 +180,37 @@ export class SchedulerFeed {
 
   /** The view decides again, of those that it does not show yet: placed when the commit has happened, waiting when not. */
   release(hold: Hold): void {
-    if (hold.left === 0) return;
-    const left = hold.placements.filter(({ task }) => this.#held.get(task)?.hold === hold);
-    hold.left = 0;
-    for (const { task } of left) this.#held.delete(task);
+    this.#holds.delete(hold);
+    const { placements, placed } = hold;
+    if (hold.shown === placements.length) return;
+    const shown = new Set(placed.slice(0, hold.shown).map(({ id }) => id));
+    const left = placements.filter(({ task }) => !shown.has(task));
     this.spare(left);
     for (const { task } of left) this.#task(task);
   }
 
-  /** Does the view show the task where it was placed in a commit under way? */
+  /** Does the view show the task where it was placed in a commit under way, on a node that is still there? */
   #shows(id: string, after: Task | undefined): boolean {
-    const held = this.#held.get(id);
-    if (held === undefined || after === undefined || held.node !== after.nodeId || held.lost) return false;
-    this.#homes.forget(id);
-    this.#held.delete(id);
-    held.hold.left--;
-    return true;
+    if (after === undefined) return false;
+    for (const hold of this.#holds) {
+      if (hold.placed[hold.shown] !== after) continue;
+      hold.shown++;
+      this.#homes.forget(id);
+      return !this.#lostNodes.has(after.nodeId);
+    }
+    return false;
+  }
+
+  #isHeld(id: string): boolean {
+    if (!this.scheduler.isPlaced(id)) return false;
+    for (const { placements } of this.#holds) if (placements.some(({ task }) => task === id)) return true;
+    return false;
   }
 
   #node(id: string): void {
     const spec = this.#index.view.nodes.get(id);
-    if (isNodeLost(this.#index.view, id)) {
-      for (const held of this.#held.values()) if (held.node === id) held.lost = true;
-    }
+    if (isNodeLost(this.#index.view, id)) this.#lostNodes.add(id);
+    else this.#lostNodes.delete(id);
     if (spec === undefined) this.scheduler.removeNode(id);
     else this.scheduler.upsertNode(schedulerNode(this.#index.view, spec, this.#index.nodeStatus(id)));
   }
@@ -227,7 +233,7 @@ export class SchedulerFeed {
     const bound = boundOf(this.#index, task);
     if (waits) this.#homes.watch(this.#index, task, bound);
     else this.#homes.forget(id);
-    if (waits && this.#held.has(id)) return;
+    if (waits && this.#isHeld(id)) return;
     if (waits && bound.kind === "apart") {
       this.#forget(id);
       this.refused.set(id, bound.why);

@@ -64,9 +64,9 @@ describe("scheduling", () => {
     await cluster.store.commit(writesOf(cluster.index, service, plan, cluster.nowMs, () => `t${n++}`));
     const { placements } = cluster.feed.scheduler.schedule();
     expect(placements).toHaveLength(3);
-    const { writes, expect: expected } = planCommit(cluster.index, placements, 27);
+    const { writes, placed, expect: expected } = planCommit(cluster.index, placements, 27);
     cluster.store.leading = false;
-    const hold = cluster.feed.hold(placements);
+    const hold = cluster.feed.hold(placements, placed);
     await expect(cluster.store.commit(writes, { expect: expected, fenced: true })).rejects.toMatchObject({
       subject: "leader",
     });
@@ -79,24 +79,27 @@ describe("scheduling", () => {
     expect(cluster.feed.scheduler.schedule().placements).toHaveLength(3);
   });
 
-  it("counts no task on a node that is lost while the commit is under way", async () => {
-    using cluster = await pending(3);
-    const service = cluster.service("s", "web");
-    let n = 0;
-    const plan = planService(cluster.index, service, cluster.nowMs);
-    await cluster.store.commit(writesOf(cluster.index, service, plan, cluster.nowMs, () => `t${n++}`));
-    const { scheduler } = cluster.feed;
-    const { placements } = scheduler.schedule();
-    const { writes } = planCommit(cluster.index, placements, 27);
-    const hold = cluster.feed.hold(placements);
-    await cluster.setNode("b", NodeState.NODE_STATE_DOWN);
-    await cluster.store.commit(writes);
-    cluster.feed.release(hold);
-    const nodes = () => new Set(scheduler.snapshot().tasks.map(({ node }) => node));
-    expect(nodes()).toEqual(new Set(["a", "c"]));
-    await cluster.setNode("b", NodeState.NODE_STATE_READY);
-    expect(nodes()).toEqual(new Set(["a", "b", "c"]));
-  });
+  it.each([true, false])(
+    "counts no task on a node that is lost while the commit is under way, known by its writes: %s",
+    async (known) => {
+      using cluster = await pending(3);
+      const service = cluster.service("s", "web");
+      let n = 0;
+      const plan = planService(cluster.index, service, cluster.nowMs);
+      await cluster.store.commit(writesOf(cluster.index, service, plan, cluster.nowMs, () => `t${n++}`));
+      const { scheduler } = cluster.feed;
+      const { placements } = scheduler.schedule();
+      const { writes, placed } = planCommit(cluster.index, placements, 27);
+      const hold = cluster.feed.hold(placements, known ? placed : []);
+      await cluster.setNode("b", NodeState.NODE_STATE_DOWN);
+      await cluster.store.commit(writes);
+      cluster.feed.release(hold);
+      const nodes = () => new Set(scheduler.snapshot().tasks.map(({ node }) => node));
+      expect(nodes()).toEqual(new Set(["a", "c"]));
+      await cluster.setNode("b", NodeState.NODE_STATE_READY);
+      expect(nodes()).toEqual(new Set(["a", "b", "c"]));
+    },
+  );
 
   it("gives a node its block with its first task, and expects the ones it has", async () => {
     using cluster = await pending(2, { placement: Placement.create({ constraints: ["node.hostname == a"] }) });

@@ -79,23 +79,23 @@ export async function placeAll(
       for (const { tasks, explanation } of unplaced) {
         for (const taskId of tasks) reasons.set(taskId, feed.whyNowhere(taskId, explanation));
       }
-      if (placements.some(({ preempts }) => preempts.length > 0)) {
-        // Who is to be stopped may be in a commit under way.
-        feed.hold(placements);
-        await Promise.all(underWay.values());
-      }
+      const hold = feed.hold(placements);
+      // Who is to be stopped may be in a commit under way.
+      if (placements.some(({ preempts }) => preempts.length > 0)) await Promise.all(underWay.values());
       const plan = planCommit(index, placements, deps.settings.blockPrefix, [...underWay.keys()]);
       for (const [taskId, why] of plan.unplaced) reasons.set(taskId, why);
       const isPutOff = ({ task }: Placement) => plan.unplaced.has(task) || plan.later.has(task);
-      const written = placements.filter((placement) => !isPutOff(placement));
-      if (written.length < placements.length) {
+      let written = placements;
+      if (plan.unplaced.size + plan.later.size > 0) {
+        written = placements.filter((placement) => !isPutOff(placement));
         const rest = placements.filter(isPutOff);
         putOff.push(feed.hold(rest));
         feed.spare(rest);
         // There may be another place for those that had counted on theirs. Each such pass places something, so they end.
         again ||= written.length > 0 && placements.some(({ preempts }) => preempts.length > 0);
       }
-      const underWayNow = commit(plan, feed.hold(written));
+      const underWayNow = commit(plan, feed.hold(written, plan.placed));
+      feed.forgetHold(hold);
       underWay.set(plan, underWayNow);
       // Others count on what its victims leave: not before it has happened.
       if (plan.stopped.length > 0) await underWayNow;

@@ -11,6 +11,8 @@ import { HomesOfCommit } from "./homes.ts";
 /** What one commit writes. */
 export interface CommitPlan {
   readonly writes: Write[];
+  /** The tasks that it places, as written and in that order. */
+  readonly placed: Task[];
   readonly expect: { readonly table: "blocks"; readonly id: string; readonly revision: number }[];
   /** Task id to reason: placed by the scheduler, but its network has no room. */
   readonly unplaced: Map<string, string>;
@@ -42,6 +44,7 @@ export function planCommit(
   const { view } = index;
   const plan: CommitPlan = {
     writes: [],
+    placed: [],
     expect: [],
     unplaced: new Map(),
     blocks: [],
@@ -105,11 +108,12 @@ export function planCommit(
   // Nodes where somebody is not stopped after all, so that those who came later may have nothing there.
   const crowded = new Set<string>();
   for (const placement of placements) {
-    const task = view.tasks.get(placement.task);
-    if (task === undefined) {
+    const row = view.tasks.row(placement.task);
+    if (row === undefined) {
       if (placement.preempts.length > 0) plan.unplaced.set(placement.task, "it is gone");
       continue;
     }
+    const { value: task, revision: ifRevision } = row;
     const volumes = volumesOf(task.spec?.container);
     if (volumes.length > 0 && !homes.admits(task, volumes, placement.node)) {
       plan.later.add(task.id);
@@ -121,7 +125,7 @@ export function planCommit(
       if (stopped.has(task.id)) lacking = "a task of higher priority took its place";
       else if (crowded.has(placement.node)) lacking = "there is no room for it yet";
     }
-    for (const networkId of Object.values(task.networkIds)) lacking ??= room(task.id, networkId, placement.node);
+    for (const alias in task.networkIds) lacking ??= room(task.id, task.networkIds[alias] as string, placement.node);
     if (lacking !== undefined) {
       plan.unplaced.set(task.id, lacking);
       if (placement.preempts.length > 0) crowded.add(placement.node);
@@ -136,12 +140,10 @@ export function planCommit(
       plan.stopped.push(id);
     }
     const preempts = placement.preempts.length === 0 ? task.preempts : [...placement.preempts];
-    plan.writes.push({
-      table: "tasks",
-      id: placement.task,
-      value: { ...task, nodeId: placement.node, unplaced: "", hostPorts: hostPorts(task, placement.ports), preempts },
-      ifRevision: view.tasks.revisionOf(task.id),
-    });
+    const ports = hostPorts(task, placement.ports);
+    const value: Task = { ...task, nodeId: placement.node, unplaced: "", hostPorts: ports, preempts };
+    plan.placed.push(value);
+    plan.writes.push({ table: "tasks", id: placement.task, value, ifRevision, row });
     if (volumes.length > 0) homes.give(task, volumes, placement.node);
   }
   return plan;
