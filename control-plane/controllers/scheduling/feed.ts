@@ -202,7 +202,7 @@ export class SchedulerFeed {
   }
 
   #isHeld(id: string): boolean {
-    if (!this.scheduler.isPlaced(id)) return false;
+    if (this.#holds.size === 0 || !this.scheduler.isPlaced(id)) return false;
     for (const { placements } of this.#holds) if (placements.some(({ task }) => task === id)) return true;
     return false;
   }
