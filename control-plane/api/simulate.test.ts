@@ -22,6 +22,7 @@ import { SteppedCluster } from "../controllers/testing.ts";
 import { isLive, taskName } from "../domain/tasks.ts";
 import { aService, aStack, replicas } from "../domain/testing.ts";
 import { effort } from "../scheduler/arbitraries.ts";
+import { hash } from "../scheduler/state/cluster.ts";
 import { simulate } from "./simulate.ts";
 
 const settings = { blockPrefix: 27, silentHoldMs: 300_000 };
@@ -120,6 +121,12 @@ const serviceArbitrary = fc
     },
   );
 
+/** Ids in an order that has nothing to do with that in which they are minted: another one for each seed. */
+function mixedIds(seed: number): () => string {
+  let minted = 0;
+  return () => `${hash(`${++minted}`, seed).toString(16).padStart(8, "0")}-${minted}`;
+}
+
 const clusterArbitrary = fc.record({
   nodes: fc.array(fc.record({ milliCpus: fc.constantFrom(1_000, 2_000, 4_000), zone: fc.constantFrom("", "a", "b") }), {
     minLength: 2,
@@ -129,8 +136,12 @@ const clusterArbitrary = fc.record({
 });
 
 /** Services with volumes of their own: see the README for those that share some. */
-async function made({ nodes, services }: typeof clusterArbitrary extends fc.Arbitrary<infer T> ? T : never) {
+async function made(
+  { nodes, services }: typeof clusterArbitrary extends fc.Arbitrary<infer T> ? T : never,
+  idSeed: number,
+): Promise<SteppedCluster> {
   const cluster = new SteppedCluster();
+  cluster.mintId = mixedIds(idSeed);
   for (const [n, { milliCpus, zone }] of nodes.entries()) await grow(cluster, `n${n}`, milliCpus, zone);
   await cluster.deploy(
     aStack(
@@ -151,7 +162,7 @@ describe("what is foretold", () => {
     let waited = 0;
     await fc.assert(
       fc.asyncProperty(clusterArbitrary, fc.nat(), async (given, pick) => {
-        using cluster = await made(given);
+        using cluster = await made(given, pick);
         const node = `n${pick % given.nodes.length}`;
         const before = places(cluster);
         const answer = await foretold(cluster, { drain: [node] });
@@ -171,7 +182,7 @@ describe("what is foretold", () => {
   it("of a lost host, of a new one and of another number of tasks too", async () => {
     await fc.assert(
       fc.asyncProperty(clusterArbitrary, fc.nat(), fc.nat({ max: 5 }), async (given, pick, count) => {
-        using cluster = await made(given);
+        using cluster = await made(given, pick);
         const check = async (request: Partial<SimulateRequest>, act: () => Promise<void>) => {
           const before = places(cluster);
           const answer = await foretold(cluster, request);
@@ -209,6 +220,7 @@ describe("an answer", () => {
       await grow(cluster, id, 2_000, zone);
     await cluster.deploy(aStack("s", services));
     await cluster.settle();
+    cluster.nowMs += 1_000;
     return cluster;
   }
 

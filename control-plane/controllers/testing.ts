@@ -1,4 +1,3 @@
-import { newId } from "../../lib/ids/ids.ts";
 import { silentLog } from "../../lib/log/log.ts";
 import { DesiredState, type Service, type Task, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import { hasEnded, isNodeUp, observedState, serviceFullName } from "../domain/tasks.ts";
@@ -43,7 +42,7 @@ export class SteppedCluster extends TestCluster {
     const byName = (a: Service, b: Service) => (serviceFullName(a) < serviceFullName(b) ? -1 : 1);
     for (const service of [...this.index.view.services.values()].sort(byName)) {
       const plan = planService(this.index, service, this.nowMs);
-      await commit(writesOf(this.index, service, plan, this.nowMs, newId));
+      await commit(writesOf(this.index, service, plan, this.nowMs, this.mintId));
     }
     const { placements, unplaced } = this.feed.scheduler.schedule();
     const plan = planCommit(this.index, placements, blockPrefix);

@@ -85,6 +85,8 @@ export class TestCluster implements Disposable {
   readonly store: MemoryStore = createMemoryStore();
   readonly index = new ClusterIndex(this.store);
   nowMs = 1_000_000;
+  /** Gives ids to what is made. */
+  mintId = newId;
   readonly #sequences = new Map<string, number>();
 
   [Symbol.dispose](): void {
@@ -133,7 +135,13 @@ export class TestCluster implements Disposable {
   }
 
   async deploy(spec: StackSpec): Promise<void> {
-    const facts = { by: "test", nowMs: this.nowMs, mintId: newId, settings: testPools, secretDigest: testSecretDigest };
+    const facts = {
+      by: "test",
+      nowMs: this.nowMs,
+      mintId: this.mintId,
+      settings: testPools,
+      secretDigest: testSecretDigest,
+    };
     const { writes, expect } = planDeploy(this.index, spec, facts);
     await this.store.commit(writes, { expect });
   }

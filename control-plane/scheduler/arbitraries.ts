@@ -216,7 +216,14 @@ export const volumes = [
 export type Command =
   | { readonly kind: "node"; readonly spec: SchedulerNode }
   | { readonly kind: "lose"; readonly node: number }
-  | { readonly kind: "ask"; readonly group: number; readonly count: number; readonly onlyNode: number | undefined }
+  | {
+      readonly kind: "ask";
+      readonly group: number;
+      readonly count: number;
+      readonly onlyNode: number | undefined;
+      /** Of their turn; without one they have none. */
+      readonly sinceMs: number | undefined;
+    }
   | { readonly kind: "end"; readonly task: number }
   | { readonly kind: "fail"; readonly group: number; readonly node: number; readonly count: number }
   | {
@@ -247,6 +254,7 @@ export const commandArbitrary: fc.Arbitrary<Command> = fc.oneof(
       group: fc.nat(5),
       count: fc.integer({ min: 1, max: 5 }),
       onlyNode: fc.constantFrom(undefined, undefined, undefined, undefined, 1, 3),
+      sinceMs: fc.constantFrom(undefined, undefined, 1, 2),
     }),
   },
   { weight: 4, arbitrary: fc.record({ kind: fc.constant("end" as const), task: fc.nat(100) }) },

@@ -28,6 +28,19 @@ function victims(groups: readonly TaskGroup[], vital: TaskGroup): readonly strin
 describe("preemption", () => {
   const vital = aGroup("vital", { reservations: cpus(2_000), priority: 10 });
 
+  it.each([
+    ["x", "y"],
+    ["y", "x"],
+  ])("of tasks that matter alike stops the first by name, whatever their ids: %s and %s", (first, second) => {
+    const scheduler = new Scheduler();
+    scheduler.upsertNode(aNode("a"));
+    const batch = aGroup("batch", { reservations: cpus(2_000) });
+    for (const group of [batch, vital]) scheduler.upsertGroup(group);
+    scheduler.addTask({ id: first, name: "batch.1", group: batch.id, node: "a" });
+    scheduler.addTask({ id: second, name: "batch.2", group: batch.id, node: "a" });
+    expect(scheduler.schedule(someTasks(vital, 1)).placements[0]?.preempts).toEqual([first]);
+  });
+
   it.each<readonly [string, readonly TaskGroup[], TaskGroup, readonly string[] | undefined]>([
     [
       "one large task and not two small ones",

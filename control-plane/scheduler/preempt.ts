@@ -4,6 +4,7 @@ import { fitsDomain } from "./index/fits.ts";
 import { compareNodes } from "./scores/index.ts";
 import type { ClusterState } from "./state/cluster.ts";
 import {
+  compareTexts,
   type GroupRecord,
   type Need,
   type NodeRecord,
@@ -98,7 +99,13 @@ function victimsOn(
   const room = new Room(state, group, node);
   const candidates = tasksOn(node)
     .filter((task) => mayGo(group, task) && room.helps(task))
-    .sort((a, b) => a.group.priority - b.group.priority || Number(b.down) - Number(a.down) || (a.id < b.id ? -1 : 1));
+    .sort(
+      (a, b) =>
+        a.group.priority - b.group.priority ||
+        Number(b.down) - Number(a.down) ||
+        compareTexts(a.name, b.name) ||
+        compareTexts(a.id, b.id),
+    );
   // The least important first: the first priority up to which enough can go is the lowest that has to.
   for (let end = 0; end < candidates.length; ) {
     const { priority } = (candidates[end] as TaskRecord).group;

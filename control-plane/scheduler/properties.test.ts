@@ -35,6 +35,7 @@ function perform(
           id: `t${String(world.created++).padStart(4, "0")}`,
           group: (at(groups, command.group) as TaskGroup).id,
           onlyNode: command.onlyNode === undefined ? undefined : `n${command.onlyNode}`,
+          turn: command.sinceMs === undefined ? undefined : { sinceMs: command.sinceMs, slot: command.count - i },
         });
       }
       break;

@@ -139,19 +139,19 @@ export class Scheduler {
 
   /**
    * Adds a task, or replaces what is known of it: with `node` it counts there, without it waits for `schedule`. One that waits
-   * already keeps its turn. A task that was preempted stays gone while it is told with the node that it was on.
+   * already keeps its place in the order of arrival. A task that was preempted stays gone while it is told with the node that it was on.
    * @throws ClusterError `not-found`: its group was not told.
    */
   addTask(spec: SchedulerTask): void {
     const group = this.#state.groups.get(spec.group);
     if (group === undefined) throw unknown("group", spec.group);
     const known = this.#tasks.get(spec.id);
-    let turn: number | undefined;
+    let sequence: number | undefined;
     if (known !== undefined) {
       if (known.group === group && spec.node === undefined && known.waitsIn !== undefined) {
-        turn = known.sequence;
+        sequence = known.sequence;
         // One that may stop others from now on is worth another look.
-        if (known.onlyNode === spec.onlyNode && (spec.patient === true || !known.patient)) {
+        if (known.onlyNode === spec.onlyNode && (spec.patient === true || !known.patient) && sameTurn(known, spec)) {
           known.pinned = spec.pinned ?? false;
           known.patient = spec.patient ?? false;
           known.down = spec.down ?? false;
@@ -170,7 +170,7 @@ export class Scheduler {
       }
       this.removeTask(spec.id);
     }
-    this.#add(spec, group, turn ?? this.#sequence++);
+    this.#add(spec, group, sequence ?? this.#sequence++);
   }
 
   #setDown(task: TaskRecord, down: boolean): void {
@@ -195,7 +195,7 @@ export class Scheduler {
   }
 
   /**
-   * Adds the tasks and decides every task that waits and could fit: by priority, then group by group in order of arrival.
+   * Adds the tasks and decides every task that waits and could fit: by priority, then group by group in the order of turns (see `Turn`).
    * With `mostPlacements` it stops after so many (a gang is not split), and the next call goes on from there.
    * @throws ClusterError `not-found`: the group of one of the tasks was not told; the tasks before it are added.
    */
@@ -226,7 +226,7 @@ export class Scheduler {
     return { placements, unplaced: [...unplaced.values()] };
   }
 
-  /** Everything that waits, by priority and arrival, with the reasons as of now. Costs a look at every node per group. */
+  /** Everything that waits, by priority and turn, with the reasons as of now. Costs a look at every node per group. */
   unplaced(): readonly Unplaced[] {
     return this.#waiting.all().map((waiting) => {
       const { group, onlyNode } = waiting;
@@ -498,6 +498,7 @@ export class Scheduler {
     this.#tasks.set(spec.id, task);
     group.tasks++;
     if (spec.node === undefined) {
+      task.turn = spec.turn;
       this.#waiting.add(task);
       return;
     }
@@ -544,6 +545,7 @@ export class Scheduler {
       pinned: task.pinned,
       down: task.down,
       patient: task.patient,
+      turn: task.turn,
       ports: task.ports,
     };
   }
@@ -567,6 +569,10 @@ interface Placed {
 const mostAttempts = 8;
 
 const noVictims: readonly string[] = Object.freeze([]);
+
+function sameTurn({ turn }: TaskRecord, { turn: told }: SchedulerTask): boolean {
+  return turn?.sinceMs === told?.sinceMs && turn?.slot === told?.slot;
+}
 
 function samePorts(known: TaskRecord, spec: SchedulerTask): boolean {
   return (

@@ -170,6 +170,16 @@ export interface TaskGroup {
   readonly gang?: string | undefined;
 }
 
+/**
+ * When it is a waiting task's turn among those of its priority: the one that has waited longest goes first. What began to wait at
+ * the same time goes by its group's name, then by slot, then by `onlyNode`, and only then by arrival.
+ */
+export interface Turn {
+  /** When it began to wait. */
+  readonly sinceMs: number;
+  readonly slot: number;
+}
+
 export interface SchedulerTask {
   readonly id: string;
   /** `TaskGroup.id`, told before by `upsertGroup`. */
@@ -188,6 +198,8 @@ export interface SchedulerTask {
   readonly down?: boolean | undefined;
   /** Of one that waits: it takes room that there is, and nobody is stopped for it. */
   readonly patient?: boolean | undefined;
+  /** Of one that waits. Absent: by arrival, before all that have one. */
+  readonly turn?: Turn | undefined;
 }
 
 export interface Placement {
@@ -263,7 +275,7 @@ export interface Unplaced {
 }
 
 export interface ScheduleResult {
-  /** In the order decided: priority first, then order of arrival. */
+  /** In the order decided: priority first, then group by group in the order of turns. */
   readonly placements: readonly Placement[];
   /** Looked at in this call and not placed. They wait, and are looked at again once something could unblock them. */
   readonly unplaced: readonly Unplaced[];

@@ -349,6 +349,37 @@ describe("what fits nowhere is looked at again", () => {
     expect(scheduler.schedule().placements.map(({ task }) => task)).toEqual(["first", "second", "third"]);
   });
 
+  it("has its turn by how long it has waited, then by name, slot and node, whatever the order of arrival", () => {
+    const scheduler = new Scheduler();
+    const groups = ["web", "api"].map((name) => aGroup(name, { name, reservations: cpus(1_000) }));
+    for (const group of groups) scheduler.upsertGroup(group);
+    const [web, api] = groups.map(({ id }) => id) as [string, string];
+    const wait = (id: string, group: string, sinceMs: number, slot: number, onlyNode?: string) =>
+      scheduler.addTask({ id, group, onlyNode, turn: { sinceMs, slot } });
+    wait("web 3, later", web, 9, 3);
+    wait("web 2", web, 5, 2);
+    wait("web 0 on b", web, 5, 0, "b");
+    wait("web 1", web, 5, 1);
+    scheduler.schedule();
+    wait("api 9", api, 5, 9);
+    wait("web 0 on a", web, 5, 0, "a");
+    wait("web 4, earlier", web, 7, 4);
+    scheduler.addTask({ id: "without a turn", group: web });
+    // Told with another turn it takes that.
+    wait("web 4, earlier", web, 3, 4);
+    for (const id of ["a", "b"]) scheduler.upsertNode(aNode(id, { capacity: cpus(4_000) }));
+    expect(scheduler.schedule().placements.map(({ task }) => task)).toEqual([
+      "without a turn",
+      "web 4, earlier",
+      "web 1",
+      "web 2",
+      "web 3, later",
+      "api 9",
+      "web 0 on a",
+      "web 0 on b",
+    ]);
+  });
+
   it("keeps its turn when it is told again", () => {
     const scheduler = new Scheduler();
     scheduler.upsertGroup(plain);

@@ -3,7 +3,7 @@ import { maxPerNode } from "./filters/max-per-node.ts";
 import { fits, fitsDomain } from "./index/fits.ts";
 import { fewestVictims } from "./preempt.ts";
 import type { ClusterState, StateListener } from "./state/cluster.ts";
-import { type GroupRecord, type NodeRecord, type TaskRecord, Waiting } from "./state/records.ts";
+import { compareTexts, type GroupRecord, type NodeRecord, type TaskRecord, Waiting } from "./state/records.ts";
 import { cpuDimension } from "./state/table.ts";
 
 /**
@@ -75,9 +75,11 @@ export class WaitingRoom implements StateListener {
     for (const waiting of this.#blocked) this.#wake(waiting);
   }
 
-  /** Awake and blocked, by priority, then by arrival of the first task. */
+  /** Awake and blocked, by priority, then by the turn of the first task. */
   all(): readonly Waiting[] {
-    return [...this.#awake, ...this.#blocked].sort(compare);
+    const all = [...this.#awake, ...this.#blocked];
+    for (const waiting of all) waiting.arrange();
+    return all.sort(compare);
   }
 
   add(task: TaskRecord): void {
@@ -98,7 +100,7 @@ export class WaitingRoom implements StateListener {
   }
 
   /**
-   * What to look at now: by priority, then by arrival of the first task; the members of a gang together, where the first
+   * What to look at now: by priority, then by the turn of the first task; the members of a gang together, where the first
    * of them would be. Each is then `done`, `block`ed, or given back by `restore`.
    */
   take(): readonly (Waiting | Waiting[])[] {
@@ -108,6 +110,7 @@ export class WaitingRoom implements StateListener {
     let sorted = true;
     let before: Waiting | undefined;
     for (const waiting of this.#awake) {
+      waiting.arrange();
       const { gang } = waiting;
       const members = gang === undefined ? undefined : gangs.get(gang);
       if (members !== undefined) {
@@ -272,8 +275,19 @@ function powerOf(amount: number): number {
   return amount >= 1 ? 32 - Math.clz32(Math.min(amount, 0xffff_ffff)) : 0;
 }
 
+/** See `Turn`: the same for every scheduler that was told of the same tasks, whatever their ids and the order in which it was told. */
 function compare(a: Waiting, b: Waiting): number {
-  return b.priority - a.priority || a.order - b.order;
+  if (a.priority !== b.priority) return b.priority - a.priority;
+  if (a.turn === undefined || b.turn === undefined) {
+    return Number(a.turn !== undefined) - Number(b.turn !== undefined) || a.order - b.order;
+  }
+  return (
+    a.turn.sinceMs - b.turn.sinceMs ||
+    compareTexts(a.group.spec.name, b.group.spec.name) ||
+    compareTexts(a.group.spec.id, b.group.spec.id) ||
+    a.turn.slot - b.turn.slot ||
+    compareTexts(a.onlyNode ?? "", b.onlyNode ?? "")
+  );
 }
 
 function leaderOf(unit: Waiting | Waiting[]): Waiting {

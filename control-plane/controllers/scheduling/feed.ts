@@ -57,16 +57,11 @@ export class SchedulerFeed {
     if (options.untold !== true) for (const _ of this.tell());
   }
 
-  /** Tells all that the view holds, a record at a step. What waits comes in the order in which it was made, whatever that of the view is. */
+  /** Tells all that the view holds, a record at a step. */
   *tell(): Generator<void> {
     const { view } = this.#index;
     for (const [id] of view.nodes.entries()) yield this.#node(id);
-    const waiting: Task[] = [];
-    for (const [id, task] of view.tasks.entries()) {
-      if (task.nodeId === "") waiting.push(task);
-      else yield this.#task(id);
-    }
-    for (const { id } of waiting.sort(byCreation)) yield this.#task(id);
+    for (const [id] of view.tasks.entries()) yield this.#task(id);
   }
 
   /** Tells what the changes alter; true when something that waits might be placed now. */
@@ -262,6 +257,8 @@ export class SchedulerFeed {
         onlyNode: onlyNodeOf(task, bound),
         down: this.#budgets.has(task.serviceId) && !isUp(view.taskStatuses.get(id)),
         patient: waits && this.#waitsForOther(task),
+        // From the view alone, so that the next leader and a copy of the view decide as this one.
+        turn: waits ? { sinceMs: task.createdAtMs, slot: task.slot } : undefined,
         ports: waits || task.hostPorts.length === 0 ? undefined : task.hostPorts.map(({ published }) => published),
       });
       this.refused.delete(id);
@@ -348,10 +345,4 @@ function onlyNodeOf(task: Task, bound: Bound): string | undefined {
   if (task.onlyNode !== "") return task.onlyNode;
   // One that runs may leave a home that is not waited for.
   return bound.kind === "home" && (bound.waits || task.nodeId === "") ? bound.nodeId : undefined;
-}
-
-/** Tasks of one commit are of one time: those of a service are in the order of its slots. */
-function byCreation(a: Task, b: Task): number {
-  const place = ({ stack, serviceName, onlyNode }: Task) => `${stack}_${serviceName} ${onlyNode}`;
-  return a.createdAtMs - b.createdAtMs || (place(a) < place(b) ? -1 : place(a) > place(b) ? 1 : a.slot - b.slot);
 }

@@ -48,10 +48,12 @@ function whyWaiting(cluster: SteppedCluster): string | undefined {
   return serviceProgress(cluster.index, cluster.service("s", "db")).problems[0]?.task?.unplaced;
 }
 
-/** Makes one node emptier than the others, so that a task that may choose goes there. */
+/** Makes one node the only one that takes tasks. */
 async function lure(cluster: SteppedCluster, to: string): Promise<void> {
-  const others = ["a", "b", "c"].filter((node) => node !== to);
-  for (const node of others) await cluster.setAvailability(node, Availability.AVAILABILITY_PAUSE);
+  const { AVAILABILITY_ACTIVE, AVAILABILITY_PAUSE } = Availability;
+  for (const node of ["a", "b", "c"]) {
+    await cluster.setAvailability(node, node === to ? AVAILABILITY_ACTIVE : AVAILABILITY_PAUSE);
+  }
 }
 
 async function unlure(cluster: SteppedCluster): Promise<void> {

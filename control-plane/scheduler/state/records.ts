@@ -1,7 +1,7 @@
 import type { Constraint } from "../constraint/parse.ts";
 import type { Filter } from "../filters/filter.ts";
 import type { Score } from "../scores/score.ts";
-import type { SchedulerNode, SchedulerVolume, TaskGroup } from "../types.ts";
+import type { SchedulerNode, SchedulerVolume, TaskGroup, Turn } from "../types.ts";
 import { NodeCounts } from "./counts.ts";
 import type { DomainSpace } from "./domains.ts";
 
@@ -79,6 +79,8 @@ export class TaskRecord {
   waitsIn: Waiting | undefined = undefined;
   previous: TaskRecord | undefined = undefined;
   next: TaskRecord | undefined = undefined;
+  /** While it waits, see `SchedulerTask`. */
+  turn: Turn | undefined = undefined;
   /** Order of arrival. */
   readonly sequence: number;
 
@@ -174,7 +176,15 @@ export interface GroupRules {
   readonly view: ViewSlot;
 }
 
-/** Tasks of one group that wait under the same conditions: a list by arrival, linked through `TaskRecord.next`. */
+/** Whose turn it is first, of two tasks of one list: negative for `a`. */
+function compareTurns(a: TaskRecord, b: TaskRecord): number {
+  if (a.turn === undefined || b.turn === undefined) {
+    return Number(a.turn !== undefined) - Number(b.turn !== undefined) || a.sequence - b.sequence;
+  }
+  return a.turn.sinceMs - b.turn.sinceMs || a.turn.slot - b.turn.slot || a.sequence - b.sequence;
+}
+
+/** Tasks of one group that wait under the same conditions: a list in the order of turns, linked through `TaskRecord.next`. */
 export class Waiting {
   readonly group: GroupRecord;
   readonly onlyNode: string | undefined;
@@ -183,7 +193,9 @@ export class Waiting {
   /** Of the group, and of the first task: at hand for ordering, which looks at everything that waits. */
   readonly priority: number;
   readonly gang: string | undefined;
+  turn: Turn | undefined = undefined;
   order = Number.POSITIVE_INFINITY;
+  #arranged = true;
   /** While it is blocked: those that need as much, and a count of what its domain rules hang on as it was then. */
   blockedIn: Set<Waiting> | undefined = undefined;
   blockedAt = 0;
@@ -197,33 +209,54 @@ export class Waiting {
     this.onlyNode = onlyNode;
   }
 
-  /** By arrival: mostly at the end, as only a task that waited under other conditions comes later than it arrived. */
+  /** At the end; `arrange` before the order counts: a place for each that comes out of turn would cost a look at all, for each. */
   push(task: TaskRecord): void {
-    let previous = this.last;
-    while (previous !== undefined && previous.sequence > task.sequence) previous = previous.previous;
-    const next = previous === undefined ? this.first : previous.next;
+    const { last } = this;
     task.waitsIn = this;
-    task.previous = previous;
-    task.next = next;
-    if (previous === undefined) {
-      this.first = task;
-      this.order = task.sequence;
-    } else previous.next = task;
-    if (next === undefined) this.last = task;
-    else next.previous = task;
+    task.previous = last;
+    this.last = task;
+    if (last === undefined) {
+      this.#arranged = true;
+      this.#lead(task);
+      return;
+    }
+    last.next = task;
+    if (compareTurns(last, task) > 0) this.#arranged = false;
   }
 
   remove(task: TaskRecord): void {
     const { previous, next } = task;
-    if (previous === undefined) {
-      this.first = next;
-      this.order = next?.sequence ?? Number.POSITIVE_INFINITY;
-    } else previous.next = next;
+    if (previous === undefined) this.#lead(next);
+    else previous.next = next;
     if (next === undefined) this.last = previous;
     else next.previous = previous;
     task.previous = undefined;
     task.next = undefined;
     task.waitsIn = undefined;
+    task.turn = undefined;
+  }
+
+  /** Brings the tasks into the order of turns. */
+  arrange(): void {
+    if (this.#arranged) return;
+    this.#arranged = true;
+    const tasks: TaskRecord[] = [];
+    for (let task = this.first; task !== undefined; task = task.next) tasks.push(task);
+    let previous: TaskRecord | undefined;
+    for (const task of tasks.sort(compareTurns)) {
+      task.previous = previous;
+      task.next = undefined;
+      if (previous === undefined) this.#lead(task);
+      else previous.next = task;
+      previous = task;
+    }
+    this.last = previous;
+  }
+
+  #lead(first: TaskRecord | undefined): void {
+    this.first = first;
+    this.turn = first?.turn;
+    this.order = first?.sequence ?? Number.POSITIVE_INFINITY;
   }
 
   ids(): readonly string[] {
@@ -277,4 +310,8 @@ export interface VolumeRecord {
 /** One number for a port and its protocol. */
 export function portKey(port: number, protocol: "tcp" | "udp"): number {
   return port * 2 + (protocol === "udp" ? 1 : 0);
+}
+
+export function compareTexts(a: string, b: string): number {
+  return a === b ? 0 : a < b ? -1 : 1;
 }
