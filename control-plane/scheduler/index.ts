@@ -3,4 +3,5 @@ export { type Constraint, type ConstraintError, type ParsedConstraint, parseCons
 export { tolerates } from "./filters/taint.ts";
 export type { RebalanceMove, RebalanceOptions, RebalancePlan } from "./rebalance.ts";
 export { Scheduler, type SchedulerOptions, type SchedulerSnapshot } from "./scheduler.ts";
+export { applyChanges, type Change, type Move, type Outcome, simulate } from "./simulate.ts";
 export type * from "./types.ts";
