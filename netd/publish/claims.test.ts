@@ -117,3 +117,19 @@ it("who cannot tell who listens gives way", async () => {
   expect(failing.busy()).toEqual([{ ...tcp(program.port), by: "" }]);
   await program.close();
 });
+
+it("a program that ends while it is asked for leaves its port to the cluster at once", async () => {
+  const program = await listener("0.0.0.0");
+  await using all = new PortClaims({
+    log: silentLog,
+    listeners: async () => {
+      await program.close();
+      return [];
+    },
+    onChange: () => {},
+    onBusy: () => {},
+  });
+  await all.set(new Map([["service a", [tcp(program.port)]]]));
+  expect([all.has(tcp(program.port)), all.busy()]).toEqual([true, []]);
+  await expect(listener("0.0.0.0", program.port)).rejects.toMatchObject({ code: "EADDRINUSE" });
+});

@@ -191,7 +191,7 @@ export class PortClaims implements AsyncDisposable {
     let busyChanged = false;
     for (const { port, got } of outcomes) {
       const before = port.state;
-      port.state = got === "in use" ? inUse(port.claim, listeners) : got;
+      port.state = got === "in use" ? await whose(port.claim, listeners) : got;
       const isBusy = port.state.kind === "busy";
       if (isBusy !== (before?.kind === "busy")) {
         busyChanged = true;
@@ -244,6 +244,14 @@ function inUse({ protocol, address, port }: Claim, listeners: readonly Listener[
     (address === "0.0.0.0" || one.address === "0.0.0.0" || one.address === address);
   const listener = listeners.find(isOne);
   return listener === undefined ? { kind: "open" } : { kind: "busy", by: listener.program };
+}
+
+/** As `inUse`. When nobody listens, the one that did may have ended in between, and it is asked for once more. */
+async function whose(claim: Claim, listeners: readonly Listener[] | undefined): Promise<PortState> {
+  const state = inUse(claim, listeners);
+  if (state.kind === "busy") return state;
+  const again = await hold(claim);
+  return again === "in use" ? state : again;
 }
 
 async function hold(claim: Claim): Promise<PortState | "in use"> {
