@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
@@ -265,10 +265,12 @@ describe.runIf(root)("containers", () => {
   });
 
   it("begins a new log after the old one was renamed", async () => {
-    const { id } = await begin({ script: "echo one; trap 'echo two' USR1; while :; do sleep 0.01; done" });
+    const { id } = await begin({ script: "trap 'echo two' USR1; echo one; while :; do sleep 0.01; done" });
     while (!logOf(id).includes("one")) await new Promise((resolve) => setImmediate(resolve));
     renameSync(runtime.logPath(id), `${runtime.logPath(id)}.1`);
     await runtime.reopenLog(id);
+    // The monitor is only asked: what is said before it has begun the new one belongs to the old one.
+    while (!existsSync(runtime.logPath(id))) await new Promise((resolve) => setImmediate(resolve));
     await runtime.kill(id, "USR1");
     for (;;) {
       const lines = await Promise.resolve()

@@ -180,6 +180,6 @@ export interface Runtime extends AsyncDisposable {
   /** Where the container's output goes: lines "<RFC 3339 time> stdout|stderr F|P <text>". Exists from `create` on; the caller deletes it. */
   logPath(id: string): string;
 
-  /** After the log was renamed: makes the monitor open a new file at `logPath`. */
+  /** After the log was renamed: asks the monitor to open a new file at `logPath`. What is said until it has done so is still in the old one. */
   reopenLog(id: string): Promise<void>;
 }
