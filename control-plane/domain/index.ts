@@ -13,38 +13,36 @@ import { isHeardServing } from "./tasks.ts";
 /** So many ids of a group are a list: a fifth of a set's memory, and as quick. */
 const mostListed = 32;
 
-/** Which ids of a table belong to a key; a value may belong to several. Order of insertion. */
-class Grouping<T> {
+/** Ids by key, each in the order of its coming. */
+class IdsByKey {
   readonly #groups = new Map<string, string[] | Set<string>>();
-  readonly #keysOf: (value: T, id: string) => readonly string[];
 
-  constructor(keysOf: (value: T, id: string) => readonly string[]) {
-    this.#keysOf = keysOf;
+  /** `mayBeThere`: a value may name a key twice. */
+  join(key: string, id: string, mayBeThere = false): void {
+    const group = this.#groups.get(key);
+    if (group === undefined) this.#groups.set(key, [id]);
+    else if (!Array.isArray(group)) group.add(id);
+    else if (group.length >= mostListed) this.#groups.set(key, new Set([...group, id]));
+    else if (!mayBeThere || !group.includes(id)) group.push(id);
   }
 
-  change(id: string, before: T | undefined, after: T | undefined): void {
-    const left = before === undefined ? nowhere : this.#keysOf(before, id);
-    const joined = after === undefined ? nowhere : this.#keysOf(after, id);
-    // Most changes move nothing.
-    if (left.length === joined.length && left.every((key, i) => key === joined[i])) return;
-    for (const key of left) {
-      const group = this.#groups.get(key);
-      if (Array.isArray(group)) {
-        const at = group.indexOf(id);
-        if (at >= 0) group.splice(at, 1);
-        if (group.length === 0) this.#groups.delete(key);
-      } else {
-        group?.delete(id);
-        if (group?.size === 0) this.#groups.delete(key);
-      }
+  leave(key: string, id: string): void {
+    const group = this.#groups.get(key);
+    if (Array.isArray(group)) {
+      const at = group.indexOf(id);
+      if (at >= 0) group.splice(at, 1);
+      if (group.length === 0) this.#groups.delete(key);
+    } else {
+      group?.delete(id);
+      if (group?.size === 0) this.#groups.delete(key);
     }
-    for (const key of joined) {
-      const group = this.#groups.get(key);
-      if (group === undefined) this.#groups.set(key, [id]);
-      else if (!Array.isArray(group)) group.add(id);
-      else if (group.length >= mostListed) this.#groups.set(key, new Set([...group, id]));
-      else if (joined.length === 1 || !group.includes(id)) group.push(id);
-    }
+  }
+
+  /** Of what belongs to one key at a time; "" is none. */
+  move(id: string, from: string, to: string): void {
+    if (from === to) return;
+    if (from !== "") this.leave(from, id);
+    if (to !== "") this.join(to, id);
   }
 
   keys(): Iterable<string> {
@@ -53,6 +51,25 @@ class Grouping<T> {
 
   ids(key: string): Iterable<string> {
     return this.#groups.get(key) ?? nowhere;
+  }
+}
+
+/** Which ids of a table belong to a key; a value may belong to several. */
+class Grouping<T> extends IdsByKey {
+  readonly #keysOf: (value: T) => readonly string[];
+
+  constructor(keysOf: (value: T) => readonly string[]) {
+    super();
+    this.#keysOf = keysOf;
+  }
+
+  change(id: string, before: T | undefined, after: T | undefined): void {
+    const left = before === undefined ? nowhere : this.#keysOf(before);
+    const joined = after === undefined ? nowhere : this.#keysOf(after);
+    // Most changes move nothing.
+    if (left.length === joined.length && left.every((key, i) => key === joined[i])) return;
+    for (const key of left) this.leave(key, id);
+    for (const key of joined) this.join(key, id, joined.length > 1);
   }
 }
 const nowhere: readonly string[] = [];
@@ -80,8 +97,8 @@ export type ChangeListener = (changes: readonly Change[], revision: number) => v
  */
 export class ClusterIndex implements Disposable {
   readonly view: View;
-  readonly #tasksByService = new Grouping<Task>((task) => [task.serviceId]);
-  readonly #tasksByNode = new Grouping<Task>((task) => (task.nodeId === "" ? [] : [task.nodeId]));
+  readonly #tasksByService = new IdsByKey();
+  readonly #tasksByNode = new IdsByKey();
   readonly #servicesByStack = new Grouping<Service>((service) => [service.stack]);
   readonly #servicesByNetwork = new Grouping<Service>(({ networkIds, stable }) => [
     ...new Set([...Object.values(networkIds), ...Object.values(stable?.networkIds ?? {})]),
@@ -216,8 +233,8 @@ export class ClusterIndex implements Disposable {
       case "tasks": {
         const { id, before, after } = change;
         // Most of what changes is a task, and most of a task's changes move it in neither.
-        if (before?.serviceId !== after?.serviceId) this.#tasksByService.change(id, before, after);
-        if (before?.nodeId !== after?.nodeId) this.#tasksByNode.change(id, before, after);
+        this.#tasksByService.move(id, before?.serviceId ?? "", after?.serviceId ?? "");
+        this.#tasksByNode.move(id, before?.nodeId ?? "", after?.nodeId ?? "");
         return;
       }
       case "services":

@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { systemClock } from "../../lib/clock/clock.ts";
 import type { TlsIdentity } from "../../lib/grpc/tls.ts";
 import { silentLog } from "../../lib/log/log.ts";
@@ -273,6 +273,43 @@ describe("a commit", () => {
   });
 });
 
+describe("large commits", () => {
+  it("leave no memory for the collector to find", async () => {
+    await using opened = await open();
+    const name = "x".repeat(600_000);
+    const commit = async () => await opened.store.commit([{ table: "nodes", id: "n1", value: node("n1", { name }) }]);
+    await commit();
+    const frames = vi.spyOn(Buffer, "allocUnsafe");
+    const requests = vi.spyOn(Buffer, "allocUnsafeSlow");
+    await commit();
+    const large = (of: typeof frames) =>
+      of.mock.results.filter((_, i) => (of.mock.calls[i]?.[0] ?? 0) > name.length).map(({ value }) => value as Buffer);
+    expect(large(frames).map(({ length }) => length)).toEqual([0]);
+    expect(large(requests)).toEqual([]);
+    vi.restoreAllMocks();
+  });
+
+  it("that are refused or end without an answer do not get into the next", async () => {
+    await using wire = await wireTo(etcd.directory.settings.clientListen);
+    await using near = await open(wire.endpoint);
+    await using far = await open();
+    const large = (id: string, letter: string) =>
+      ({ table: "nodes", id, value: node(id, { name: letter.repeat(200_000) }) }) as const;
+    await near.store.commit([large("a", "a")]);
+    await expect(near.store.commit([{ ...large("a", "b"), ifRevision: 1 }])).rejects.toMatchObject({
+      code: "conflict",
+    });
+    wire.cut();
+    const signal = AbortSignal.timeout(100);
+    await expect(near.store.commit([large("c", "c")], { signal })).rejects.toThrow();
+    wire.heal();
+    await Promise.all(["d", "e", "f", "g", "h"].map(async (id) => await near.store.commit([large(id, id)])));
+    for (const id of ["a", "d", "e", "f", "g", "h"]) {
+      await until(far.store, id, (view) => view.nodes.get(id)?.name === id.repeat(200_000));
+    }
+  });
+});
+
 describe("secrets", () => {
   it("do not lie in etcd as they are, and open with no other key and at no other place", async () => {
     await using opened = await open();
@@ -287,7 +324,7 @@ describe("secrets", () => {
     expect(stored.includes(content)).toBe(false);
     const storeKey = randomBytes(32);
     const codec = createBlobCodec(storeKey);
-    const sealed = encoded(codec, { kind: "secret", sha256, content }, key.toString());
+    const sealed = encoded(codec, { kind: "secret", sha256, content }, id);
     expect(codec.decode(sealed, key.toString()).content).toEqual(content);
     expect(() => createBlobCodec(randomBytes(32)).decode(sealed, key.toString())).toThrow(/cannot be decrypted/);
     expect(() => codec.decode(sealed, keyOf("blobs", `secret/${"b".repeat(64)}`))).toThrow(/cannot be decrypted/);

@@ -8,6 +8,7 @@ import { isLeaseGone, Leases } from "./leases.ts";
 import { decodeEntry, entry, type Leader, leaderOf, listAll, listKeys } from "./list.ts";
 import { noStoreMetrics, type StoreMetrics } from "./metrics.ts";
 import { OwnWrites } from "./own-writes.ts";
+import { RequestBuffers } from "./request-buffers.ts";
 import { type Codecs, keyOf, leaderKey, placeOf } from "./schema.ts";
 import { type Comparison, decodeOutcome, type EncodedTransaction, encodeTransaction, transact } from "./transaction.ts";
 import type { Change, CommitOptions, Store, View, Write } from "./types.ts";
@@ -58,6 +59,7 @@ export class EtcdStore implements Store, AsyncDisposable {
   #doubtMs = minDoubtMs;
   #undoubtedMs = 0;
   /** Commits under way that write tasks, and the keys of what else they write. */
+  readonly #requests = new RequestBuffers();
   readonly #taskCommits = new Map<OwnCommit, ReadonlySet<string>>();
   /** What the watch has told and may be a part of one of them. */
   readonly #parts = new Set<Part>();
@@ -164,7 +166,8 @@ export class EtcdStore implements Store, AsyncDisposable {
     options.signal?.throwIfAborted();
     const comparisons = comparisonsOf(options, this.#fence);
     this.#leaveTasksOut();
-    const own: OwnCommit = { writes, ...encodeTransaction(writes, comparisons, this.#deps.codecs) };
+    const take = (bytes: number) => this.#requests.take(bytes);
+    const own: OwnCommit = { writes, ...encodeTransaction(writes, comparisons, this.#deps.codecs, take) };
     const [first] = writes;
     const firstKey = first === undefined ? "" : keyOf(first.table, first.id);
     this.#own.set(firstKey, own);
@@ -174,6 +177,8 @@ export class EtcdStore implements Store, AsyncDisposable {
     } finally {
       if (this.#own.get(firstKey) === own) this.#own.delete(firstKey);
       this.#settle(own, undefined);
+      // Of one without an answer parts may still be on their way.
+      if (own.answered === true) this.#requests.giveBack(own.request);
     }
   }
 
@@ -188,6 +193,7 @@ export class EtcdStore implements Store, AsyncDisposable {
       if (!gone) this.#doubtOwnWrites("the outcome of a commit is not known");
       throw gone ? conflictOf(`lease/${lease}`) : error;
     });
+    own.answered = true;
     const { succeeded, revision: made } = decodeOutcome(answer);
     const revision = Number(made);
     this.#settle(own, succeeded ? revision : undefined);
@@ -434,6 +440,7 @@ export class EtcdStore implements Store, AsyncDisposable {
 /** What is written while it is under way. */
 interface OwnCommit extends EncodedTransaction {
   readonly writes: readonly Write[];
+  answered?: boolean;
 }
 
 /** What a watch without tasks has told of one revision, and the commits of which it may be a part. */

@@ -28,11 +28,11 @@ export const clusterKey = `${rootPrefix}cluster`;
 
 /** How a table's values are kept in etcd. */
 export interface Codec<T> {
-  /** Appends the value's bytes. `key` is where it will lie; decode gets the same. */
-  write(value: T, writer: FlatWriter, key: string): void;
+  /** Appends the bytes of the table's value of this id. */
+  write(value: T, writer: FlatWriter, id: string): void;
   /** About how many bytes that will be. */
   expectedBytes?(value: T): number;
-  /** Throws when the bytes are not such a value. */
+  /** Throws when the bytes, which lie at `key`, are not such a value. */
   decode(bytes: Buffer, key: string): T;
 }
 
@@ -43,51 +43,60 @@ export const tasksPrefix = `${rootPrefix}work/tasks/`;
 
 interface Place {
   readonly table: TableName;
-  /** Below `rootPrefix`. */
   readonly keyPrefix: string;
   /** What an id of this table that lies here begins with. */
   readonly idPrefix: string;
 }
 
-// The key is rootPrefix + keyPrefix + the id without its idPrefix.
+// The key is keyPrefix + the id without its idPrefix.
 const places: readonly Place[] = [
-  { table: "stacks", keyPrefix: "stacks/", idPrefix: "" },
-  { table: "services", keyPrefix: "spec/services/", idPrefix: "" },
-  { table: "networks", keyPrefix: "spec/networks/", idPrefix: "" },
-  { table: "nodes", keyPrefix: "spec/nodes/", idPrefix: "" },
-  { table: "serviceStatuses", keyPrefix: "status/services/", idPrefix: "" },
-  { table: "nodeStatuses", keyPrefix: "status/nodes/", idPrefix: "" },
-  { table: "taskStatuses", keyPrefix: "status/tasks/", idPrefix: "" },
-  { table: "sessions", keyPrefix: "sessions/", idPrefix: "" },
-  { table: "blocks", keyPrefix: "ipam/", idPrefix: "" },
-  { table: "blobs", keyPrefix: "configs/", idPrefix: "config/" },
-  { table: "blobs", keyPrefix: "secrets/", idPrefix: "secret/" },
-  { table: "tokens", keyPrefix: "tokens/", idPrefix: "" },
-  { table: "members", keyPrefix: "members/", idPrefix: "" },
-  { table: "memberSessions", keyPrefix: "alive/", idPrefix: "" },
-  { table: "allocations", keyPrefix: "allocations/", idPrefix: "" },
-  { table: "volumeHomes", keyPrefix: "volumes/", idPrefix: "" },
-  { table: "tasks", keyPrefix: "work/tasks/", idPrefix: "" },
+  { table: "stacks", keyPrefix: `${rootPrefix}stacks/`, idPrefix: "" },
+  { table: "services", keyPrefix: `${rootPrefix}spec/services/`, idPrefix: "" },
+  { table: "networks", keyPrefix: `${rootPrefix}spec/networks/`, idPrefix: "" },
+  { table: "nodes", keyPrefix: `${rootPrefix}spec/nodes/`, idPrefix: "" },
+  { table: "serviceStatuses", keyPrefix: `${rootPrefix}status/services/`, idPrefix: "" },
+  { table: "nodeStatuses", keyPrefix: `${rootPrefix}status/nodes/`, idPrefix: "" },
+  { table: "taskStatuses", keyPrefix: `${rootPrefix}status/tasks/`, idPrefix: "" },
+  { table: "sessions", keyPrefix: `${rootPrefix}sessions/`, idPrefix: "" },
+  { table: "blocks", keyPrefix: `${rootPrefix}ipam/`, idPrefix: "" },
+  { table: "blobs", keyPrefix: `${rootPrefix}configs/`, idPrefix: "config/" },
+  { table: "blobs", keyPrefix: `${rootPrefix}secrets/`, idPrefix: "secret/" },
+  { table: "tokens", keyPrefix: `${rootPrefix}tokens/`, idPrefix: "" },
+  { table: "members", keyPrefix: `${rootPrefix}members/`, idPrefix: "" },
+  { table: "memberSessions", keyPrefix: `${rootPrefix}alive/`, idPrefix: "" },
+  { table: "allocations", keyPrefix: `${rootPrefix}allocations/`, idPrefix: "" },
+  { table: "volumeHomes", keyPrefix: `${rootPrefix}volumes/`, idPrefix: "" },
+  { table: "tasks", keyPrefix: tasksPrefix, idPrefix: "" },
 ];
 
 const placesByTable = Map.groupBy(places, ({ table }) => table);
 
 /** Where a value lies in etcd. Throws when the id cannot be one of that table. */
 export function keyOf(table: TableName, id: string): string {
-  for (const { keyPrefix, idPrefix } of placesByTable.get(table) ?? []) {
-    if (id.length > idPrefix.length && id.startsWith(idPrefix))
-      return rootPrefix + keyPrefix + id.slice(idPrefix.length);
+  const { keyPrefix, idPrefix } = placeFor(table, id);
+  return keyPrefix + id.slice(idPrefix.length);
+}
+
+/** Writes `keyOf`, without making it: a commit has thousands. */
+export function writeKey(table: TableName, id: string, writer: FlatWriter): void {
+  const { keyPrefix, idPrefix } = placeFor(table, id);
+  writer.joined(keyPrefix, idPrefix === "" ? id : id.slice(idPrefix.length));
+}
+
+function placeFor(table: TableName, id: string): Place {
+  const among = placesByTable.get(table) ?? [];
+  for (let i = 0; i < among.length; i++) {
+    const place = among[i] as Place;
+    if (id.length > place.idPrefix.length && id.startsWith(place.idPrefix)) return place;
   }
   throw new Error(`${JSON.stringify(id)} is not an id of table ${table}`);
 }
 
 /** Which value lies at a key; undefined for keys of no table. */
 export function placeOf(key: string): { readonly table: TableName; readonly id: string } | undefined {
-  if (!key.startsWith(rootPrefix)) return undefined;
-  const rest = key.slice(rootPrefix.length);
-  const place = places.find((one) => rest.startsWith(one.keyPrefix));
-  if (place === undefined || rest.length === place.keyPrefix.length) return undefined;
-  return { table: place.table, id: place.idPrefix + rest.slice(place.keyPrefix.length) };
+  const place = places.find((one) => key.startsWith(one.keyPrefix));
+  if (place === undefined || key.length === place.keyPrefix.length) return undefined;
+  return { table: place.table, id: place.idPrefix + key.slice(place.keyPrefix.length) };
 }
 
 interface Message<T> {

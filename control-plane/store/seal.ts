@@ -1,6 +1,6 @@
 import { createCipheriv, createDecipheriv, randomBytes } from "node:crypto";
 import { ClusterError } from "../../lib/errors/errors.ts";
-import { type Codec, rootPrefix } from "./schema.ts";
+import { type Codec, keyOf, rootPrefix } from "./schema.ts";
 import type { StoredBlob } from "./types.ts";
 
 export const storeKeyBytes = 32;
@@ -14,8 +14,8 @@ const tagBytes = 16;
  */
 export function createBlobCodec(storeKey: Buffer): Codec<StoredBlob> {
   return {
-    write: (blob, writer, key) =>
-      void writer.raw(blob.kind === "config" ? blob.content : seal(storeKey, blob.content, key)),
+    write: (blob, writer, id) =>
+      void writer.raw(blob.kind === "config" ? blob.content : seal(storeKey, blob.content, keyOf("blobs", id))),
     decode: (bytes, key) => {
       const [kind, sha256 = ""] = key.slice(rootPrefix.length).split("/");
       return kind === "configs"

@@ -10,8 +10,8 @@ export const token = (id: string, over: Partial<JoinToken> = {}) => JoinToken.cr
 export const member = (name: string, over: Partial<Member> = {}) => Member.create({ name, ...over });
 
 /** The value's bytes by the codec alone. */
-export function encoded<T>(codec: Codec<T>, value: T, key = ""): Buffer {
+export function encoded<T>(codec: Codec<T>, value: T, id = ""): Buffer {
   const writer = new FlatWriter();
-  codec.write(value, writer, key);
+  codec.write(value, writer, id);
   return writer.finish();
 }

@@ -2,7 +2,7 @@ import { BinaryReader } from "@bufbuild/protobuf/wire";
 import { FlatWriter } from "../../lib/protobuf/flat-writer.ts";
 import { ResponseHeader } from "../../proto/gen/etcd/rpc.ts";
 import type { EtcdClient } from "./client.ts";
-import { type Codec, type Codecs, keyOf, leaderKey } from "./schema.ts";
+import { type Codec, type Codecs, leaderKey, writeKey } from "./schema.ts";
 import type { TableName, Write } from "./types.ts";
 
 /** The place was created or last changed at that revision; 0: nothing lies there. */
@@ -16,7 +16,7 @@ export interface Comparison {
 
 /** A TxnRequest, encoded, and where in it each write's key and value lie. */
 export interface EncodedTransaction {
-  readonly request: Buffer;
+  readonly request: Buffer<ArrayBuffer>;
   /** By write four positions: key (with its tag and length) from and to, value from and to; the last two are 0 of a deletion. */
   readonly places: Uint32Array;
 }
@@ -30,18 +30,19 @@ const otherKey = new FlatWriter();
 /**
  * A TxnRequest: the writes when all comparisons hold, those of the writes themselves first, and otherwise the compared keys'
  * revisions in the same order. Written straight and in one pass, since one message object a field costs as much as all the rest of a
- * commit, and so do passes over what has left the processor's caches. Throws what writing a value throws.
+ * commit, and so do passes over what has left the processor's caches. `take` gives the memory. Throws what writing a value throws.
  */
 export function encodeTransaction(
   writes: readonly Write[],
   comparisons: readonly Comparison[],
   codecs: Codecs,
+  take?: (bytes: number) => Buffer<ArrayBuffer>,
 ): EncodedTransaction {
   for (const writer of [compare, success, failure]) writer.reset();
   const places = new Uint32Array(writes.length * 4);
   for (let i = 0; i < writes.length; i++) {
     const write = writes[i] as Write;
-    writeOperation(write, keyOf(write.table, write.id), codecs, places, i * 4);
+    writeOperation(write, codecs, places, i * 4);
     if (write.ifRevision === undefined) continue;
     // The tag takes one byte.
     const from = (places[i * 4] as number) + 1;
@@ -49,12 +50,13 @@ export function encodeTransaction(
   }
   for (const one of comparisons) {
     otherKey.reset();
-    otherKey.string(one.table === "leader" ? leaderKey : keyOf(one.table, one.id));
+    if (one.table === "leader") otherKey.string(leaderKey);
+    else writeKey(one.table, one.id, otherKey);
     writeComparison(otherKey, 0, otherKey.length, one.field, one.revision);
   }
   const start = compare.length;
   for (let i = 0; i < places.length; i++) if (places[i] !== 0) places[i] = (places[i] as number) + start;
-  return { request: FlatWriter.finish(compare, success, failure), places };
+  return { request: FlatWriter.finish([compare, success, failure], take), places };
 }
 
 /** The key, with its length, is what `keyed` has there: to write it by letters three times would take longest of all. */
@@ -77,7 +79,7 @@ function writeComparison(
 }
 
 /** The value comes last, so that its place is known by the end of the whole, however its beginning has moved. */
-function writeOperation(write: Write, key: string, codecs: Codecs, places: Uint32Array, at: number): void {
+function writeOperation(write: Write, codecs: Codecs, places: Uint32Array, at: number): void {
   const { value, lease = 0n } = write;
   // One table at a time: the compiler cannot follow that table and value agree.
   const codec: Codec<unknown> = codecs[write.table] as never;
@@ -85,14 +87,15 @@ function writeOperation(write: Write, key: string, codecs: Codecs, places: Uint3
   success.uint32(tags.success).fork(expectedBytes);
   success.uint32(value === undefined ? tags.requestDeleteRange : tags.requestPut).fork(expectedBytes);
   const keyFrom = success.length;
-  success.uint32(tags.key).string(key);
+  success.uint32(tags.key);
+  writeKey(write.table, write.id, success);
   const keyTo = success.length;
   let valueBytes = 0;
   if (value !== undefined) {
     if (lease !== 0n) success.uint32(tags.putLease).int64(lease);
     success.uint32(tags.putValue).fork(expectedBytes);
     const valueFrom = success.length;
-    codec.write(value, success, key);
+    codec.write(value, success, write.id);
     valueBytes = success.length - valueFrom;
     success.join();
   }
@@ -150,15 +153,38 @@ export function decodeOutcome(answer: Uint8Array): { readonly succeeded: boolean
 
 /** Makes a transaction that is encoded, and resolves with its answer, encoded. Throws what `EtcdClient.call` throws. */
 export async function transact(client: EtcdClient, request: Buffer, signal?: AbortSignal): Promise<Buffer> {
-  return await client.call<Buffer, Buffer>(
+  let frame: Uint8Array<ArrayBuffer> | undefined;
+  const answer = await client.call<Buffer, Buffer>(
     ({ kv }) =>
       (bytes, metadata, options, done) =>
-        kv.makeUnaryRequest("/etcdserverpb.KV/Txn", asItIs, asItIs, bytes, metadata, options, (error, answer) =>
-          done(error, answer as Buffer),
+        kv.makeUnaryRequest(
+          "/etcdserverpb.KV/Txn",
+          (message: Buffer) =>
+            seeCopy(message, (target) => {
+              frame = target;
+            }),
+          asItIs,
+          bytes,
+          metadata,
+          options,
+          (error, answer) => done(error, answer as Buffer),
         ),
     request,
     { signal },
   );
+  // It has been sent. A small one lies in memory that others use too. See `RequestBuffers`.
+  if (frame !== undefined && frame.length === frame.buffer.byteLength) frame.buffer.transfer(0);
+  return answer;
+}
+
+/** The same bytes. Of a message the library makes a copy, in its frame: `see` is told where. */
+function seeCopy(bytes: Buffer, see: (target: Uint8Array<ArrayBuffer>) => void): Buffer {
+  return Object.assign(bytes.subarray(), {
+    copy(target: Uint8Array<ArrayBuffer>, start?: number) {
+      see(target);
+      return bytes.copy(target, start);
+    },
+  });
 }
 
 function asItIs(bytes: Buffer): Buffer {

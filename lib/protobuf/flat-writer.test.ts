@@ -66,6 +66,15 @@ describe("a FlatWriter", () => {
     );
   });
 
+  it("writes two strings as one", () => {
+    fc.assert(
+      fc.property(text, text, (first, second) => {
+        const [joined, whole] = [new FlatWriter().joined(first, second), new FlatWriter().string(first + second)];
+        expect(joined.finish()).toEqual(whole.finish());
+      }),
+    );
+  });
+
   it("gives copies, also of more than it keeps", () => {
     const writer = new FlatWriter();
     const first = writer.raw(Buffer.alloc(3_000_000, 1)).finish();
@@ -77,12 +86,12 @@ describe("a FlatWriter", () => {
   it("repeats what another has written, and gives several as one", () => {
     const [one, two] = [new FlatWriter().string("a key"), new FlatWriter()];
     for (let i = 0; i < 30_000; i++) two.repeat(one, 0, 6);
-    const [repeated, both] = [two.length, FlatWriter.finish(one, two).toString()];
+    const [repeated, both] = [two.length, FlatWriter.finish([one, two]).toString()];
     expect(repeated).toBe(180_000);
     expect(both).toBe("\u0005a key".repeat(30_001));
     expect([one.length, two.length]).toEqual([0, 0]);
     one.fork();
-    expect(() => FlatWriter.finish(two, one)).toThrow("not joined");
+    expect(() => FlatWriter.finish([two, one])).toThrow("not joined");
   });
 
   it("refuses what does not fit, and begins anew", () => {

@@ -43,13 +43,16 @@ export class FlatWriter implements Writer {
 
   /** A copy of what is written; the writer goes on with nothing. */
   finish(): Buffer<ArrayBuffer> {
-    return FlatWriter.finish(this);
+    return FlatWriter.finish([this]);
   }
 
-  /** A copy of what each has written, one after the other; they go on with nothing. */
-  static finish(...writers: readonly FlatWriter[]): Buffer<ArrayBuffer> {
+  /** A copy of what each has written, one after the other, in memory that `take` gives; they go on with nothing. */
+  static finish(
+    writers: readonly FlatWriter[],
+    take = (bytes: number): Buffer<ArrayBuffer> => Buffer.allocUnsafe(bytes),
+  ): Buffer<ArrayBuffer> {
     if (writers.some((one) => one.#forks.length > 0)) throw new Error("a fork was not joined");
-    const bytes = Buffer.allocUnsafe(writers.reduce((sum, { length }) => sum + length, 0));
+    const bytes = take(writers.reduce((sum, { length }) => sum + length, 0));
     let at = 0;
     for (const writer of writers) {
       at += writer.#buffer.copy(bytes, at, 0, writer.#pos);
@@ -155,6 +158,30 @@ export class FlatWriter implements Writer {
     return this;
   }
 
+  /** The two as one string. */
+  joined(first: string, second: string): this {
+    const length = first.length + second.length;
+    if (length > shortString) return this.#longString(first + second);
+    this.#reserve(1 + length);
+    const buffer = this.#buffer;
+    let pos = this.#pos;
+    let seen = 0;
+    buffer[pos++] = length;
+    for (let i = 0; i < first.length; i++) {
+      const code = first.charCodeAt(i);
+      seen |= code;
+      buffer[pos++] = code;
+    }
+    for (let i = 0; i < second.length; i++) {
+      const code = second.charCodeAt(i);
+      seen |= code;
+      buffer[pos++] = code;
+    }
+    if (seen > 0x7f) return this.#longString(first + second);
+    this.#pos = pos;
+    return this;
+  }
+
   float(value: number): this {
     this.#reserve(4);
     this.#pos = this.#buffer.writeFloatLE(value, this.#pos);
@@ -247,7 +274,9 @@ export class FlatWriter implements Writer {
   #reserve(bytes: number): void {
     const needed = this.#pos + bytes;
     if (needed <= this.#buffer.length) return;
-    const larger = Buffer.allocUnsafeSlow(Math.max(needed, this.#buffer.length * 2));
+    let length = this.#buffer.length * 2;
+    while (length < needed) length *= 2;
+    const larger = Buffer.allocUnsafeSlow(length);
     this.#buffer.copy(larger, 0, 0, this.#pos);
     this.#buffer = larger;
   }

@@ -103,8 +103,19 @@ export function planCommit(
     return undefined;
   };
 
+  const stop = (victims: readonly string[], by: Task): void => {
+    for (const id of victims) {
+      const victim = view.tasks.get(id);
+      // Placed in this very moment it is only put off.
+      if (victim === undefined || victim.nodeId === "" || !isWanted(victim)) continue;
+      const value = { ...victim, desired: DesiredState.DESIRED_STATE_SHUTDOWN, preemptedBy: taskName(view, by) };
+      plan.writes.push({ table: "tasks", id, value, ifRevision: view.tasks.revisionOf(id) });
+      plan.stopped.push(id);
+    }
+  };
+
   const stopped = new Set<string>();
-  for (const { preempts } of placements) for (const id of preempts) stopped.add(id);
+  for (const { preempts } of placements) if (preempts.length > 0) for (const id of preempts) stopped.add(id);
   // Nodes where somebody is not stopped after all, so that those who came later may have nothing there.
   const crowded = new Set<string>();
   for (const placement of placements) {
@@ -131,15 +142,11 @@ export function planCommit(
       if (placement.preempts.length > 0) crowded.add(placement.node);
       continue;
     }
-    for (const id of placement.preempts) {
-      const victim = view.tasks.get(id);
-      // Placed in this very moment it is only put off.
-      if (victim === undefined || victim.nodeId === "" || !isWanted(victim)) continue;
-      const value = { ...victim, desired: DesiredState.DESIRED_STATE_SHUTDOWN, preemptedBy: taskName(view, task) };
-      plan.writes.push({ table: "tasks", id, value, ifRevision: view.tasks.revisionOf(id) });
-      plan.stopped.push(id);
+    let { preempts } = task;
+    if (placement.preempts.length > 0) {
+      preempts = [...placement.preempts];
+      stop(preempts, task);
     }
-    const preempts = placement.preempts.length === 0 ? task.preempts : [...placement.preempts];
     const ports = hostPorts(task, placement.ports);
     const value: Task = { ...task, nodeId: placement.node, unplaced: "", hostPorts: ports, preempts };
     plan.placed.push(value);

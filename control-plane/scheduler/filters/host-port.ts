@@ -52,14 +52,9 @@ export function givePorts(
   leaving?: ReadonlySet<TaskRecord>,
 ): readonly number[] | undefined {
   const given: number[] = [];
-  const free = (key: number): boolean => {
-    const holder = node.ports?.get(key);
-    if (holder !== undefined && leaving?.has(holder) !== true) return false;
-    return node.spec.busyPorts?.some((one) => keyOf(one) === key) !== true;
-  };
   for (const { port, protocol, range } of ports) {
     if (port !== 0) {
-      if (!free(portKey(port, protocol))) return undefined;
+      if (!isFree(portKey(port, protocol), node, leaving)) return undefined;
       given.push(port);
       continue;
     }
@@ -67,7 +62,7 @@ export function givePorts(
     let number = first;
     while (
       number <= last &&
-      (!free(portKey(number, protocol)) ||
+      (!isFree(portKey(number, protocol), node, leaving) ||
         ports.some((other, i) => other.protocol === protocol && (other.port === number || given[i] === number)))
     ) {
       number++;
@@ -76,4 +71,10 @@ export function givePorts(
     given.push(number);
   }
   return given;
+}
+
+function isFree(key: number, { ports, spec }: NodeRecord, leaving: ReadonlySet<TaskRecord> | undefined): boolean {
+  const holder = ports?.get(key);
+  if (holder !== undefined && leaving?.has(holder) !== true) return false;
+  return spec.busyPorts === undefined || !spec.busyPorts.some((one) => keyOf(one) === key);
 }
