@@ -156,6 +156,7 @@ export class Scheduler {
           known.patient = spec.patient ?? false;
           known.down = spec.down ?? false;
           known.name = spec.name ?? spec.id;
+          known.handle = spec.handle;
           return;
         }
       } else if (known.group === group && spec.node !== undefined) {
@@ -452,7 +453,7 @@ export class Scheduler {
     const { ports } = group;
     task.ports = ports === undefined ? noPorts : (givePorts(ports, node) ?? noPorts);
     this.#state.attach(task, node);
-    return { task: task.id, node: node.id, ports: task.ports, preempts };
+    return { task: task.id, handle: task.handle, node: node.id, ports: task.ports, preempts };
   }
 
   /** Lets what is blocked know of a placement that stands. */
@@ -495,6 +496,7 @@ export class Scheduler {
     task.pinned = spec.pinned ?? false;
     task.down = spec.down ?? false;
     task.patient = spec.patient ?? false;
+    task.handle = spec.handle;
     this.#tasks.set(spec.id, task);
     group.tasks++;
     if (spec.node === undefined) {
@@ -546,6 +548,7 @@ export class Scheduler {
       down: task.down,
       patient: task.patient,
       turn: task.turn,
+      handle: task.handle,
       ports: task.ports,
     };
   }

@@ -200,10 +200,14 @@ export interface SchedulerTask {
   readonly patient?: boolean | undefined;
   /** Of one that waits. Absent: by arrival, before all that have one. */
   readonly turn?: Turn | undefined;
+  /** Comes back in the placement: the caller's own record of the task, so that it need not look for it. */
+  readonly handle?: unknown;
 }
 
 export interface Placement {
   readonly task: string;
+  /** See `SchedulerTask`. */
+  readonly handle?: unknown;
   readonly node: string;
   /** Port numbers given, in the order of `TaskGroup.ports`. */
   readonly ports: readonly number[];

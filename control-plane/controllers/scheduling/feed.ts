@@ -212,7 +212,8 @@ export class SchedulerFeed {
 
   #task(id: string): void {
     const { view } = this.#index;
-    const task = view.tasks.get(id);
+    const row = view.tasks.row(id);
+    const task = row?.value;
     this.#noteFailure(id, task);
     const waits = task?.nodeId === "";
     const counts = task !== undefined && !hasEnded(observedState(view, task)) && (!waits || isWanted(task));
@@ -259,6 +260,7 @@ export class SchedulerFeed {
         patient: waits && this.#waitsForOther(task),
         // From the view alone, so that the next leader and a copy of the view decide as this one.
         turn: waits ? { sinceMs: task.createdAtMs, slot: task.slot } : undefined,
+        handle: row,
         ports: waits || task.hostPorts.length === 0 ? undefined : task.hostPorts.map(({ published }) => published),
       });
       this.refused.delete(id);

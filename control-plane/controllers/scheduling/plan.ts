@@ -4,7 +4,7 @@ import type { ClusterIndex } from "../../domain/index.ts";
 import { isWanted, taskName } from "../../domain/tasks.ts";
 import { volumesOf } from "../../domain/volumes.ts";
 import type { Placement } from "../../scheduler/index.ts";
-import type { Write } from "../../store/types.ts";
+import type { Row, Write } from "../../store/types.ts";
 import { blockId, blocksNeeded, freeBlocks, tasksByNetwork } from "../ipam/plan.ts";
 import { HomesOfCommit } from "./homes.ts";
 
@@ -119,8 +119,8 @@ export function planCommit(
   // Nodes where somebody is not stopped after all, so that those who came later may have nothing there.
   const crowded = new Set<string>();
   for (const placement of placements) {
-    const row = view.tasks.row(placement.task);
-    if (row === undefined) {
+    const row = (placement.handle as Row<Task> | undefined) ?? view.tasks.row(placement.task);
+    if (row === undefined || row.revision < 0) {
       if (placement.preempts.length > 0) plan.unplaced.set(placement.task, "it is gone");
       continue;
     }

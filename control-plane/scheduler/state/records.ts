@@ -81,6 +81,7 @@ export class TaskRecord {
   next: TaskRecord | undefined = undefined;
   /** While it waits, see `SchedulerTask`. */
   turn: Turn | undefined = undefined;
+  handle: unknown;
   /** Order of arrival. */
   readonly sequence: number;
 
