@@ -63,8 +63,16 @@ function at(address: string, by: string): OwnPort {
   return { port: Number(address.slice(address.lastIndexOf(":") + 1)), protocol: "tcp", by };
 }
 
+/** Those of the embedded etcd, as commander gives them. */
+export interface EtcdFlags {
+  readonly etcdBinary: string;
+  readonly etcdListen: string;
+  readonly etcdPeerListen: string;
+  readonly etcdQuota: string;
+}
+
 /** The flags as commander gives them. */
-export interface Flags {
+export interface Flags extends EtcdFlags {
   readonly stateDir: string;
   readonly listen: string;
   readonly joinListen: string;
@@ -73,10 +81,6 @@ export interface Flags {
   readonly etcdCa?: string;
   readonly etcdCert?: string;
   readonly etcdKey?: string;
-  readonly etcdBinary: string;
-  readonly etcdListen: string;
-  readonly etcdPeerListen: string;
-  readonly etcdQuota: string;
   readonly heartbeatInterval: string;
   readonly leaseTtl: string;
   readonly silentHold: string;
@@ -149,6 +153,19 @@ function parsePool(flag: string, text: string): Cidr {
   }
 }
 
+/** Checks the flags of the embedded etcd. Throws `invalid`. */
+export function parseEmbeddedEtcd(flags: EtcdFlags): Extract<EtcdConfig, { kind: "embedded" }> {
+  const quotaBytes = parseBytes("--etcd-quota", flags.etcdQuota);
+  if (quotaBytes < 2 ** 24 || quotaBytes > 8 * 2 ** 30) throw bad("--etcd-quota", flags.etcdQuota, "from 16m to 8g");
+  return {
+    kind: "embedded",
+    binary: flags.etcdBinary,
+    clientListen: parseListen("--etcd-listen", flags.etcdListen),
+    peerListen: parseListen("--etcd-peer-listen", flags.etcdPeerListen),
+    quotaBytes,
+  };
+}
+
 function parseEtcd(flags: Flags): EtcdConfig {
   const { etcdEndpoints, etcdCa, etcdCert, etcdKey } = flags;
   if (etcdEndpoints === undefined) {
@@ -161,15 +178,7 @@ function parseEtcd(flags: Flags): EtcdConfig {
         hint: "Give --etcd-endpoints too, or leave it out: the embedded etcd has certificates.",
       });
     }
-    const quotaBytes = parseBytes("--etcd-quota", flags.etcdQuota);
-    if (quotaBytes < 2 ** 24 || quotaBytes > 8 * 2 ** 30) throw bad("--etcd-quota", flags.etcdQuota, "from 16m to 8g");
-    return {
-      kind: "embedded",
-      binary: flags.etcdBinary,
-      clientListen: parseListen("--etcd-listen", flags.etcdListen),
-      peerListen: parseListen("--etcd-peer-listen", flags.etcdPeerListen),
-      quotaBytes,
-    };
+    return parseEmbeddedEtcd(flags);
   }
   const urls = etcdEndpoints.split(",").map((one) => one.trim());
   const schemes = new Set<string>();

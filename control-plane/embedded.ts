@@ -58,9 +58,14 @@ export class EmbeddedEtcd implements AsyncDisposable {
 
   /**
    * Starts or adopts this member's etcd, added to the others' first if it has joined and not yet been. Throws `not-found`
-   * (its data is lost), `denied` (it was removed), `conflict` (an earlier member of this name is left), `unavailable`.
+   * (its data is lost), `denied` (it was removed), `conflict` (an earlier member of this name is left), `unavailable`. `alone`: without
+   * the others, for good.
    */
-  static async start(deps: EmbeddedDeps, signal: AbortSignal): Promise<EmbeddedEtcd> {
+  static async start(
+    deps: EmbeddedDeps,
+    signal: AbortSignal,
+    { alone = false }: { readonly alone?: boolean } = {},
+  ): Promise<EmbeddedEtcd> {
     const { config, files, keeper, log, clock } = deps;
     const { member, clusterId, etcd } = keeper.value;
     const hasData = await hasWriteAheadLog(files.etcdData);
@@ -85,11 +90,12 @@ export class EmbeddedEtcd implements AsyncDisposable {
       clientAdvertise: advertised(deps, clientListen),
       peerAdvertise: advertised(deps, peerListen),
       joins: keeper.value.etcd?.initialCluster,
+      alone,
       files: files.etcd,
       quotaBytes,
     };
     const supervisor = await EtcdSupervisor.start({ log, clock }, { settings, binary, logFile: files.etcdLog });
-    const own = await ownEndpoints(deps, etcd?.others ?? []);
+    const own = await ownEndpoints(deps, alone ? [] : (etcd?.others ?? []));
     return new EmbeddedEtcd(deps, supervisor, clientOf(deps, own));
   }
 
@@ -190,20 +196,11 @@ export class EmbeddedEtcd implements AsyncDisposable {
   async lacksQuorum(): Promise<string | undefined> {
     const { keeper } = this.#deps;
     const { member, etcd } = keeper.value;
-    const all = [
-      { name: member, endpoint: dialled(this.#deps.config.clientListen) },
-      ...(etcd?.others ?? []).map((endpoint) => ({ name: hostOf(endpoint), endpoint })),
-    ];
-    const silent = await Promise.all(
-      all.map(async ({ name, endpoint }) => {
-        using client = clientOf(this.#deps, await resolved([endpoint]));
-        return await etcdStatus(client).then(
-          () => [],
-          () => [name],
-        );
-      }),
-    );
-    const away = silent.flat();
+    const own = dialled(this.#deps.config.clientListen);
+    const all = [own, ...(etcd?.others ?? [])];
+    const answering = await answeringOf(this.#deps, all);
+    const silent = all.filter((endpoint) => !answering.includes(endpoint));
+    const away = silent.map((endpoint) => (endpoint === own ? member : hostOf(endpoint)));
     const needed = Math.floor(all.length / 2) + 1;
     if (all.length - away.length >= needed) return undefined;
     return `etcd answers on ${all.length - away.length} of ${all.length} managers (not on ${away.join(", ")}), and ${needed} are needed`;
@@ -213,6 +210,20 @@ export class EmbeddedEtcd implements AsyncDisposable {
     this.client[Symbol.dispose]();
     await this.supervisor[Symbol.asyncDispose]();
   }
+}
+
+/** At which of the endpoints an etcd of this cluster answers, whether it has a quorum or not. Takes a second at most. */
+export async function answeringOf(deps: EmbeddedDeps, endpoints: readonly string[]): Promise<readonly string[]> {
+  const answers = await Promise.all(
+    endpoints.map(async (endpoint) => {
+      using client = clientOf(deps, await resolved([endpoint]));
+      return await etcdStatus(client).then(
+        () => [endpoint],
+        () => [],
+      );
+    }),
+  );
+  return answers.flat();
 }
 
 /** Has the others add this member, unless they have. Resolves with what etcd's --initial-cluster is to be. */

@@ -27,12 +27,14 @@ import {
   type Config,
   defaultStateDir,
   type EtcdConfig,
+  type EtcdFlags,
   type Flags,
   joinPort,
   listenedPorts,
   mainPort,
   parseConfig,
   parseDuration,
+  parseEmbeddedEtcd,
   parseHostPort,
 } from "./config.ts";
 import { createControllers } from "./controllers/index.ts";
@@ -49,6 +51,7 @@ import { Join, renewCertificate } from "./pki/join.ts";
 import { joinAsManager } from "./pki/join-cluster.ts";
 import { ClusterFileKeeper, parseStoreKey, readClusterFile, stateFiles } from "./pki/state-dir.ts";
 import { createToken, findToken, type TokenRole, tokenRoles } from "./pki/tokens.ts";
+import { recoverAlone } from "./recover.ts";
 import { EtcdClient, type EtcdClientOptions, hostOf, resolveEndpoints } from "./store/client.ts";
 import { claimCluster } from "./store/cluster.ts";
 import { Election } from "./store/election.ts";
@@ -63,7 +66,7 @@ const waitingLogMs = 30_000;
 const silentTooLongMs = 12_000;
 const reopeningMs = 4_000;
 
-async function run(config: Config): Promise<void> {
+async function serveUntilStopped(config: Config): Promise<void> {
   const log = createLog("clusterd", config.logLevel);
   const clock = systemClock;
   const stop = new AbortController();
@@ -230,6 +233,26 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
   await Promise.all(loops);
 }
 
+async function recover(stateDir: string, flags: EtcdFlags & { readonly othersAreLost: boolean }) {
+  const clock = systemClock;
+  const log = createLog("clusterd", "warn");
+  const files = stateFiles(stateDir);
+  const keeper = await ClusterFileKeeper.open(files);
+  await using _ = await lockDirectory(stateDir, "clusterd");
+  const authority = await loadAuthority(files);
+  const certificates = await MemberCertificates.load({ files, authority, cluster: keeper.value, clock, log });
+  const deps = {
+    config: parseEmbeddedEtcd(flags),
+    files,
+    keeper,
+    identity: () => certificates.identities.etcd,
+    log,
+    clock,
+  };
+  const forgotten = await recoverAlone(deps, flags.othersAreLost, new AbortController().signal);
+  return { member: keeper.value.member, forgotten };
+}
+
 async function externalEtcd(etcd: EtcdConfig): Promise<Pick<EtcdClientOptions, "endpoints" | "hosts" | "identity">> {
   if (etcd.kind === "embedded") throw new Error("this etcd is embedded");
   try {
@@ -251,7 +274,7 @@ function noQuorum(member: string, why: string | undefined): ClusterError {
   return new ClusterError(`manager ${member} has no quorum: ${why ?? "it is cut off from the cluster's etcd"}`, {
     code: "unavailable",
     subject: `manager/${member}`,
-    hint: "Start clusterd on the others again, and all goes on; what runs on the nodes runs on meanwhile.",
+    hint: "Start clusterd on the others again, and all goes on; what runs on the nodes runs on meanwhile. Are they lost for good: `clusterd recover` on this host.",
   });
 }
 
@@ -345,7 +368,7 @@ function commands(): Command {
     .version(`clusterd ${version}`);
   const stateDir = ["--state-dir <dir>", "where this member keeps its certificates and data", defaultStateDir] as const;
 
-  program
+  const run = program
     .command("run", { isDefault: true })
     .description("Serve. The default.")
     .option(...stateDir)
@@ -359,15 +382,8 @@ function commands(): Command {
     .option("--etcd-endpoints <urls>", "use this etcd, a comma between members, instead of the embedded one")
     .option("--etcd-ca <file>", "of that etcd, PEM")
     .option("--etcd-cert <file>", "to show to that etcd, PEM")
-    .option("--etcd-key <file>", "of that certificate, PEM")
-    .option("--etcd-binary <path>", "the embedded etcd", "etcd")
-    .option("--etcd-listen <address:port>", "the embedded etcd, for managers", `0.0.0.0:${defaultPorts.etcd.port}`)
-    .option(
-      "--etcd-peer-listen <address:port>",
-      "the embedded etcd, for its own kind",
-      `0.0.0.0:${defaultPorts.etcdPeer.port}`,
-    )
-    .option("--etcd-quota <size>", "most that the embedded etcd may hold, up to 8g", "4g")
+    .option("--etcd-key <file>", "of that certificate, PEM");
+  withEtcdOptions(run)
     .option("--heartbeat-interval <time>", "between a node's signs of life", "1500ms")
     .option("--lease-ttl <time>", "without a sign of life a node is down, and a leader deposed", "5s")
     .option(
@@ -380,7 +396,9 @@ function commands(): Command {
     .option("--block-prefix <n>", "prefix length of what a node gets of a network at a time", "27")
     .option("--vip-pool <cidr>", "virtual addresses of services are taken from it", "10.112.0.0/16")
     .option("--log-level <level>", "debug, info, warn or error", "info")
-    .action(async (flags: Flags) => await run(parseConfig({ ...flags, stateDir: absolute(flags.stateDir) })));
+    .action(
+      async (flags: Flags) => await serveUntilStopped(parseConfig({ ...flags, stateDir: absolute(flags.stateDir) })),
+    );
 
   program
     .command("init")
@@ -436,6 +454,20 @@ function commands(): Command {
       console.error(`This host is manager ${member} (${advertise}). Start it with \`clusterd run\`.`);
     });
 
+  withEtcdOptions(
+    program
+      .command("recover")
+      .description("Make this manager the only one, when most are lost for good. clusterd must not run on this host.")
+      .option(...stateDir)
+      .option("--others-are-lost", "none of the other managers will ever start again as it is", false),
+  ).action(async (flags: EtcdFlags & { readonly stateDir: string; readonly othersAreLost: boolean }) => {
+    const { member, forgotten } = await recover(absolute(flags.stateDir), flags);
+    console.error(`Manager ${member} is the only one now. Forgotten: ${forgotten.join(", ") || "none"}.`);
+    console.error(
+      "Start it with `clusterd run`. Remove the state directory of each other one before that host joins again.",
+    );
+  });
+
   program
     .command("admin")
     .description("Users of the cluster.")
@@ -457,6 +489,18 @@ function commands(): Command {
     });
 
   return program;
+}
+
+function withEtcdOptions(command: Command): Command {
+  return command
+    .option("--etcd-binary <path>", "the embedded etcd", "etcd")
+    .option("--etcd-listen <address:port>", "the embedded etcd, for managers", `0.0.0.0:${defaultPorts.etcd.port}`)
+    .option(
+      "--etcd-peer-listen <address:port>",
+      "the embedded etcd, for its own kind",
+      `0.0.0.0:${defaultPorts.etcdPeer.port}`,
+    )
+    .option("--etcd-quota <size>", "most that the embedded etcd may hold, up to 8g", "4g");
 }
 
 function memberOptions(flags: { readonly advertise: string; readonly name: string }, stateDir: string) {

@@ -17,6 +17,8 @@ export interface EtcdSettings {
   readonly peerAdvertise?: string;
   /** Of a member that joins others: all of them, as --initial-cluster takes it. undefined: the first of a new etcd. */
   readonly joins?: string | undefined;
+  /** Makes it the only member of its etcd, whoever else there was. */
+  readonly alone?: boolean;
   readonly files: IdentityFiles;
   readonly quotaBytes: number;
 }
@@ -68,5 +70,6 @@ export function etcdArguments(settings: EtcdSettings): readonly string[] {
     "--logger=zap",
     "--log-level=warn",
     "--log-outputs=stderr",
+    ...(settings.alone === true ? ["--force-new-cluster"] : []),
   ];
 }

@@ -1,8 +1,9 @@
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { Member } from "../../proto/gen/embassy/v1/state.ts";
-import { type Member as EtcdProtoMember, RangeRequest } from "../../proto/gen/etcd/rpc.ts";
+import { DeleteRangeRequest, type Member as EtcdProtoMember, RangeRequest } from "../../proto/gen/etcd/rpc.ts";
 import { type EtcdClient, hostOf } from "./client.ts";
-import { keyOf } from "./schema.ts";
+import { prefixEnd } from "./list.ts";
+import { keyOf, membersPrefix } from "./schema.ts";
 
 /** A member of etcd. */
 export interface EtcdMember {
@@ -66,6 +67,19 @@ export async function readMember(client: EtcdClient, name: string, signal?: Abor
   const request = RangeRequest.create({ key: Buffer.from(keyOf("members", name)) });
   const { kvs } = await client.call(({ kv }) => kv.range.bind(kv), request, { signal });
   return kvs[0] === undefined ? undefined : Member.decode(kvs[0].value);
+}
+
+/** Deletes the records of all managers but this one. Resolves with their names. */
+export async function forgetOthers(client: EtcdClient, own: string, signal?: AbortSignal): Promise<readonly string[]> {
+  const all = { key: Buffer.from(membersPrefix), rangeEnd: prefixEnd(membersPrefix) };
+  const request = RangeRequest.create({ ...all, keysOnly: true });
+  const { kvs } = await client.call(({ kv }) => kv.range.bind(kv), request, { signal });
+  const others = kvs.map(({ key }) => key).filter((key) => !key.equals(Buffer.from(keyOf("members", own))));
+  for (const key of others) {
+    const one = DeleteRangeRequest.create({ key });
+    await client.call(({ kv }) => kv.deleteRange.bind(kv), one, { signal });
+  }
+  return others.map((key) => key.toString().slice(membersPrefix.length)).sort();
 }
 
 function memberOf({ ID, name, peerURLs, clientURLs, isLearner }: EtcdProtoMember): EtcdMember {

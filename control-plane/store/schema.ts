@@ -41,6 +41,9 @@ export type Codecs = { readonly [N in TableName]: Codec<Tables[N]> };
 /** The key of every task is from here on, and every other one of ours before: one range leaves them out. */
 export const tasksPrefix = `${rootPrefix}work/tasks/`;
 
+/** The key of every manager's record. */
+export const membersPrefix = `${rootPrefix}members/`;
+
 interface Place {
   readonly table: TableName;
   readonly keyPrefix: string;
@@ -62,7 +65,7 @@ const places: readonly Place[] = [
   { table: "blobs", keyPrefix: `${rootPrefix}configs/`, idPrefix: "config/" },
   { table: "blobs", keyPrefix: `${rootPrefix}secrets/`, idPrefix: "secret/" },
   { table: "tokens", keyPrefix: `${rootPrefix}tokens/`, idPrefix: "" },
-  { table: "members", keyPrefix: `${rootPrefix}members/`, idPrefix: "" },
+  { table: "members", keyPrefix: membersPrefix, idPrefix: "" },
   { table: "memberSessions", keyPrefix: `${rootPrefix}alive/`, idPrefix: "" },
   { table: "allocations", keyPrefix: `${rootPrefix}allocations/`, idPrefix: "" },
   { table: "volumeHomes", keyPrefix: `${rootPrefix}volumes/`, idPrefix: "" },
