@@ -270,7 +270,10 @@ class Simulation {
     if (first === undefined) return;
     const { explanation } = scheduler.explain(first.task.id);
     const { nearest } = explanation;
-    const decision = nearest === undefined ? undefined : scheduler.whyNot(groupId(first.task), nearest.node);
+    const decision =
+      nearest === undefined
+        ? undefined
+        : scheduler.whyNot(groupId(first.task), nearest.node, this.#only(first.task) !== "");
     for (const { task, wait } of alike) {
       wait.why ||= unplacedWords(index, task, feed.whyNowhere(task.id, explanation));
       wait.nearest = decision === undefined ? undefined : verdict(index, decision);

@@ -109,10 +109,11 @@ function explained(scratch: Scratch, { service, task }: Target, node: NodeSpec |
   const nowhere = feed.whyNowhere(id, explanation);
   scheduler.removeTask(id);
   const { nearest } = explanation;
+  const bound = subject !== undefined && (subject.onlyNode !== "" || boundOf(index, subject).kind === "home");
   const ask = (nodeId: string | undefined) =>
     nodeId === undefined || view.nodes.get(nodeId) === undefined
       ? undefined
-      : verdict(index, scheduler.whyNot(group, nodeId));
+      : verdict(index, scheduler.whyNot(group, nodeId, bound));
   const waits = subject?.nodeId === "";
   return {
     subject: name,

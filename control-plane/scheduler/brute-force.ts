@@ -1,6 +1,6 @@
 import { scanFloor } from "./filters/floor.ts";
 import { givePorts } from "./filters/host-port.ts";
-import { filters } from "./filters/index.ts";
+import { filtersFor } from "./filters/index.ts";
 import type { SchedulerSnapshot } from "./scheduler.ts";
 import { compareNodes, costOf } from "./scores/index.ts";
 import { ClusterState } from "./state/cluster.ts";
@@ -52,7 +52,7 @@ export class BruteForce {
     let best: { node: NodeRecord; cost: number } | undefined;
     for (const node of this.state.nodes.values()) {
       if (onlyNode !== undefined && node.spec.id !== onlyNode) continue;
-      if (!filters.every((filter) => filter.passes(this.state, group, node))) continue;
+      if (!filtersFor(onlyNode).every((filter) => filter.passes(this.state, group, node))) continue;
       const cost = costOf(this.state, group, node);
       if (best === undefined || compareNodes(cost, node, best.cost, best.node) < 0) best = { node, cost };
     }

@@ -217,7 +217,7 @@ function checkRules(snapshot: SchedulerSnapshot, placements: readonly Placement[
     const node = nodes.get(placement.node);
     const group = groupOf(task);
     if (node === undefined) throw new Error("placed on an unknown node");
-    expect(unsuitable(node, group, snapshot)).toBeUndefined();
+    expect(unsuitable(node, group, snapshot, task.onlyNode !== undefined)).toBeUndefined();
     if (task.onlyNode !== undefined) expect(node.id).toBe(task.onlyNode);
 
     const here = placed.filter((other) => other.node === node.id);
@@ -265,8 +265,14 @@ function checkRules(snapshot: SchedulerSnapshot, placements: readonly Placement[
 }
 
 /** Which of the rules over what node and group are keeps the group off the node. */
-function unsuitable(node: SchedulerNode, group: TaskGroup, snapshot: SchedulerSnapshot): string | undefined {
-  if (node.availability !== "active" || !node.ready || node.diskPressure === true) return "takes no tasks";
+function unsuitable(
+  node: SchedulerNode,
+  group: TaskGroup,
+  snapshot: SchedulerSnapshot,
+  bound = false,
+): string | undefined {
+  if (node.availability !== "active" || !node.ready) return "takes no tasks";
+  if (node.diskPressure === true && !bound) return "takes no tasks that could run elsewhere";
   const { zone, rack } = node.labels;
   const met: Readonly<Record<string, boolean>> = {
     "node.labels.zone == a": zone === "a",

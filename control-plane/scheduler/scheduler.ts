@@ -1,6 +1,6 @@
 import { candidatesOf, explainGroup, unexplained, verdictOf } from "./explain/explain.ts";
 import { givePorts } from "./filters/host-port.ts";
-import { factFilters } from "./filters/index.ts";
+import { boundFactFilters } from "./filters/index.ts";
 import { fits, fitsDomain } from "./index/fits.ts";
 import { PlacementIndex } from "./index/index.ts";
 import { PreemptionSearch } from "./preempt.ts";
@@ -253,15 +253,15 @@ export class Scheduler {
   }
 
   /**
-   * Would the node take another task of the group, and at what cost.
+   * Would the node take another task of the group, `bound`: one that may run there only, and at what cost.
    * @throws ClusterError `not-found`.
    */
-  whyNot(groupId: string, nodeId: string): NodeVerdict {
+  whyNot(groupId: string, nodeId: string, bound = false): NodeVerdict {
     const group = this.#state.groups.get(groupId);
     if (group === undefined) throw unknown("group", groupId);
     const node = this.#state.nodes.get(nodeId);
     if (node === undefined) throw unknown("node", nodeId);
-    return verdictOf(this.#state, group, node);
+    return verdictOf(this.#state, group, node, bound ? nodeId : undefined);
   }
 
   /** Is the task known, and placed on a known node? */
@@ -472,7 +472,9 @@ export class Scheduler {
   /** The node of this id as a list, empty when it is unknown or the facts rules refuse it. */
   #passing(group: GroupRecord, id: string): readonly NodeRecord[] {
     const node = this.#state.nodes.get(id);
-    return node !== undefined && factFilters.every((filter) => filter.passes(this.#state, group, node)) ? [node] : [];
+    return node !== undefined && boundFactFilters.every((filter) => filter.passes(this.#state, group, node))
+      ? [node]
+      : [];
   }
 
   /** Why nodes refuse it; `waits`: although one would take it, and the summary says why. */

@@ -44,7 +44,7 @@ export interface SchedulerNode {
   readonly ready: boolean;
   readonly capacity: Resources;
   readonly taints?: readonly Taint[] | undefined;
-  /** Its image store is nearly full: takes no new tasks. */
+  /** Its disk is nearly full: takes no new tasks but those that may run nowhere else. */
   readonly diskPressure?: boolean | undefined;
   /** Images that it holds, by the same names as `TaskGroup.image`. */
   readonly images?: readonly string[] | undefined;

@@ -1,4 +1,4 @@
-import { factFilters } from "./filters/index.ts";
+import { boundFactFilters, factFilters } from "./filters/index.ts";
 import { maxPerNode } from "./filters/max-per-node.ts";
 import { fits, fitsDomain } from "./index/fits.ts";
 import { fewestVictims } from "./preempt.ts";
@@ -188,7 +188,8 @@ export class WaitingRoom implements StateListener {
     if (onlyNode !== undefined && node.spec.id !== onlyNode) return false;
     const state = this.#state;
     if (!fits(state, group, node.index) && !this.#mayPreempt(group, node)) return false;
-    return factFilters.every((filter) => filter.passes(state, group, node)) && fitsDomain(state, group, node);
+    const rules = onlyNode === undefined ? factFilters : boundFactFilters;
+    return rules.every((filter) => filter.passes(state, group, node)) && fitsDomain(state, group, node);
   }
 
   /** Budgets and ports aside, could those of lower priority make room? */

@@ -108,7 +108,7 @@ describe("explanations", () => {
           // With a priority below all, nothing is stopped for it.
           fork.upsertGroup({ ...group, priority: -9 });
           for (const { id } of nodes) {
-            const { fits, reasons } = fork.whyNot(group.id, id);
+            const { fits, reasons } = fork.whyNot(group.id, id, true);
             expect(fits).toBe(reasons.length === 0);
             const { placements } = fork.schedule([{ id: "probe", group: group.id, onlyNode: id }]);
             expect(placements.map(({ node }) => node)).toEqual(fits ? [id] : []);

@@ -1,4 +1,4 @@
-import { filters } from "../filters/index.ts";
+import { filtersFor } from "../filters/index.ts";
 import { lackingOn, shortage } from "../filters/resources.ts";
 import { candidateOf, compareNodes } from "../scores/index.ts";
 import type { ClusterState } from "../state/cluster.ts";
@@ -24,8 +24,8 @@ export function explainGroup(state: ClusterState, group: GroupRecord, onlyNode?:
   for (const node of nodes) {
     const lack = shortage(state, group, node);
     let distance = 0;
-    let first: (typeof filters)[number] | undefined;
-    for (const filter of filters) {
+    let first: ReturnType<typeof filtersFor>[number] | undefined;
+    for (const filter of filtersFor(onlyNode)) {
       if (filter.passes(state, group, node)) continue;
       distance += filter.kind === "resources" ? lack : 1;
       first ??= filter;
@@ -71,14 +71,19 @@ export function explainGroup(state: ClusterState, group: GroupRecord, onlyNode?:
         : {
             node: nearest.node.spec.id,
             hostname: nearest.node.spec.hostname,
-            reasons: refusalsOf(state, group, nearest.node),
+            reasons: refusalsOf(state, group, nearest.node, onlyNode),
           },
   };
 }
 
-/** Every filter that refuses the node, and the cost it would have. */
-export function verdictOf(state: ClusterState, group: GroupRecord, node: NodeRecord): NodeVerdict {
-  const reasons = refusalsOf(state, group, node);
+/** Every filter that refuses the node (to a task that may run anywhere, or on `onlyNode`), and the cost it would have. */
+export function verdictOf(
+  state: ClusterState,
+  group: GroupRecord,
+  node: NodeRecord,
+  onlyNode: string | undefined,
+): NodeVerdict {
+  const reasons = refusalsOf(state, group, node, onlyNode);
   return { node: node.spec.id, fits: reasons.length === 0, reasons, candidate: candidateOf(state, group, node) };
 }
 
@@ -96,14 +101,19 @@ export function candidatesOf(
 ): { readonly fitting: number; readonly candidates: readonly Candidate[] } {
   const fitting = [...state.nodes.values()]
     .filter((node) => onlyNode === undefined || node.spec.id === onlyNode)
-    .filter((node) => filters.every((filter) => filter.passes(state, group, node)))
+    .filter((node) => filtersFor(onlyNode).every((filter) => filter.passes(state, group, node)))
     .map((node) => ({ node, candidate: candidateOf(state, group, node) }))
     .sort((a, b) => compareNodes(a.candidate.cost, a.node, b.candidate.cost, b.node));
   return { fitting: fitting.length, candidates: fitting.slice(0, limit).map(({ candidate }) => candidate) };
 }
 
-function refusalsOf(state: ClusterState, group: GroupRecord, node: NodeRecord): readonly Reason[] {
-  return filters
+function refusalsOf(
+  state: ClusterState,
+  group: GroupRecord,
+  node: NodeRecord,
+  onlyNode: string | undefined,
+): readonly Reason[] {
+  return filtersFor(onlyNode)
     .filter((filter) => !filter.passes(state, group, node))
     .map((filter) => filter.reason(state, group, node));
 }

@@ -24,10 +24,11 @@ export const availability: Filter = {
   }),
 };
 
-/** Its disk has room for an image. */
+/** Its disk has room for an image. What can run nowhere else has its data there, or comes with the node: a refusal would be an outage. */
 export const diskPressure: Filter = {
   kind: "disk-pressure",
   looksAt: "facts",
+  sparesBound: true,
   passes: (_state, _group, node) => node.spec.diskPressure !== true,
   reason: (_state, _group, node) => ({
     kind: "disk-pressure",

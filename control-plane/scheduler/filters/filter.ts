@@ -23,6 +23,8 @@ export interface Filter {
   readonly hangsOn?: readonly ("facts" | "service" | "volumes")[];
   /** False when it lets every node pass. Absent: it may refuse. */
   applies?(group: GroupRecord): boolean;
+  /** It refuses only tasks that could run elsewhere: one that may run on this node alone passes. Absent: every task. */
+  readonly sparesBound?: boolean;
   passes(state: ClusterState, group: GroupRecord, node: NodeRecord): boolean;
   /** Why it does not pass; called only when it does not. */
   reason(state: ClusterState, group: GroupRecord, node: NodeRecord): Reason;

@@ -73,6 +73,23 @@ describe("filters and scores that look at facts", () => {
   });
 });
 
+it("a nearly full disk keeps away what could run elsewhere, and nothing that could not", () => {
+  const scheduler = new Scheduler();
+  scheduler.upsertNode(aNode("a", { diskPressure: true }));
+  const web = aGroup("web");
+  scheduler.upsertGroup(web);
+  scheduler.addTask({ id: "bound", group: web.id, onlyNode: "a" });
+  scheduler.addTask({ id: "free", group: web.id });
+  const { placements, unplaced } = scheduler.schedule();
+  expect(placements.map(({ task, node }) => [task, node])).toEqual([["bound", "a"]]);
+  expect(unplaced.map(({ tasks, explanation }) => [tasks, explanation.summary])).toEqual([
+    [["free"], "1 node: disk is nearly full"],
+  ]);
+  expect(scheduler.whyNot(web.id, "a", true).reasons).toEqual([]);
+  scheduler.upsertNode(aNode("a"));
+  expect(scheduler.schedule().placements.map(({ task }) => task)).toEqual(["free"]);
+});
+
 describe("each filter refuses for its reason, and says what would help", () => {
   it.each<readonly [string, Case, readonly [string, string, string]]>([
     ["a node that is down", { node: { ready: false } }, ["not-ready", "node is down", "Bring node a back."]],

@@ -25,6 +25,15 @@ export const filters: readonly Filter[] = [
   maxSkew,
 ];
 
+const boundFilters = filters.filter(({ sparesBound }) => sparesBound !== true);
+
+/** The rules for tasks that may run on any node, or on this one only. */
+export function filtersFor(onlyNode: string | undefined): readonly Filter[] {
+  return onlyNode === undefined ? filters : boundFilters;
+}
+
+/** Of a task that may run on one node only. */
+export const boundFactFilters: readonly Filter[] = boundFilters.filter(({ looksAt }) => looksAt === "facts");
 export const factFilters: readonly Filter[] = filters.filter(({ looksAt }) => looksAt === "facts");
 export const domainFilters: readonly Filter[] = filters.filter(({ looksAt }) => looksAt === "domain");
 export const nodeFilters: readonly Filter[] = filters.filter(({ looksAt }) => looksAt === "node");
