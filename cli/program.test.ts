@@ -953,6 +953,20 @@ describe("what is read", () => {
     expect((await clusterctl(["nodes"])).stdout).toMatch(/host-1 .*down .*no sign of life/);
   });
 
+  it("a node whose disk is nearly full is low on disk, and says so beside what is wrong with its network", async () => {
+    const diskProblem = "the disk of /d is nearly full";
+    answers.node = { diskProblem };
+    expect((await clusterctl(["nodes"])).stdout).toMatch(/host-1 .*low disk .*the disk of \/d is nearly full/);
+    const inspected = JSON.parse((await clusterctl(["inspect", "node/host-1"])).stdout) as unknown;
+    expect(inspected).toMatchObject({ status: { state: "ready", diskProblem } });
+    answers.node = { diskProblem, networkProblem: "no netd" };
+    expect((await clusterctl(["nodes"])).stdout).toMatch(
+      /host-1 .*no network .*no netd; the disk of \/d is nearly full/,
+    );
+    answers.node = { diskProblem, state: NodeState.NODE_STATE_DOWN, message: "no sign of life" };
+    expect((await clusterctl(["nodes"])).stdout).toMatch(/host-1 .*down .*no sign of life/);
+  });
+
   it("a restart waits for the new tasks, and a state from before it says nothing", async () => {
     const gaveUp = { ...task("web", TaskStates.TASK_STATE_FAILED), gaveUp: "its restart condition is none" };
     const web = { name: "web", desired: 1 };
@@ -986,8 +1000,8 @@ describe("what is read", () => {
   it.each([
     [{ nodesReady: 3, nodesTotal: 3 }, "3 of 3 ready"],
     [
-      { nodesReady: 3, nodesTotal: 6, nodesSilent: 1, nodesWithoutNetwork: 2 },
-      "3 of 6 ready, 2 of them without network, 1 silent, 2 down",
+      { nodesReady: 3, nodesTotal: 6, nodesSilent: 1, nodesWithoutNetwork: 2, nodesLowOnDisk: 1 },
+      "3 of 6 ready, 2 of them without network, 1 of them low on disk, 1 silent, 2 down",
     ],
   ])("counts the nodes of %j", async (info, expected) => {
     answers.info = info;

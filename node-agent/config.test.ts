@@ -13,6 +13,7 @@ describe("parseConfig", () => {
       httpListen: { host: "127.0.0.1", port: 7411 },
       insecureRegistries: [],
       genericResources: {},
+      diskLow: { lowPercent: 10, lowBytes: 5 * 2 ** 30 },
       runtime: undefined,
       logLevel: "info",
     };
@@ -36,6 +37,11 @@ describe("parseConfig", () => {
     expect(config).toMatchObject({ genericResources: { gpu: 2, "example.com/fpga": 1 } });
   });
 
+  it("takes when a disk is low", () => {
+    const config = parseConfig(["run", "--disk-low-percent", "2.5", "--disk-low-bytes", "512m"]);
+    expect(config).toMatchObject({ diskLow: { lowPercent: 2.5, lowBytes: 512 * 2 ** 20 } });
+  });
+
   it("joins with the manager's default port and this host's name", () => {
     expect(parseConfig(["join", "--manager", "10.0.0.1", "--token", "t"])).toMatchObject({
       manager: { host: "10.0.0.1", port: 7401 },
@@ -57,6 +63,9 @@ describe("parseConfig", () => {
     [["run", "--generic-resource", "gpu=0"], /COUNT is a whole number from 1/],
     [["run", "--generic-resource", "gpu=GPU-1"], /COUNT is a whole number from 1/],
     [["run", "--generic-resource", "gpu=1", "--generic-resource", "gpu=2"], /given once for each kind/],
+    [["run", "--disk-low-percent", "51"], /--disk-low-percent "51": must be 0-50/],
+    [["run", "--disk-low-percent", "5%"], /must be 0-50/],
+    [["run", "--disk-low-bytes", "much"], /--disk-low-bytes "much": must be a size such as 512m or 5g/],
     [["run", "--runtime", "youki"], /--runtime "youki": must be runc, crun or an absolute path/],
     [["run", "--log-level", "loud"], /debug, info, warn, error/],
     [["join", "--token", "t"], /needs --manager/],

@@ -4,7 +4,9 @@ import { parseArgs } from "node:util";
 import { ClusterError } from "../lib/errors/errors.ts";
 import { type LogLevel, logLevels } from "../lib/log/log.ts";
 import { defaultPorts } from "../lib/net/ports.ts";
+import { parseBytes } from "../lib/units/bytes.ts";
 import { plainName, plainNameWords } from "../lib/words/plain-name.ts";
+import type { DiskLimits } from "./disk/pressure.ts";
 
 const nodedStatus = `127.0.0.1:${defaultPorts.nodedStatus.port}`;
 
@@ -21,6 +23,8 @@ run:
   --http-listen IP:PORT     /healthz and /metrics            (default ${nodedStatus})
   --insecure-registry HOST[:PORT]   a registry spoken to over http; may be given several times
   --generic-resource KIND=COUNT   something counted that tasks here may reserve; may be given several times
+  --disk-low-percent 0-50   no new tasks while less of the disk than this is free  (default 10)
+  --disk-low-bytes SIZE     and less than this; 0 in either: never   (default 5g)
   --runtime runc|crun|PATH  the OCI runtime                  (default: the first that works here)
   --log-level debug|info|warn|error                          (default info)
 
@@ -48,6 +52,8 @@ export interface RunConfig {
   readonly insecureRegistries: readonly string[];
   /** How many there are of each kind: at least 1. */
   readonly genericResources: Readonly<Record<string, number>>;
+  /** When a disk is low: see `DiskLimits`. */
+  readonly diskLow: DiskLimits;
   /** "runc", "crun" or an absolute path; undefined: the first that works. */
   readonly runtime: string | undefined;
   readonly logLevel: LogLevel;
@@ -113,6 +119,13 @@ function genericResources(flag: string, texts: readonly string[]): Record<string
   return Object.fromEntries(counts);
 }
 
+function diskLimits(percent: string, size: string): DiskLimits {
+  if (!/^\d{1,2}(\.\d+)?$/.test(percent) || Number(percent) > 50) throw bad("--disk-low-percent", percent, "0-50");
+  const lowBytes = parseBytes(size);
+  if (lowBytes === undefined) throw bad("--disk-low-bytes", size, "a size such as 512m or 5g");
+  return Object.freeze({ lowPercent: Number(percent), lowBytes });
+}
+
 function nodeName(text: string): string {
   if (!/^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$/.test(text)) {
     throw bad("--name", text, "1-63 letters, digits, dots and hyphens, beginning and ending with a letter or digit");
@@ -157,6 +170,8 @@ function runConfig(args: string[]): RunConfig {
     "http-listen": { type: "string", default: nodedStatus },
     "insecure-registry": { type: "string", multiple: true, default: [] },
     "generic-resource": { type: "string", multiple: true, default: [] },
+    "disk-low-percent": { type: "string", default: "10" },
+    "disk-low-bytes": { type: "string", default: "5g" },
     runtime: { type: "string" },
     "log-level": { type: "string", default: "info" },
   });
@@ -177,6 +192,7 @@ function runConfig(args: string[]): RunConfig {
     httpListen: parseListen("--http-listen", values["http-listen"]),
     insecureRegistries: Object.freeze(values["insecure-registry"]),
     genericResources: Object.freeze(genericResources("--generic-resource", values["generic-resource"])),
+    diskLow: diskLimits(values["disk-low-percent"], values["disk-low-bytes"]),
     runtime,
     logLevel,
   };

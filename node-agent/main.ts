@@ -14,6 +14,7 @@ import { Spawner } from "../lib/process/spawner.ts";
 import { version } from "../lib/version/version.ts";
 import { parseConfig, type RunConfig, usage } from "./config.ts";
 import { describeNode } from "./describe/describe.ts";
+import { DiskWatch } from "./disk/watch.ts";
 import { openImageStore } from "./images/store.ts";
 import { identityFiles, readNodeFile, writeNodeFile } from "./join/node.ts";
 import { keepRotating } from "./logs/rotation.ts";
@@ -24,7 +25,7 @@ import { AgentServer } from "./server/agent.ts";
 import { Metrics } from "./server/metrics.ts";
 import { keepCertificate } from "./session/renewal.ts";
 import { Session } from "./session/session.ts";
-import { keepCollecting } from "./task/collect.ts";
+import { collectUnused, keepCollecting } from "./task/collect.ts";
 import { TaskFiles } from "./task/files.ts";
 import { TaskManager } from "./task/manager.ts";
 import { RecordStore } from "./task/record.ts";
@@ -66,6 +67,7 @@ async function run(config: RunConfig): Promise<void> {
   const sessionUp = () => session?.state.kind === "established";
   let session: Session | undefined;
   let tasks: TaskManager | undefined;
+  let disk: DiskWatch | undefined;
   owned.use(
     await serveStatus(`${config.httpListen.host}:${config.httpListen.port}`, {
       health: () => ({
@@ -74,16 +76,18 @@ async function run(config: RunConfig): Promise<void> {
         session: session?.state.kind ?? "none",
         tasks: tasks?.statuses().length ?? 0,
       }),
-      metrics: () => metrics.format(tasks?.statuses().map(({ state }) => state) ?? [], sessionUp()),
+      metrics: () =>
+        metrics.format(tasks?.statuses().map(({ state }) => state) ?? [], sessionUp(), disk?.measured ?? []),
     }),
   );
 
   const taskFiles = new TaskFiles(config.runDir);
   await taskFiles.prepareDirectory();
   const spawner = owned.use(new Spawner("noded: spawner"));
+  const imageDir = join(config.stateDir, "images");
   const images = owned.use(
     await openImageStore({
-      stateDir: join(config.stateDir, "images"),
+      stateDir: imageDir,
       insecureRegistries: config.insecureRegistries,
       log,
       spawner,
@@ -130,6 +134,15 @@ async function run(config: RunConfig): Promise<void> {
   const { genericResources } = config;
   const facts = { underlay: node.underlay, agentAddress, version, probe: runtime.probe, genericResources };
   const networkWatch = new NetworkWatch({ log, clock, network });
+  const used = () => manager.imagesInUse();
+  const diskWatch = new DiskWatch({
+    log,
+    clock,
+    directories: [config.stateDir, imageDir],
+    limits: config.diskLow,
+    makeRoom: async () => await collectUnused({ log, images, used }),
+  });
+  disk = diskWatch;
   session = new Session({
     log,
     clock,
@@ -147,7 +160,7 @@ async function run(config: RunConfig): Promise<void> {
     identity: () => identity,
     describe: () => describeNode(facts),
     statuses: () => manager.statuses(),
-    networkProblem: () => networkWatch.problem,
+    problems: () => ({ networkProblem: networkWatch.problem, diskProblem: diskWatch.problem }),
     assign: (assignments) => manager.assign(assignments),
   });
   log.info("started", { node: node.name, nodeId: node.nodeId, ...facts.probe, agentAddress });
@@ -155,6 +168,7 @@ async function run(config: RunConfig): Promise<void> {
     session.run(stop.signal),
     manager.sweepNetwork(stop.signal),
     networkWatch.run(stop.signal),
+    diskWatch.run(stop.signal),
     volumes.sweep().catch((error: unknown) => log.warn("removed volumes not deleted whole", { error })),
     keepCertificate(
       {
@@ -171,7 +185,7 @@ async function run(config: RunConfig): Promise<void> {
       stop.signal,
     ),
     keepRotating({ log, clock, logs: () => manager.runningLogs(), reopen: (id) => runtime.reopenLog(id) }, stop.signal),
-    keepCollecting({ log, clock, images, used: () => manager.imagesInUse() }, stop.signal),
+    keepCollecting({ log, clock, images, used }, stop.signal),
   ]);
 }
 

@@ -2,12 +2,13 @@ import type { InfoResponse } from "../../proto/gen/embassy/v1/api.ts";
 import { globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
 
-/** "2 of 4 ready, 1 of them without network, 1 silent, 1 down" */
-function nodesOf({ nodesReady, nodesTotal, nodesSilent, nodesWithoutNetwork }: InfoResponse): string {
+/** "2 of 4 ready, 1 of them without network, 1 of them low on disk, 1 silent, 1 down" */
+function nodesOf({ nodesReady, nodesTotal, nodesSilent, nodesWithoutNetwork, nodesLowOnDisk }: InfoResponse): string {
   const down = nodesTotal - nodesReady - nodesSilent;
   return [
     `${nodesReady} of ${nodesTotal} ready`,
     ...(nodesWithoutNetwork > 0 ? [`${nodesWithoutNetwork} of them without network`] : []),
+    ...(nodesLowOnDisk > 0 ? [`${nodesLowOnDisk} of them low on disk`] : []),
     ...(nodesSilent > 0 ? [`${nodesSilent} silent`] : []),
     ...(down > 0 ? [`${down} down`] : []),
   ].join(", ");

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { formatBytes } from "../../lib/units/bytes.ts";
 import type {
   ClusterClient,
   ManagerView,
@@ -11,7 +12,7 @@ import type { PublishedPort } from "../../proto/gen/embassy/v1/stack.ts";
 import { Availability, ManagerState, NodeState } from "../../proto/gen/embassy/v1/state.ts";
 import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
-import { formatAge, formatBytes } from "../render/format.ts";
+import { formatAge } from "../render/format.ts";
 import { styled } from "../render/style.ts";
 import { type Column, table } from "../render/table.ts";
 import { formatTaint } from "../taints.ts";
@@ -137,9 +138,13 @@ const nodes: Listing<NodeView> = {
     {
       title: "STATE",
       value: (node) =>
-        networkProblemOf(node) === "" ? nodeStates[node.status?.state ?? NodeState.NODE_STATE_UNKNOWN] : "no network",
-      style: (node) =>
-        networkProblemOf(node) === "" && node.status?.state === NodeState.NODE_STATE_READY ? "green" : "red",
+        (networkProblemOf(node) && "no network") ||
+        (diskProblemOf(node) && "low disk") ||
+        nodeStates[node.status?.state ?? NodeState.NODE_STATE_UNKNOWN],
+      style: (node) => {
+        if (networkProblemOf(node) !== "" || node.status?.state !== NodeState.NODE_STATE_READY) return "red";
+        return diskProblemOf(node) === "" ? "green" : "yellow";
+      },
     },
     {
       title: "AVAILABILITY",
@@ -177,7 +182,10 @@ const nodes: Listing<NodeView> = {
     },
     {
       title: "MESSAGE",
-      value: (node) => networkProblemOf(node) || node.status?.message || busyPortsOf(node),
+      value: (node) =>
+        [networkProblemOf(node), diskProblemOf(node)].filter(Boolean).join("; ") ||
+        node.status?.message ||
+        busyPortsOf(node),
       shrinkTo: 8,
       wish: 32,
     },
@@ -196,6 +204,11 @@ function busyPortsOf({ status }: NodeView): string {
 /** Of a node that is ready otherwise: its tasks run on, and new ones wait. */
 function networkProblemOf({ status }: NodeView): string {
   return status?.state === NodeState.NODE_STATE_READY ? status.networkProblem : "";
+}
+
+/** Of a node that is ready otherwise: its tasks run on, and new ones go elsewhere. */
+function diskProblemOf({ status }: NodeView): string {
+  return status?.state === NodeState.NODE_STATE_READY ? status.diskProblem : "";
 }
 
 const nodeStates: Record<NodeState, string> = {
@@ -285,7 +298,7 @@ export const registerLists: Register = (program, cli) => {
     .command("nodes")
     .summary("list nodes")
     .description(
-      "Lists the nodes. One with no network is ready but for its netd: its tasks run on, names and links there follow nothing, and new tasks wait. A silent one stopped giving signs of life together with most others: it keeps its tasks for a while, unless you drain or remove it.",
+      "Lists the nodes. One with no network is ready but for its netd: its tasks run on, names and links there follow nothing, and new tasks wait. One that is low on disk is given no new tasks but those that may run nowhere else. A silent one stopped giving signs of life together with most others: it keeps its tasks for a while, unless you drain or remove it.",
     )
     .action(async (_options, command) => await show(cli, command, nodes));
   program

@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { ClusterError } from "../../lib/errors/errors.ts";
+import { parseBytes } from "../../lib/units/bytes.ts";
 import type { NewNodes, PlannedWait, SimulateRequest, SimulateResponse } from "../../proto/gen/embassy/v1/api.ts";
 import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
@@ -37,7 +38,7 @@ export async function foretell(cli: Cli, command: Command, options: SimulateOpti
   const request: SimulateRequest = {
     drain: options.drain ?? [],
     lose: options.lose ?? [],
-    add: await Promise.all((options.add ?? []).map(parseSize)),
+    add: (options.add ?? []).map(parseSize),
     scale: (options.scale ?? []).map(parseScale),
   };
   if (Object.values(request).every((list: readonly unknown[]) => list.length === 0)) {
@@ -125,8 +126,7 @@ function collect(value: string, before: string[] | undefined): string[] {
   return [...(before ?? []), value];
 }
 
-async function parseSize(word: string): Promise<NewNodes> {
-  const { parseBytes } = await import("../stack/scalars.ts");
+function parseSize(word: string): NewNodes {
   const [, cpus = "", memory = "", number = "1"] =
     word.match(/^(\d+(?:\.\d{1,3})?)x([\d.]+[a-z]*?)(?:x(\d{1,5}))?$/i) ?? [];
   const size = {

@@ -1,9 +1,9 @@
 import { ClusterError } from "../../lib/errors/errors.ts";
+import { formatBytes } from "../../lib/units/bytes.ts";
 import { MountType } from "../../proto/gen/embassy/v1/stack.ts";
 import { TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import { globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
-import { formatBytes } from "../render/format.ts";
 import { heavy, type Listing, show } from "./lists.ts";
 
 /** A secret or a config as `--output json` gives it. What is in it is never shown: clusters do not give secrets back. */

@@ -1,6 +1,6 @@
+import { parseBytes } from "../../lib/units/bytes.ts";
 import { stack as stackType } from "./keys/stack.ts";
 import type { Stack } from "./model.ts";
-import { parseBytes } from "./scalars.ts";
 import type { Key, Type } from "./schema.ts";
 import { parseTmpfs } from "./tmpfs.ts";
 import type { Path } from "./tree.ts";

@@ -1,3 +1,4 @@
+import { parseBytes } from "../../lib/units/bytes.ts";
 import {
   type Affinity,
   type ContainerSpec,
@@ -21,7 +22,6 @@ import { taintEffects } from "../taints.ts";
 import { unsupported } from "./cluster.ts";
 import { type Diagnostic, Report, sortDiagnostics } from "./diagnostics.ts";
 import type { Mount, Network, Service, Stack, UpdateConfig } from "./model.ts";
-import { parseBytes } from "./scalars.ts";
 import type { Position } from "./source.ts";
 import { parseTmpfs } from "./tmpfs.ts";
 import type { Path } from "./tree.ts";

@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { isIpv6, parseCidr4 } from "./keys/common.ts";
 import { splitWords } from "./keys/words.ts";
-import { bool, cpus, fileMode, formatDuration, parseBytes, parseDuration, text } from "./scalars.ts";
+import { bool, cpus, fileMode, formatDuration, parseDuration, text } from "./scalars.ts";
 import { Bad, type ScalarType } from "./schema.ts";
 import { Source } from "./source.ts";
 import type { ScalarTree } from "./tree.ts";
@@ -40,25 +40,6 @@ describe("durations", () => {
       fc.property(fc.nat(2 ** 31), (ms) => parseDuration(formatDuration(ms)) === ms),
       { seed: 1 },
     );
-  });
-});
-
-describe("sizes", () => {
-  it.each([
-    ["0", 0],
-    ["64k", 65_536],
-    ["64KB", 65_536],
-    ["64 KiB", 65_536],
-    ["1.5g", 1_610_612_736],
-    ["512b", 512],
-    ["1t", 2 ** 40],
-    ["", undefined],
-    ["-1", undefined],
-    ["1x", undefined],
-    ["k", undefined],
-    ["9999999p", undefined],
-  ])("%s is %s bytes", (written, bytes) => {
-    expect(parseBytes(written)).toBe(bytes);
   });
 });
 

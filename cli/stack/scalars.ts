@@ -1,3 +1,4 @@
+import { parseBytes } from "../../lib/units/bytes.ts";
 import { Bad, type ScalarType, scalarType } from "./schema.ts";
 import { describeKind, type ScalarTree } from "./tree.ts";
 
@@ -184,25 +185,6 @@ export function duration(min = 0, accepts = "a duration such as 500ms, 10s or 1m
     },
     format: formatDuration,
   });
-}
-
-const BYTE_UNITS: Readonly<Record<string, number>> = {
-  "": 1,
-  b: 1,
-  k: 2 ** 10,
-  m: 2 ** 20,
-  g: 2 ** 30,
-  t: 2 ** 40,
-  p: 2 ** 50,
-};
-
-/** Bytes of `512m`; binary units, whatever their spelling (`k`, `kb`, `KiB`), or undefined. */
-export function parseBytes(written: string): number | undefined {
-  const match = /^(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?$/i.exec(written.trim());
-  if (match === null) return undefined;
-  const bytes = Number(match[1]) * (BYTE_UNITS[(match[2] ?? "").toLowerCase()] ?? Number.NaN);
-  const whole = Math.floor(bytes);
-  return Number.isSafeInteger(whole) ? whole : undefined;
 }
 
 /** Value in bytes. Printed as a number, which every reader of Compose files takes. */

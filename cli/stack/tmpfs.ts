@@ -1,4 +1,4 @@
-import { parseBytes } from "./scalars.ts";
+import { parseBytes } from "../../lib/units/bytes.ts";
 
 /** A line of the service key `tmpfs`, taken apart: `/run:size=64m,mode=1777`. */
 export interface TmpfsLine {

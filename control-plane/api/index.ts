@@ -219,6 +219,7 @@ export function createApi(deps: ApiDeps): Api {
         nodesReady: ready.length,
         nodesTotal: nodes.length,
         nodesSilent: nodes.filter((status) => status?.state === NodeState.NODE_STATE_SILENT).length,
+        nodesLowOnDisk: ready.filter((status) => (status?.diskProblem ?? "") !== "").length,
         nodesWithoutNetwork: ready.filter((status) => (status?.networkProblem ?? "") !== "").length,
         revision: index.view.revision,
         addresses: servedAddresses(index.view),

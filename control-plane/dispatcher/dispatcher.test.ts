@@ -167,13 +167,33 @@ describe("a session", () => {
     node.heartbeat();
   });
 
+  it("writes what a heartbeat says of the node's disk once, and keeps it beside what it says of the network", async () => {
+    await using one = await oneTask();
+    const { cluster } = one;
+    const status = () => cluster.index.view.nodeStatuses.get("a");
+    const node = await (await one.server.node("a")).hello().open();
+    const both = { networkProblem: "netd is not there", diskProblem: "the disk of /x is nearly full" };
+    node.heartbeat({ diskProblem: both.diskProblem });
+    await until(cluster, () => status()?.diskProblem === both.diskProblem);
+    const { revision } = cluster.index.view;
+    for (let n = 0; n < 5; n++) node.heartbeat({ diskProblem: both.diskProblem });
+    node.heartbeat(both);
+    await until(cluster, () => status()?.networkProblem === both.networkProblem);
+    expect(cluster.index.view.revision).toBe(revision + 1);
+    const again = await (await one.server.node("a")).hello().open();
+    await until(cluster, () => cluster.index.view.revision > revision + 1);
+    expect(status()).toMatchObject(both);
+    again.heartbeat();
+    await until(cluster, () => status()?.diskProblem === "" && status()?.networkProblem === "");
+  });
+
   it("keeps what a heartbeat says of the node's network, also when the session is registered again, until one says otherwise", async () => {
     await using one = await oneTask();
     const { cluster } = one;
     const problem = () => cluster.index.view.nodeStatuses.get("a")?.networkProblem;
     const node = await (await one.server.node("a")).hello().open();
     expect(problem()).toBe("");
-    node.heartbeat("netd is not there");
+    node.heartbeat({ networkProblem: "netd is not there" });
     await until(cluster, () => problem() === "netd is not there");
     const { revision } = cluster.index.view;
     const again = await (await one.server.node("a")).hello().open();

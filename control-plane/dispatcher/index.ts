@@ -171,7 +171,7 @@ async function serveSession(
         session.open(message.value).catch((error: unknown) => session.close(asClusterError(error)));
         return;
       case "heartbeat":
-        session.heartbeat(message.value.networkProblem);
+        session.heartbeat(message.value);
         return;
       case "statuses":
         session.report(message.value.statuses);

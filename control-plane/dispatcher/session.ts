@@ -4,7 +4,13 @@ import { ClusterError, hasCode } from "../../lib/errors/errors.ts";
 import { send } from "../../lib/grpc/server.ts";
 import { newId } from "../../lib/ids/ids.ts";
 import type { Log } from "../../lib/log/log.ts";
-import type { Assignments, SessionDown, SessionHello, SessionUp } from "../../proto/gen/embassy/v1/dispatcher.ts";
+import type {
+  Assignments,
+  Heartbeat,
+  SessionDown,
+  SessionHello,
+  SessionUp,
+} from "../../proto/gen/embassy/v1/dispatcher.ts";
 import { DesiredState, NodeState, type Task, type TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
 import { assignmentOf } from "../domain/assignment.ts";
 import type { ClusterIndex } from "../domain/index.ts";
@@ -114,28 +120,27 @@ export class Session {
     await this.#pump();
   }
 
-  /** The node's sign of life, and what is wrong with its network. */
-  heartbeat(networkProblem: string): void {
+  /** The node's sign of life, and what is wrong with its network and its disk. */
+  heartbeat(problems: Heartbeat): void {
     this.#heard();
     void this.#renew();
-    void this.#noteNetwork(networkProblem);
+    void this.#note(problems);
   }
 
   /** Only what differs is written. What fails, or is overtaken, the next heartbeat says again. */
-  async #noteNetwork(networkProblem: string): Promise<void> {
+  async #note({ networkProblem, diskProblem }: Heartbeat): Promise<void> {
     const { store, index } = this.#deps;
     const status = index.view.nodeStatuses.get(this.nodeId);
-    if (this.#lease === undefined || this.#noting || status === undefined || status.networkProblem === networkProblem) {
-      return;
-    }
+    if (this.#lease === undefined || this.#noting || status === undefined) return;
+    if (status.networkProblem === networkProblem && status.diskProblem === diskProblem) return;
     this.#noting = true;
     try {
       const ifRevision = index.view.nodeStatuses.revisionOf(this.nodeId);
-      const value = { ...status, networkProblem };
+      const value = { ...status, networkProblem, diskProblem };
       await store.commit([{ table: "nodeStatuses", id: this.nodeId, value, ifRevision }]);
-      this.#log.info("node's network", { problem: networkProblem || "none any more" });
+      this.#log.info("node's problems", { network: networkProblem || "none", disk: diskProblem || "none" });
     } catch (error) {
-      this.#log.debug("cannot note the node's network now", { error });
+      this.#log.debug("cannot note the node's problems now", { error });
     } finally {
       this.#noting = false;
     }
@@ -239,6 +244,7 @@ export class Session {
             incarnation: presence.incarnation,
             networkProblem: known?.networkProblem ?? "",
             busyPorts: known?.busyPorts ?? [],
+            diskProblem: known?.diskProblem ?? "",
           },
           // What is kept of it, others may be changing.
           ifRevision: view.nodeStatuses.revisionOf(this.nodeId),

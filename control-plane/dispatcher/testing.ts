@@ -11,6 +11,7 @@ import {
   type Assignment,
   DispatcherClient,
   DispatcherService,
+  Heartbeat,
   type NetworkDown,
   type NetworkState,
   type NetworkUp,
@@ -190,8 +191,8 @@ export class TestNode {
     return this;
   }
 
-  heartbeat(networkProblem = ""): void {
-    this.#stream.write({ message: { $case: "heartbeat", value: { networkProblem } } });
+  heartbeat(problems: Partial<Heartbeat> = {}): void {
+    this.#stream.write({ message: { $case: "heartbeat", value: Heartbeat.create(problems) } });
   }
 
   /** Gives signs of life until it is disposed. */

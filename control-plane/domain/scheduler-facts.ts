@@ -70,6 +70,7 @@ export function schedulerNode(
       pids: (description?.pids ?? 0) > 0 ? description?.pids : undefined,
       generic: description?.generic,
     },
+    diskPressure: (status?.diskProblem ?? "") !== "",
     taints: spec.taints.length > 0 ? spec.taints.map(schedulerTaint) : undefined,
     busyPorts:
       status === undefined || status.busyPorts.length === 0

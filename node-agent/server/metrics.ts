@@ -1,4 +1,5 @@
 import { TaskState, taskStateToJSON } from "../../proto/gen/embassy/v1/state.ts";
+import type { FileSystem } from "../disk/pressure.ts";
 import type { TaskMeasures } from "../task/manager.ts";
 
 const bounds = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60];
@@ -29,16 +30,24 @@ export class Metrics implements TaskMeasures {
   }
 
   /** @param tasks The state of each task that the node holds. */
-  format(tasks: Iterable<TaskState>, sessionUp: boolean): string {
+  format(tasks: Iterable<TaskState>, sessionUp: boolean, disks: readonly FileSystem[]): string {
     const counts = new Map<TaskState, number>(states.map((state) => [state, 0]));
     for (const state of tasks) counts.set(state, (counts.get(state) ?? 0) + 1);
     const label = (state: TaskState) => taskStateToJSON(state).replace("TASK_STATE_", "").toLowerCase();
+    const ofDisks = (name: string, value: (disk: FileSystem) => number) =>
+      disks.map((disk) => `${name}{directory=${JSON.stringify(disk.directory)}} ${value(disk)}`);
     const cpu = process.cpuUsage();
     return [
       ...metric("embassy_node_tasks", "gauge", "Tasks that the node holds, by state."),
       ...[...counts].map(([state, count]) => `embassy_node_tasks{state="${label(state)}"} ${count}`),
       ...metric("embassy_node_session_up", "gauge", "1 while there is a session with the control plane."),
       `embassy_node_session_up ${sessionUp ? 1 : 0}`,
+      ...metric("embassy_node_disk_bytes", "gauge", "Size of each file system that the node keeps its things on."),
+      ...ofDisks("embassy_node_disk_bytes", ({ bytes }) => bytes),
+      ...metric("embassy_node_disk_free_bytes", "gauge", "What is free of it."),
+      ...ofDisks("embassy_node_disk_free_bytes", ({ freeBytes }) => freeBytes),
+      ...metric("embassy_node_disk_free_inodes", "gauge", "How many inodes are free of it."),
+      ...ofDisks("embassy_node_disk_free_inodes", ({ freeInodes }) => freeInodes),
       ...metric("embassy_node_image_pulls_total", "counter", "Images made ready for a task, by result."),
       `embassy_node_image_pulls_total{result="ok"} ${this.#pulls}`,
       `embassy_node_image_pulls_total{result="failed"} ${this.#failedPulls}`,

@@ -34,7 +34,7 @@ function start(
     identity: () => node,
     describe: async () => await Promise.resolve(NodeDescription.create({ hostname: "h" })),
     statuses: () => [],
-    networkProblem: () => "",
+    problems: () => ({ networkProblem: "", diskProblem: "" }),
     assign: async () => await Promise.resolve(),
     managersChanged: async () => await Promise.resolve(),
     ...overrides,

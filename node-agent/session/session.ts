@@ -8,6 +8,7 @@ import type { Log } from "../../lib/log/log.ts";
 import {
   type Assignments,
   DispatcherClient,
+  type Heartbeat,
   type SessionDown,
   type SessionUp,
 } from "../../proto/gen/embassy/v1/dispatcher.ts";
@@ -36,8 +37,8 @@ export interface SessionDeps {
   readonly describe: () => Promise<NodeDescription>;
   /** The newest status of everything the node holds. */
   readonly statuses: () => readonly TaskStatus[];
-  /** What is wrong with the node's network, for the next heartbeat; empty: nothing. */
-  readonly networkProblem: () => string;
+  /** What is wrong with the node, for the next heartbeat. */
+  readonly problems: () => Heartbeat;
   /** Takes what the node is told to hold. Called in the order of arrival, one at a time; a rejection ends the stream. */
   readonly assign: (assignments: Assignments) => Promise<void>;
 }
@@ -132,7 +133,7 @@ export class Session {
             clearTimeout(welcome);
             const { sessionId, heartbeatIntervalMs } = message.message.value;
             this.#transition({ kind: "welcomed", sessionId, heartbeatIntervalMs }, "welcome");
-            this.#sender ??= new Sender(stream, this.#outbox, this.#deps.networkProblem, () =>
+            this.#sender ??= new Sender(stream, this.#outbox, this.#deps.problems, () =>
               heartbeatDelayMs(this.#intervalMs(), this.#deps.chance),
             );
           } else if (message.message?.$case === "assignments") {
@@ -172,7 +173,7 @@ class Sender implements Disposable {
   #beat: NodeJS.Timeout | undefined;
   #blocked = false;
 
-  constructor(stream: Stream, outbox: Outbox, networkProblem: () => string, nextBeatMs: () => number) {
+  constructor(stream: Stream, outbox: Outbox, problems: () => Heartbeat, nextBeatMs: () => number) {
     this.#stream = stream;
     this.#outbox = outbox;
     stream.on("drain", () => {
@@ -180,7 +181,7 @@ class Sender implements Disposable {
       this.wake();
     });
     const beat = () => {
-      stream.write({ message: { $case: "heartbeat", value: { networkProblem: networkProblem() } } });
+      stream.write({ message: { $case: "heartbeat", value: problems() } });
       this.#beat = setTimeout(beat, nextBeatMs());
     };
     this.#beat = setTimeout(beat, nextBeatMs());

@@ -1,7 +1,7 @@
 import { expect, it } from "vitest";
 import { silentLog } from "../../lib/log/log.ts";
 import type { Image } from "../images/types.ts";
-import { collectOnce } from "./collect.ts";
+import { collectOnce, collectUnused } from "./collect.ts";
 
 const hourMs = 3_600_000;
 
@@ -37,4 +37,20 @@ it("removes an image a day after its last use, and none that is in use", async (
   expect(await pass(25)).toEqual(["old", "busy"]);
   expect(await pass(43)).toEqual(["old", "busy"]);
   expect(await pass(44)).toEqual(["busy"]);
+});
+
+it("keeps only what is in use when the disk is short of room", async () => {
+  const kept: (readonly string[])[] = [];
+  await collectUnused({
+    log: silentLog,
+    images: {
+      list: async () => await Promise.resolve([]),
+      collect: async ({ references }) => {
+        kept.push(references);
+        return await Promise.resolve({ images: 1, layers: 1 });
+      },
+    },
+    used: () => ["busy", "busy", "other"],
+  });
+  expect(kept).toEqual([["busy", "other"]]);
 });

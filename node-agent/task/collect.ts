@@ -41,3 +41,13 @@ export async function collectOnce(deps: CollectDeps, lastUsedMs: Map<string, num
   const collected = await deps.images.collect({ references: [...new Set([...keep, ...deps.used()])] });
   if (collected.images > 0) deps.log.info("unused images removed", { ...collected });
 }
+
+/** Removes every image that no task has, however lately one did: the disk is short of room. */
+export async function collectUnused({
+  log,
+  images,
+  used,
+}: Pick<CollectDeps, "log" | "images" | "used">): Promise<void> {
+  const collected = await images.collect({ references: [...new Set(used())] });
+  if (collected.images > 0) log.info("unused images removed to make room", { ...collected });
+}

@@ -36,7 +36,12 @@ export interface TaskView {
 /** A node as `clusterctl nodes --output json` gives it. */
 export interface NodeView {
   readonly spec: { readonly id: string; readonly name: string; readonly availability: string };
-  readonly status?: { readonly state: string; readonly message: string; readonly networkProblem: string };
+  readonly status?: {
+    readonly state: string;
+    readonly message: string;
+    readonly networkProblem: string;
+    readonly diskProblem: string;
+  };
   readonly tasks: number;
 }
 

@@ -34,8 +34,8 @@ it("docs/getting-started.md: every command, one after the other, and redis keeps
 it("docs/operations.md: a host goes, and a restored cluster goes on with the same containers", async () => {
   await using cluster = await startCluster({ hosts: 3 });
   await deployCounter(cluster);
-  // A node that is made to tell of resources is one that starts; here they have started.
-  const [first, why, whatIf, goBack, drain, remove, join, _resources, taint, backup, restore, ...more] =
+  // A node that is given options is one that starts; here they have started.
+  const [first, why, whatIf, goBack, drain, remove, join, _resources, _disk, taint, backup, restore, ...more] =
     blocksOf("docs/operations.md");
   expect(more).toEqual([]);
   const run = async (block: typeof first) => {

@@ -56,6 +56,31 @@ describe("scheduling", () => {
     expect(cluster.tasks("s", "web").map(({ nodeId }) => nodeId)).toEqual(["b", "a"]);
   });
 
+  it("keeps new tasks off a node whose disk is nearly full, leaves those that run there, and places what waited when it is not", async () => {
+    using cluster = await pending(3, { placement: Placement.create({ maxReplicasPerNode: 1 }) });
+    const say = async (diskProblem: string) => {
+      const status = cluster.index.nodeStatus("b");
+      if (status === undefined) throw new Error("a node has a status");
+      await cluster.store.commit([{ table: "nodeStatuses", id: "b", value: { ...status, diskProblem } }]);
+      await cluster.settle();
+    };
+    const nodes = (stack: string) => cluster.tasks(stack, "web").map(({ nodeId }) => nodeId);
+    cluster.frozen = false;
+    await cluster.settle();
+    const before = nodes("s").sort();
+    await say("the disk of /x is nearly full");
+    expect(nodes("s").sort()).toEqual(before);
+    const placement = Placement.create({ maxReplicasPerNode: 1 });
+    await cluster.deploy(aStack("t", [aService("web", { mode: replicas(3), placement })]));
+    await cluster.settle();
+    expect(nodes("t").sort()).toEqual(["", "a", "c"]);
+    const waits = cluster.tasks("t", "web").find(({ nodeId }) => nodeId === "");
+    expect(waits?.unplaced).toContain("1: disk is nearly full");
+    await say("");
+    expect(nodes("t").sort()).toEqual(["a", "b", "c"]);
+    expect(before).toEqual(["a", "b", "c"]);
+  });
+
   it("takes a placement back whose commit failed", async () => {
     using cluster = await pending(3);
     const service = cluster.service("s", "web");

@@ -791,6 +791,8 @@ export interface InfoResponse {
   nodesSilent: number;
   /** of those that are ready */
   nodesWithoutNetwork: number;
+  /** of those that are ready */
+  nodesLowOnDisk: number;
 }
 
 /** Travels in the trailer embassy-error-bin of a failed call. */
@@ -10028,6 +10030,7 @@ function createBaseInfoResponse(): InfoResponse {
     addresses: [],
     nodesSilent: 0,
     nodesWithoutNetwork: 0,
+    nodesLowOnDisk: 0,
   };
 }
 
@@ -10062,6 +10065,9 @@ export const InfoResponse: MessageFns<InfoResponse> = {
     }
     if (message.nodesWithoutNetwork !== 0) {
       writer.uint32(80).uint32(message.nodesWithoutNetwork);
+    }
+    if (message.nodesLowOnDisk !== 0) {
+      writer.uint32(88).uint32(message.nodesLowOnDisk);
     }
     return writer;
   },
@@ -10159,6 +10165,14 @@ export const InfoResponse: MessageFns<InfoResponse> = {
             message.nodesWithoutNetwork = reader.uint32();
             continue;
           }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.nodesLowOnDisk = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -10205,6 +10219,11 @@ export const InfoResponse: MessageFns<InfoResponse> = {
         : isSet(object.nodes_without_network)
         ? globalThis.Number(object.nodes_without_network)
         : 0,
+      nodesLowOnDisk: isSet(object.nodesLowOnDisk)
+        ? globalThis.Number(object.nodesLowOnDisk)
+        : isSet(object.nodes_low_on_disk)
+        ? globalThis.Number(object.nodes_low_on_disk)
+        : 0,
     };
   },
 
@@ -10240,6 +10259,9 @@ export const InfoResponse: MessageFns<InfoResponse> = {
     if (message.nodesWithoutNetwork !== undefined) {
       obj.nodesWithoutNetwork = Math.round(message.nodesWithoutNetwork);
     }
+    if (message.nodesLowOnDisk !== undefined) {
+      obj.nodesLowOnDisk = Math.round(message.nodesLowOnDisk);
+    }
     return obj;
   },
 
@@ -10258,6 +10280,7 @@ export const InfoResponse: MessageFns<InfoResponse> = {
     message.addresses = object.addresses?.map((e) => e) || [];
     message.nodesSilent = object.nodesSilent ?? 0;
     message.nodesWithoutNetwork = object.nodesWithoutNetwork ?? 0;
+    message.nodesLowOnDisk = object.nodesLowOnDisk ?? 0;
     return message;
   },
 };

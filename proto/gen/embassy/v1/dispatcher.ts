@@ -134,7 +134,10 @@ export interface SessionHello {
 }
 
 export interface Heartbeat {
+  /** as in NodeStatus */
   networkProblem: string;
+  /** the same */
+  diskProblem: string;
 }
 
 export interface TaskStatuses {
@@ -1670,13 +1673,16 @@ export const SessionHello: MessageFns<SessionHello> = {
 };
 
 function createBaseHeartbeat(): Heartbeat {
-  return { networkProblem: "" };
+  return { networkProblem: "", diskProblem: "" };
 }
 
 export const Heartbeat: MessageFns<Heartbeat> = {
   encode(message: Heartbeat, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.networkProblem !== "") {
       writer.uint32(10).string(message.networkProblem);
+    }
+    if (message.diskProblem !== "") {
+      writer.uint32(18).string(message.diskProblem);
     }
     return writer;
   },
@@ -1702,6 +1708,14 @@ export const Heartbeat: MessageFns<Heartbeat> = {
             message.networkProblem = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.diskProblem = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1721,6 +1735,11 @@ export const Heartbeat: MessageFns<Heartbeat> = {
         : isSet(object.network_problem)
         ? globalThis.String(object.network_problem)
         : "",
+      diskProblem: isSet(object.diskProblem)
+        ? globalThis.String(object.diskProblem)
+        : isSet(object.disk_problem)
+        ? globalThis.String(object.disk_problem)
+        : "",
     };
   },
 
@@ -1728,6 +1747,9 @@ export const Heartbeat: MessageFns<Heartbeat> = {
     const obj: any = {};
     if (message.networkProblem !== undefined) {
       obj.networkProblem = message.networkProblem;
+    }
+    if (message.diskProblem !== undefined) {
+      obj.diskProblem = message.diskProblem;
     }
     return obj;
   },
@@ -1738,6 +1760,7 @@ export const Heartbeat: MessageFns<Heartbeat> = {
   fromPartial(object: DeepPartial<Heartbeat>): Heartbeat {
     const message = createBaseHeartbeat();
     message.networkProblem = object.networkProblem ?? "";
+    message.diskProblem = object.diskProblem ?? "";
     return message;
   },
 };

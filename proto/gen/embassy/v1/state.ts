@@ -614,6 +614,8 @@ export interface NodeStatus {
   networkProblem: string;
   /** as its netd says, by port */
   busyPorts: BusyPort[];
+  /** why its disk counts as nearly full, as its noded says; empty: it does not. Says no amount that changes from one moment to the next */
+  diskProblem: string;
 }
 
 /** A port that something is to be published at, and that a program of the host has: the program keeps it. */
@@ -3031,6 +3033,7 @@ function createBaseNodeStatus(): NodeStatus {
     incarnation: "",
     networkProblem: "",
     busyPorts: [],
+    diskProblem: "",
   };
 }
 
@@ -3062,6 +3065,9 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     }
     for (const v of message.busyPorts) {
       BusyPort.encode(v!, writer.uint32(74).fork()).join();
+    }
+    if (message.diskProblem !== "") {
+      writer.uint32(82).string(message.diskProblem);
     }
     return writer;
   },
@@ -3151,6 +3157,14 @@ export const NodeStatus: MessageFns<NodeStatus> = {
             message.busyPorts.push(BusyPort.decode(reader, reader.uint32()));
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.diskProblem = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3186,6 +3200,11 @@ export const NodeStatus: MessageFns<NodeStatus> = {
         : globalThis.Array.isArray(object?.busy_ports)
         ? object.busy_ports.map((e: any) => BusyPort.fromJSON(e))
         : [],
+      diskProblem: isSet(object.diskProblem)
+        ? globalThis.String(object.diskProblem)
+        : isSet(object.disk_problem)
+        ? globalThis.String(object.disk_problem)
+        : "",
     };
   },
 
@@ -3218,6 +3237,9 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     if (message.busyPorts?.length) {
       obj.busyPorts = message.busyPorts.map((e) => BusyPort.toJSON(e));
     }
+    if (message.diskProblem !== undefined) {
+      obj.diskProblem = message.diskProblem;
+    }
     return obj;
   },
 
@@ -3237,6 +3259,7 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     message.incarnation = object.incarnation ?? "";
     message.networkProblem = object.networkProblem ?? "";
     message.busyPorts = object.busyPorts?.map((e) => BusyPort.fromPartial(e)) || [];
+    message.diskProblem = object.diskProblem ?? "";
     return message;
   },
 };
