@@ -71,16 +71,20 @@ export interface EtcdFlags {
   readonly etcdQuota: string;
 }
 
-/** The flags as commander gives them. */
-export interface Flags extends EtcdFlags {
-  readonly stateDir: string;
-  readonly listen: string;
-  readonly joinListen: string;
-  readonly httpListen: string;
+/** Those of an etcd that is not clusterd's. */
+export interface OwnEtcdFlags {
   readonly etcdEndpoints?: string;
   readonly etcdCa?: string;
   readonly etcdCert?: string;
   readonly etcdKey?: string;
+}
+
+/** The flags as commander gives them. */
+export interface Flags extends EtcdFlags, OwnEtcdFlags {
+  readonly stateDir: string;
+  readonly listen: string;
+  readonly joinListen: string;
+  readonly httpListen: string;
   readonly heartbeatInterval: string;
   readonly leaseTtl: string;
   readonly silentHold: string;
@@ -166,7 +170,8 @@ export function parseEmbeddedEtcd(flags: EtcdFlags): Extract<EtcdConfig, { kind:
   };
 }
 
-function parseEtcd(flags: Flags): EtcdConfig {
+/** Checks the flags that say which etcd. Throws `invalid`. */
+export function parseEtcd(flags: EtcdFlags & OwnEtcdFlags): EtcdConfig {
   const { etcdEndpoints, etcdCa, etcdCert, etcdKey } = flags;
   if (etcdEndpoints === undefined) {
     const given = { "--etcd-ca": etcdCa, "--etcd-cert": etcdCert, "--etcd-key": etcdKey };

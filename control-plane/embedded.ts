@@ -38,6 +38,8 @@ export type EtcdRole = "leader" | "voter" | "learner" | "down";
 const joinPatienceMs = 60_000;
 const removePatienceMs = 7_000;
 const retryMs = 500;
+const servingPatienceMs = 60_000;
+const servingRetryMs = 100;
 const lookMs = 10_000;
 
 /**
@@ -158,6 +160,34 @@ export class EmbeddedEtcd implements AsyncDisposable {
     if (!etcd.started || others.join() !== etcd.others.join()) {
       await keeper.change({ etcd: { ...etcd, started: true, others } });
       this.client.setEndpoints(await ownEndpoints(this.#deps, others));
+    }
+  }
+
+  /** Resolves once this member's etcd answers. Throws `unavailable` when it does not, with why. */
+  async serving(signal: AbortSignal): Promise<void> {
+    const { clock } = this.#deps;
+    const untilMs = clock.monotonicMs() + servingPatienceMs;
+    let failed: string | undefined;
+    void this.supervisor.failing().then((why) => {
+      failed = why;
+    });
+    for (;;) {
+      try {
+        await listEtcdMembers(this.client, signal);
+        return;
+      } catch (error) {
+        signal.throwIfAborted();
+        if (failed === undefined && hasCode(error, "unavailable") && clock.monotonicMs() < untilMs) {
+          await clock.sleep(servingRetryMs, signal);
+          continue;
+        }
+        throw new ClusterError(`etcd does not serve: ${failed ?? "it does not answer"}`, {
+          code: "unavailable",
+          subject: "etcd",
+          hint: "Its own log is etcd/etcd.log in the state directory.",
+          cause: error,
+        });
+      }
     }
   }
 
@@ -305,7 +335,7 @@ function advertised({ keeper }: EmbeddedDeps, listen: string): string {
 }
 
 /** How this host itself reaches a listener. */
-function dialled(listen: string): string {
+export function dialled(listen: string): string {
   return listen.replace(/^0\.0\.0\.0:/, "127.0.0.1:");
 }
 

@@ -23,6 +23,7 @@ import {
 import { DispatcherService, JoinService, ManagerService } from "../proto/gen/embassy/v1/dispatcher.ts";
 import { JoinToken, Member } from "../proto/gen/embassy/v1/state.ts";
 import { createApi } from "./api/index.ts";
+import { makeBackup, readBackup, restoreBackup } from "./backup.ts";
 import {
   type Config,
   defaultStateDir,
@@ -32,15 +33,18 @@ import {
   joinPort,
   listenedPorts,
   mainPort,
+  type OwnEtcdFlags,
   parseConfig,
   parseDuration,
   parseEmbeddedEtcd,
+  parseEtcd,
   parseHostPort,
 } from "./config.ts";
 import { createControllers } from "./controllers/index.ts";
 import { createDispatcher } from "./dispatcher/index.ts";
 import { ClusterIndex } from "./domain/index.ts";
-import { EmbeddedEtcd } from "./embedded.ts";
+import { dialled, EmbeddedEtcd } from "./embedded.ts";
+import { etcdHostName } from "./etcd/arguments.ts";
 import { serveGrpc } from "./listen.ts";
 import { registerMember, watchMember } from "./member.ts";
 import { createStoreMetrics, registerClusterMetrics } from "./metrics.ts";
@@ -99,6 +103,13 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
   const keeper = await ClusterFileKeeper.open(files);
   const cluster = keeper.value;
   owned.use(await lockDirectory(config.stateDir, "clusterd"));
+  if (cluster.restoring === true) {
+    throw new ClusterError(`the restore of a backup into ${config.stateDir} was interrupted`, {
+      code: "invalid",
+      subject: config.stateDir,
+      hint: "Run `clusterd restore` again: it begins anew.",
+    });
+  }
   const authority = await loadAuthority(files);
   const certificates = await MemberCertificates.load({ files, authority, cluster, clock, log });
   const storeKey = parseStoreKey(await readFile(files.storeKey, "utf8"));
@@ -231,6 +242,24 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
   });
   log.info("serving", { clusterId, member, listen: config.listen, join: config.joinListen, http: config.httpListen });
   await Promise.all(loops);
+}
+
+async function backup(stateDir: string, flags: OwnEtcdFlags & { readonly etcdListen: string }, out: string) {
+  const files = stateFiles(stateDir);
+  await readClusterFile(files);
+  const log = createLog("clusterd", "error");
+  const config = parseEtcd({ ...flags, etcdBinary: "", etcdPeerListen: flags.etcdListen, etcdQuota: "4g" });
+  using client = new EtcdClient(
+    config.kind === "external"
+      ? { ...(await externalEtcd(config)), log }
+      : {
+          endpoints: [dialled(config.clientListen)],
+          hosts: [etcdHostName],
+          identity: await loadIdentity(files.etcd),
+          log,
+        },
+  );
+  return await makeBackup({ client, files, clock: systemClock }, out, new AbortController().signal);
 }
 
 async function recover(stateDir: string, flags: EtcdFlags & { readonly othersAreLost: boolean }) {
@@ -378,12 +407,8 @@ function commands(): Command {
       "--http-listen <address:port>",
       "for /healthz and /metrics",
       `127.0.0.1:${defaultPorts.clusterdStatus.port}`,
-    )
-    .option("--etcd-endpoints <urls>", "use this etcd, a comma between members, instead of the embedded one")
-    .option("--etcd-ca <file>", "of that etcd, PEM")
-    .option("--etcd-cert <file>", "to show to that etcd, PEM")
-    .option("--etcd-key <file>", "of that certificate, PEM");
-  withEtcdOptions(run)
+    );
+  withEtcdOptions(withOwnEtcdOptions(run))
     .option("--heartbeat-interval <time>", "between a node's signs of life", "1500ms")
     .option("--lease-ttl <time>", "without a sign of life a node is down, and a leader deposed", "5s")
     .option(
@@ -454,6 +479,49 @@ function commands(): Command {
       console.error(`This host is manager ${member} (${advertise}). Start it with \`clusterd run\`.`);
     });
 
+  withOwnEtcdOptions(
+    program
+      .command("backup")
+      .description("Write what the cluster is to one file, while it serves: state, CA, and the key of the secrets.")
+      .requiredOption("--out <file>", "where to write it; whoever reads it has the cluster")
+      .option(...stateDir),
+  )
+    .option("--etcd-listen <address:port>", "the embedded etcd, for managers", `0.0.0.0:${defaultPorts.etcd.port}`)
+    .action(async (flags: OwnEtcdFlags & { stateDir: string; etcdListen: string; out: string }) => {
+      const out = absolute(flags.out);
+      const { clusterId, revision, entries, bytes } = await backup(absolute(flags.stateDir), flags, out);
+      console.error(`Cluster ${clusterId} at revision ${revision}: ${entries} entries, ${bytes} bytes, in ${out}.`);
+      console.error("It holds the CA's key and all secrets: take it off this host, and keep it as you keep those.");
+    });
+
+  withEtcdOptions(
+    program
+      .command("restore")
+      .description(
+        "Make the cluster of a backup, with this member as its only manager. Needs an empty state directory.",
+      )
+      .argument("<file>", "from `clusterd backup`")
+      .requiredOption("--advertise <host[:port]>", "how nodes and users reach this member")
+      .option(...stateDir)
+      .option("--name <member>", "this member's name", hostname()),
+  ).action(
+    async (
+      file: string,
+      flags: EtcdFlags & { readonly advertise: string; readonly stateDir: string; readonly name: string },
+    ) => {
+      const { member, advertise, stateDir: directory } = memberOptions(flags, flags.stateDir);
+      const found = await readBackup(absolute(file));
+      const deps = { log: createLog("clusterd", "warn"), clock: systemClock };
+      const options = { stateDir: directory, member, advertise, etcd: parseEmbeddedEtcd(flags) };
+      await restoreBackup(deps, found, options, new AbortController().signal);
+      const madeAt = new Date(found.madeAtMs).toISOString();
+      console.error(
+        `Manager ${member} (${advertise}) has cluster ${found.clusterId} as of ${madeAt}, revision ${found.revision}.`,
+      );
+      console.error("Start it with `clusterd run`. No other manager of this cluster may run.");
+    },
+  );
+
   withEtcdOptions(
     program
       .command("recover")
@@ -489,6 +557,14 @@ function commands(): Command {
     });
 
   return program;
+}
+
+function withOwnEtcdOptions(command: Command): Command {
+  return command
+    .option("--etcd-endpoints <urls>", "use this etcd, a comma between members, instead of the embedded one")
+    .option("--etcd-ca <file>", "of that etcd, PEM")
+    .option("--etcd-cert <file>", "to show to that etcd, PEM")
+    .option("--etcd-key <file>", "of that certificate, PEM");
 }
 
 function withEtcdOptions(command: Command): Command {

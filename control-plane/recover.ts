@@ -1,10 +1,7 @@
-import { ClusterError, hasCode } from "../lib/errors/errors.ts";
+import { ClusterError } from "../lib/errors/errors.ts";
 import { answeringOf, type EmbeddedDeps, EmbeddedEtcd } from "./embedded.ts";
 import { hostOf } from "./store/client.ts";
-import { forgetOthers, listEtcdMembers } from "./store/members.ts";
-
-const patienceMs = 60_000;
-const retryMs = 100;
+import { forgetOthers } from "./store/members.ts";
 
 /**
  * Makes this member the only manager of its cluster, when so many are lost for good that the rest has no quorum. etcd drops the
@@ -17,7 +14,7 @@ export async function recoverAlone(
   othersAreLost: boolean,
   signal: AbortSignal,
 ): Promise<readonly string[]> {
-  const { keeper, clock } = deps;
+  const { keeper } = deps;
   const { member, etcd } = keeper.value;
   if (etcd === undefined || !etcd.started || etcd.others.length === 0) {
     throw new ClusterError(`manager ${member} has no others beside it`, {
@@ -43,30 +40,8 @@ export async function recoverAlone(
     });
   }
   await using embedded = await EmbeddedEtcd.start(deps, signal, { alone: true });
-  const { client, supervisor } = embedded;
-  const untilMs = clock.monotonicMs() + patienceMs;
-  let failed: string | undefined;
-  void supervisor.failing().then((why) => {
-    failed = why;
-  });
-  for (let alone = false; !alone; ) {
-    try {
-      alone = (await listEtcdMembers(client, signal)).length === 1;
-    } catch (error) {
-      signal.throwIfAborted();
-      if (failed === undefined && hasCode(error, "unavailable") && clock.monotonicMs() < untilMs) {
-        await clock.sleep(retryMs, signal);
-        continue;
-      }
-      throw new ClusterError(`etcd does not serve alone: ${failed ?? "it does not answer"}`, {
-        code: "unavailable",
-        subject: "etcd",
-        hint: "Its own log is etcd/etcd.log in the state directory.",
-        cause: error,
-      });
-    }
-  }
-  const forgotten = await forgetOthers(client, member, signal);
+  await embedded.serving(signal);
+  const forgotten = await forgetOthers(embedded.client, member, signal);
   await keeper.change({ etcd: { ...etcd, others: [] } });
   return forgotten;
 }

@@ -51,6 +51,8 @@ const clusterSchema = z.object({
   ),
   /** Its record is in the state: one that is missing there was removed. */
   registered: z.optional(z.boolean()),
+  /** A restore has begun and has not ended. */
+  restoring: z.optional(z.boolean()),
   /** Of the embedded etcd; missing until the first start of the first member. */
   etcd: z.optional(
     z.object({

@@ -46,6 +46,11 @@ export async function listAll(client: EtcdClient, codecs: Codecs, log: Log, sign
   return { entries, leader, revision };
 }
 
+/** Keys and values as they lie in etcd, at one revision. */
+export async function listEverything(client: EtcdClient, signal: AbortSignal) {
+  return await listRaw(client, false, signal);
+}
+
 /** The keys and revisions only, of which the whole is a fraction. */
 export async function listKeys(client: EtcdClient, signal: AbortSignal) {
   return await listRaw(client, true, signal);

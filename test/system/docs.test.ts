@@ -3,9 +3,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, it } from "vitest";
 import { startCluster } from "../cluster/cluster.ts";
-import { runCommand } from "../cluster/command.ts";
+import { root, runCommand } from "../cluster/command.ts";
 import { deployCounter, pids, running } from "./counter.ts";
 import { blocksOf } from "./markdown.ts";
+
+const clusterd = [join(root, "node_modules/node/bin/node"), join(root, "dist/clusterd.mjs")];
 
 it("docs/getting-started.md: every command, one after the other, and redis keeps its address", async () => {
   // A lab and a configuration of its own, so that the reader's lab stays as it is.
@@ -42,7 +44,10 @@ it("docs/operations.md: a host goes, and a restored cluster goes on with the sam
     for (const line of block?.commands ?? []) {
       const words = line.split(" ");
       if (block?.where === "host=first") {
-        const result = await cluster.exec("host-1", words);
+        const program = words[0] === "clusterd" ? clusterd : [words[0] ?? ""];
+        const address = cluster.hosts[0]?.address ?? "";
+        const own = words.slice(1).map((word) => (word === "10.0.0.11" ? address : word));
+        const result = await cluster.exec("host-1", [...program, ...own]);
         expect(result.code, `${line}\n${result.stderr}`).toBe(0);
       } else {
         expect(words.shift()).toBe("clusterctl");
@@ -81,11 +86,18 @@ it("docs/operations.md: a host goes, and a restored cluster goes on with the sam
   };
   const before = { ...pids(await cluster.tasks(), "web"), ...pids(await cluster.tasks(), "redis") };
   expect(Object.keys(before)).toHaveLength(3);
-  await stopClusterd();
   await run(backup);
-  await startClusterd();
   await cluster.run(["scale", "counter_redis=2"]);
   await stopClusterd();
+  // Cut short, it is no backup; and over a cluster that is there nothing is restored.
+  const restored = async (file: string) => {
+    const result = await cluster.exec("host-1", [...clusterd, "restore", file, "--advertise", "10.0.0.11"]);
+    return result.stderr;
+  };
+  const file = "/var/lib/embassy/cluster.backup";
+  await cluster.exec("host-1", ["sh", "-c", `head -c 1000 ${file} > ${file}.part`]);
+  expect(await restored(`${file}.part`)).toContain("is no backup, or is damaged");
+  expect(await restored(file)).toContain("holds a cluster already");
   await run(restore);
   await startClusterd();
   const tasks = await cluster.until(

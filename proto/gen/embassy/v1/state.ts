@@ -808,6 +808,29 @@ export interface Member {
   instance: string;
 }
 
+/** A backup: the gzipped file of `clusterd backup`. It holds the CA's key and everything that it takes to open the secrets. */
+export interface Backup {
+  /** of this format: 1 */
+  version: number;
+  clusterId: string;
+  /** the member */
+  madeBy: string;
+  madeAtMs: number;
+  /** of the state */
+  revision: number;
+  caCertificatePem: Buffer;
+  caKeyPem: Buffer;
+  /** hex */
+  storeKey: string;
+  /** without what lives under a lease, and without managers' records */
+  entries: Backup_Entry[];
+}
+
+export interface Backup_Entry {
+  key: Buffer;
+  value: Buffer;
+}
+
 function createBaseStackRecord(): StackRecord {
   return {
     spec: undefined,
@@ -5728,6 +5751,324 @@ export const Member: MessageFns<Member> = {
     message.startedAtMs = object.startedAtMs ?? 0;
     message.version = object.version ?? "";
     message.instance = object.instance ?? "";
+    return message;
+  },
+};
+
+function createBaseBackup(): Backup {
+  return {
+    version: 0,
+    clusterId: "",
+    madeBy: "",
+    madeAtMs: 0,
+    revision: 0,
+    caCertificatePem: Buffer.alloc(0),
+    caKeyPem: Buffer.alloc(0),
+    storeKey: "",
+    entries: [],
+  };
+}
+
+export const Backup: MessageFns<Backup> = {
+  encode(message: Backup, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.version !== 0) {
+      writer.uint32(8).uint32(message.version);
+    }
+    if (message.clusterId !== "") {
+      writer.uint32(18).string(message.clusterId);
+    }
+    if (message.madeBy !== "") {
+      writer.uint32(26).string(message.madeBy);
+    }
+    if (message.madeAtMs !== 0) {
+      writer.uint32(32).int64(message.madeAtMs);
+    }
+    if (message.revision !== 0) {
+      writer.uint32(40).int64(message.revision);
+    }
+    if (message.caCertificatePem.length !== 0) {
+      writer.uint32(50).bytes(message.caCertificatePem);
+    }
+    if (message.caKeyPem.length !== 0) {
+      writer.uint32(58).bytes(message.caKeyPem);
+    }
+    if (message.storeKey !== "") {
+      writer.uint32(66).string(message.storeKey);
+    }
+    for (const v of message.entries) {
+      Backup_Entry.encode(v!, writer.uint32(74).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Backup {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBackup();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.version = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.clusterId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.madeBy = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.madeAtMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.revision = longToNumber(reader.int64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.caCertificatePem = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.caKeyPem = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.storeKey = reader.string();
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.entries.push(Backup_Entry.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Backup {
+    return {
+      version: isSet(object.version) ? globalThis.Number(object.version) : 0,
+      clusterId: isSet(object.clusterId)
+        ? globalThis.String(object.clusterId)
+        : isSet(object.cluster_id)
+        ? globalThis.String(object.cluster_id)
+        : "",
+      madeBy: isSet(object.madeBy)
+        ? globalThis.String(object.madeBy)
+        : isSet(object.made_by)
+        ? globalThis.String(object.made_by)
+        : "",
+      madeAtMs: isSet(object.madeAtMs)
+        ? globalThis.Number(object.madeAtMs)
+        : isSet(object.made_at_ms)
+        ? globalThis.Number(object.made_at_ms)
+        : 0,
+      revision: isSet(object.revision) ? globalThis.Number(object.revision) : 0,
+      caCertificatePem: isSet(object.caCertificatePem)
+        ? Buffer.from(bytesFromBase64(object.caCertificatePem))
+        : isSet(object.ca_certificate_pem)
+        ? Buffer.from(bytesFromBase64(object.ca_certificate_pem))
+        : Buffer.alloc(0),
+      caKeyPem: isSet(object.caKeyPem)
+        ? Buffer.from(bytesFromBase64(object.caKeyPem))
+        : isSet(object.ca_key_pem)
+        ? Buffer.from(bytesFromBase64(object.ca_key_pem))
+        : Buffer.alloc(0),
+      storeKey: isSet(object.storeKey)
+        ? globalThis.String(object.storeKey)
+        : isSet(object.store_key)
+        ? globalThis.String(object.store_key)
+        : "",
+      entries: globalThis.Array.isArray(object?.entries)
+        ? object.entries.map((e: any) => Backup_Entry.fromJSON(e))
+        : [],
+    };
+  },
+
+  toJSON(message: Backup): unknown {
+    const obj: any = {};
+    if (message.version !== undefined) {
+      obj.version = Math.round(message.version);
+    }
+    if (message.clusterId !== undefined) {
+      obj.clusterId = message.clusterId;
+    }
+    if (message.madeBy !== undefined) {
+      obj.madeBy = message.madeBy;
+    }
+    if (message.madeAtMs !== undefined) {
+      obj.madeAtMs = Math.round(message.madeAtMs);
+    }
+    if (message.revision !== undefined) {
+      obj.revision = Math.round(message.revision);
+    }
+    if (message.caCertificatePem !== undefined) {
+      obj.caCertificatePem = base64FromBytes(message.caCertificatePem);
+    }
+    if (message.caKeyPem !== undefined) {
+      obj.caKeyPem = base64FromBytes(message.caKeyPem);
+    }
+    if (message.storeKey !== undefined) {
+      obj.storeKey = message.storeKey;
+    }
+    if (message.entries?.length) {
+      obj.entries = message.entries.map((e) => Backup_Entry.toJSON(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<Backup>): Backup {
+    return Backup.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Backup>): Backup {
+    const message = createBaseBackup();
+    message.version = object.version ?? 0;
+    message.clusterId = object.clusterId ?? "";
+    message.madeBy = object.madeBy ?? "";
+    message.madeAtMs = object.madeAtMs ?? 0;
+    message.revision = object.revision ?? 0;
+    message.caCertificatePem = object.caCertificatePem ?? Buffer.alloc(0);
+    message.caKeyPem = object.caKeyPem ?? Buffer.alloc(0);
+    message.storeKey = object.storeKey ?? "";
+    message.entries = object.entries?.map((e) => Backup_Entry.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseBackup_Entry(): Backup_Entry {
+  return { key: Buffer.alloc(0), value: Buffer.alloc(0) };
+}
+
+export const Backup_Entry: MessageFns<Backup_Entry> = {
+  encode(message: Backup_Entry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key.length !== 0) {
+      writer.uint32(10).bytes(message.key);
+    }
+    if (message.value.length !== 0) {
+      writer.uint32(18).bytes(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Backup_Entry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBackup_Entry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = Buffer.from(reader.bytes());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): Backup_Entry {
+    return {
+      key: isSet(object.key) ? Buffer.from(bytesFromBase64(object.key)) : Buffer.alloc(0),
+      value: isSet(object.value) ? Buffer.from(bytesFromBase64(object.value)) : Buffer.alloc(0),
+    };
+  },
+
+  toJSON(message: Backup_Entry): unknown {
+    const obj: any = {};
+    if (message.key !== undefined) {
+      obj.key = base64FromBytes(message.key);
+    }
+    if (message.value !== undefined) {
+      obj.value = base64FromBytes(message.value);
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<Backup_Entry>): Backup_Entry {
+    return Backup_Entry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Backup_Entry>): Backup_Entry {
+    const message = createBaseBackup_Entry();
+    message.key = object.key ?? Buffer.alloc(0);
+    message.value = object.value ?? Buffer.alloc(0);
     return message;
   },
 };
