@@ -1,4 +1,5 @@
 import { isDeepStrictEqual } from "node:util";
+import { shareAddress } from "../../lib/net/host-ip.ts";
 import { nearest } from "../../lib/words/nearest.ts";
 import { FileProblem } from "./files.ts";
 import { numbered } from "./finish.ts";
@@ -472,7 +473,7 @@ class Checker {
         const where = ["services", name, "ports", index];
         const others = byPort.get(port.published.from) ?? [];
         const clash = others.find(
-          (other) => other.port.protocol === port.protocol && sameAddress(other.port.host_ip, port.host_ip),
+          (other) => other.port.protocol === port.protocol && shareAddress(other.port.host_ip, port.host_ip),
         );
         if (clash !== undefined) {
           this.#error(
@@ -574,12 +575,6 @@ function amountOf(resource: "cpus" | "memory", amount: number): string {
 
 function namesOf(networks: Service["networks"]): string {
   return Object.keys(networks).join(", ") || "none";
-}
-
-function sameAddress(a: string | undefined, b: string | undefined): boolean {
-  const any = (address: string | undefined): boolean =>
-    address === undefined || address === "0.0.0.0" || address === "::";
-  return any(a) || any(b) || a === b;
 }
 
 function readContents(stack: Stack, context: CheckContext): Map<string, Uint8Array> {

@@ -138,6 +138,15 @@ describe("a deploy", () => {
     expect(plan(cluster, two).created).toContain("service/api");
   });
 
+  it("may publish a port at another address than another stack, and at none of its addresses", async () => {
+    using cluster = new TestCluster();
+    await cluster.deploy(aStack("one", [aService("web", { ports: [port(8080, { hostIp: "10.0.0.5" })] })]));
+    const at = (hostIp: string) => () =>
+      plan(cluster, aStack("two", [aService("api", { ports: [port(8080, { hostIp })] })]));
+    expect(at("10.0.0.6")().created).toContain("service/api");
+    for (const hostIp of ["10.0.0.5", "", "0.0.0.0"]) expect(at(hostIp)).toThrow("8080/tcp is taken by one_web");
+  });
+
   const udp = Protocol.PROTOCOL_UDP;
   const host = PublishMode.PUBLISH_MODE_HOST;
   const own: readonly (readonly [PublishedPort, string])[] = [
@@ -310,6 +319,16 @@ describe("a stack is refused", () => {
       () => aStack("s", [aService("a", { ports: [port(80)] }), aService("b", { ports: [port(80)] })]),
       "services.b.ports",
       /80 is published twice/,
+    ],
+    [
+      "with a port published at one address and at every address",
+      () =>
+        aStack("s", [
+          aService("a", { ports: [port(80, { hostIp: "10.0.0.5" }), port(80, { hostIp: "10.0.0.6" })] }),
+          aService("b", { ports: [port(80)] }),
+        ]),
+      "services.b.ports",
+      /80 is published twice, by a and b/,
     ],
     [
       "with more tasks than a service can have",

@@ -12,6 +12,7 @@ import {
   sizeOf,
 } from "../../lib/cidr/cidr.ts";
 import { ClusterError } from "../../lib/errors/errors.ts";
+import { shareAddress } from "../../lib/net/host-ip.ts";
 import { defaultPorts, type OwnPort } from "../../lib/net/ports.ts";
 import {
   type BlobSpec,
@@ -719,10 +720,9 @@ class Allocator {
       for (const other of taken) {
         const bothHost =
           port.mode === PublishMode.PUBLISH_MODE_HOST && other.port.mode === PublishMode.PUBLISH_MODE_HOST;
-        const sameAddress = port.hostIp === "" || other.port.hostIp === "" || port.hostIp === other.port.hostIp;
         if (
           !bothHost &&
-          sameAddress &&
+          shareAddress(port.hostIp, other.port.hostIp) &&
           other.port.published === port.published &&
           other.port.protocol === port.protocol
         )

@@ -1,5 +1,6 @@
 import { contains, parseAddress, parseCidr } from "../../lib/cidr/cidr.ts";
 import { ClusterError, messageOf } from "../../lib/errors/errors.ts";
+import { shareAddress } from "../../lib/net/host-ip.ts";
 import { plainName, plainNameWords } from "../../lib/words/plain-name.ts";
 import {
   type PublishedPort,
@@ -198,7 +199,7 @@ function checkLink(spec: StackSpec, consumer: ServiceSpec, name: string, subject
 }
 
 function checkPorts(spec: StackSpec): void {
-  const taken = new Map<string, string>();
+  const taken = new Map<string, { readonly hostIp: string; readonly by: string }[]>();
   for (const service of spec.services) {
     for (const port of service.ports) {
       const subject = `services.${service.name}.ports`;
@@ -207,13 +208,12 @@ function checkPorts(spec: StackSpec): void {
         isPort(port.published), subject, `published port ${port.published} is not 1-65535`);
       if (port.hostIp !== "") checkAddress(port, subject);
       if (port.published === 0 || port.mode === PublishMode.PUBLISH_MODE_HOST) continue;
-      for (const address of [port.hostIp, ""]) {
-        const key = `${address} ${port.published} ${port.protocol}`;
-        const other = taken.get(key);
-        require(other ===
-          undefined, subject, `port ${port.published} is published twice, by ${other} and ${service.name}`);
-      }
-      taken.set(`${port.hostIp} ${port.published} ${port.protocol}`, service.name);
+      const key = `${port.published} ${port.protocol}`;
+      const others = taken.get(key) ?? [];
+      const other = others.find(({ hostIp }) => shareAddress(hostIp, port.hostIp))?.by;
+      require(other ===
+        undefined, subject, `port ${port.published} is published twice, by ${other} and ${service.name}`);
+      taken.set(key, [...others, { hostIp: port.hostIp, by: service.name }]);
     }
   }
 }

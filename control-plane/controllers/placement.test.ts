@@ -3,6 +3,8 @@ import {
   Affinity,
   Placement,
   PlacementStrategy,
+  PublishedPort,
+  PublishMode,
   ResourceAmount,
   Resources,
   type ServiceSpec,
@@ -10,7 +12,7 @@ import {
   TaintEffect,
   Toleration,
 } from "../../proto/gen/embassy/v1/stack.ts";
-import { Member, type Taint } from "../../proto/gen/embassy/v1/state.ts";
+import { BusyPort, Member, NodeStatus, type Taint } from "../../proto/gen/embassy/v1/state.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { changeTaints } from "../domain/taints.ts";
 import { aService, aStack, replicas } from "../domain/testing.ts";
@@ -262,6 +264,28 @@ describe("the role of a node", () => {
     await cluster.settle();
     expect(["all", "rest"].map((name) => cluster.nodesOf(name))).toEqual([["a"], ["b", "c"]]);
   });
+});
+
+it("a port of a host is kept from others at the same address only", async () => {
+  using cluster = await PlacedCluster.withNodes("a");
+  const at = (name: string, hostIp: string) =>
+    aService(name, {
+      mode: replicas(1),
+      ports: [PublishedPort.create({ target: 80, published: 80, mode: PublishMode.PUBLISH_MODE_HOST, hostIp })],
+    });
+  const status = NodeStatus.create(cluster.index.view.nodeStatuses.get("a"));
+  const busyPorts = [BusyPort.create({ port: 80, listensAt: "127.0.0.1", by: "nginx (pid 8)" })];
+  await cluster.store.commit([{ table: "nodeStatuses", id: "a", value: { ...status, busyPorts } }]);
+  await cluster.run(at("one", "10.0.0.5"), at("two", "10.0.0.6"), at("three", "0.0.0.0"), at("four", "127.0.0.1"));
+  expect(["one", "two", "three", "four"].map((name) => cluster.nodesOf(name))).toEqual([["a"], ["a"], [], []]);
+  expect(["three", "four"].map((name) => cluster.tasks("s", name).at(-1)?.unplaced)).toEqual([
+    expect.stringMatching(/^1 node: port 80 held by s_(one|two)\.1$/),
+    "1 node: port 80 at 127.0.0.1 held by nginx (pid 8)",
+  ]);
+  const anywhere = [BusyPort.create({ port: 81, by: "nginx (pid 8)" })];
+  await cluster.store.commit([{ table: "nodeStatuses", id: "a", value: { ...status, busyPorts: anywhere } }]);
+  await cluster.settleFor(10);
+  expect(cluster.nodesOf("four")).toEqual(["a"]);
 });
 
 it("taints have an effect once for each key", () => {

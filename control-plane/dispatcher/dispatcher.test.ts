@@ -206,7 +206,7 @@ describe("a session", () => {
 });
 
 describe("ports that programs of a host have", () => {
-  const sshd = { port: 22, protocol: Protocol.PROTOCOL_TCP, hostIp: "", by: "sshd (pid 7)" };
+  const sshd = { port: 22, protocol: Protocol.PROTOCOL_TCP, hostIp: "", by: "sshd (pid 7)", listensAt: "" };
 
   it("are kept before the state that they were found with counts as applied, over new sessions and streams, until the host says otherwise", async () => {
     await using one = await oneTask();

@@ -1,3 +1,4 @@
+import { isEveryAddress } from "../../lib/net/host-ip.ts";
 import {
   PlacementStrategy,
   Protocol,
@@ -75,9 +76,10 @@ export function schedulerNode(
     busyPorts:
       status === undefined || status.busyPorts.length === 0
         ? undefined
-        : status.busyPorts.map(({ port, protocol, by }) => ({
+        : status.busyPorts.map(({ port, protocol, listensAt, by }) => ({
             port,
             protocol: protocol === Protocol.PROTOCOL_UDP ? "udp" : "tcp",
+            address: isEveryAddress(listensAt) ? undefined : listensAt,
             by: by || "a program of the host",
           })),
   };
@@ -136,9 +138,10 @@ export function taskGroup(
         : undefined,
     ports: (spec?.ports ?? [])
       .filter(({ mode }) => mode === PublishMode.PUBLISH_MODE_HOST)
-      .map(({ published, protocol }) => ({
+      .map(({ published, protocol, hostIp }) => ({
         port: published,
         protocol: protocol === Protocol.PROTOCOL_UDP ? "udp" : "tcp",
+        address: isEveryAddress(hostIp) ? undefined : hostIp,
       })),
   };
 }

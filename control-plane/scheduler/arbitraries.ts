@@ -56,7 +56,14 @@ export function nodeArbitrary(id: string): fc.Arbitrary<SchedulerNode> {
       value: fc.constantFrom(undefined, "x"),
       image: fc.boolean(),
       diskPressure: fc.constantFrom(false, false, false, true),
-      busyPort: fc.constantFrom(undefined, undefined, undefined, 80, 81),
+      busyPort: fc.constantFrom(
+        undefined,
+        undefined,
+        undefined,
+        { port: 80 },
+        { port: 81 },
+        { port: 80, address: "10.0.0.5" },
+      ),
     })
     .map((r) =>
       aNode(id, {
@@ -65,7 +72,7 @@ export function nodeArbitrary(id: string): fc.Arbitrary<SchedulerNode> {
         ready: r.ready,
         arch: r.arch,
         diskPressure: r.diskPressure,
-        busyPorts: r.busyPort === undefined ? undefined : [{ port: r.busyPort, protocol: "tcp", by: "sshd" }],
+        busyPorts: r.busyPort === undefined ? undefined : [{ ...r.busyPort, protocol: "tcp", by: "sshd" }],
         images: r.image ? ["app:1"] : [],
         taints: r.taint === undefined ? undefined : [{ key: "dedicated", effect: r.taint, value: r.value }],
         capacity: {
@@ -147,6 +154,11 @@ const ports = fc.constantFrom<readonly HostPort[] | undefined>(
     { port: 80, ...tcp },
   ],
   [{ port: 80, protocol: "udp" }],
+  [{ port: 80, address: "10.0.0.5", ...tcp }],
+  [
+    { port: 80, address: "10.0.0.6", ...tcp },
+    { port: 0, address: "10.0.0.5", ...tcp },
+  ],
 );
 
 export interface GroupLimits {

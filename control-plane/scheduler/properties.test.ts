@@ -240,9 +240,11 @@ function checkRules(snapshot: SchedulerSnapshot, placements: readonly Placement[
       if (wanted?.port !== 0) expect(port).toBe(wanted?.port);
       else expect([80, 81, 82]).toContain(port);
       const holders = here.flatMap((other) =>
-        (other.ports ?? []).filter(
-          (held, at) => held === port && groupOf(other).ports?.[at]?.protocol === wanted?.protocol,
-        ),
+        (other.ports ?? []).filter((held, at) => {
+          const { protocol, address } = groupOf(other).ports?.[at] ?? {};
+          const isApart = address !== undefined && wanted?.address !== undefined && address !== wanted.address;
+          return held === port && protocol === wanted?.protocol && !isApart;
+        }),
       );
       expect(holders).toHaveLength(1);
     }

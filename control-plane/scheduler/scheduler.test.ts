@@ -70,6 +70,38 @@ describe("scheduler", () => {
     expect(scheduler.schedule().placements.map(({ task }) => task)).toEqual(["web@1.2"]);
   });
 
+  it("gives a port once at each address, and gives it back there alone", () => {
+    const at = (service: string, address?: string) =>
+      aGroup(service, { ports: [{ port: 80, protocol: "tcp", address }] });
+    const [first, second, all] = [at("first", "10.0.0.5"), at("second", "10.0.0.6"), at("all")];
+    const scheduler = aScheduler([aNode("a")], [first, second, all]);
+    const tasks = [first, second, all].flatMap((group) => someTasks(group, 2));
+    const { placements, unplaced } = scheduler.schedule(tasks);
+    expect(placements.map(({ task }) => task)).toEqual(["first@1.1", "second@1.1"]);
+    expect(unplaced.map(({ explanation }) => explanation.summary)).toEqual([
+      "1 node: port 80 at 10.0.0.5 held by first.1",
+      "1 node: port 80 at 10.0.0.6 held by second.1",
+      "1 node: port 80 held by second.1",
+    ]);
+    scheduler.removeTask("second@1.1");
+    expect(scheduler.schedule().placements.map(({ task }) => task)).toEqual(["second@1.2"]);
+    scheduler.removeGroup("first@1");
+    expect(scheduler.schedule().placements).toEqual([]);
+    scheduler.removeGroup("second@1");
+    expect(scheduler.schedule().placements.map(({ task }) => task)).toEqual(["all@1.1"]);
+  });
+
+  it("counts a port that two have been put at until both have left", () => {
+    const web = aGroup("web", { ports: [{ port: 80, protocol: "tcp" }] });
+    const scheduler = aScheduler([aNode("a")], [web]);
+    for (const task of someTasks(web, 2)) scheduler.addTask({ ...task, node: "a" });
+    expect(scheduler.schedule([{ id: "new", group: "web@1" }]).placements).toEqual([]);
+    scheduler.removeTask("web@1.1");
+    expect(scheduler.schedule().placements).toEqual([]);
+    scheduler.removeTask("web@1.2");
+    expect(scheduler.schedule().placements).toHaveLength(1);
+  });
+
   it("keeps to the most tasks per node", () => {
     expect(placed([aNode("a"), aNode("b")], aGroup("web", { maxPerNode: 1 }), 5)).toEqual({ a: 1, b: 1 });
   });
@@ -172,6 +204,11 @@ describe("scheduler", () => {
     ["a port that is none", [{ port: 70_000, protocol: "tcp" }], "there is no port in 70000-70000"],
     ["an empty range", [{ port: 0, protocol: "tcp", range: [90, 80] }], "there is no port in 90-80"],
     ["a port twice", [53, 53].map((port) => ({ port, protocol: "udp" })), "port 53/udp is asked for twice"],
+    [
+      "a port at one address and at all of them",
+      [undefined, "10.0.0.5"].map((address) => ({ port: 53, protocol: "udp", address })),
+      "port 53/udp is asked for twice",
+    ],
   ])("refuses %s", (_name, ports, message) => {
     expect(() => aScheduler([], [aGroup("web", { ports })])).toThrow(`group web@1: ${message}`);
   });

@@ -56,6 +56,8 @@ export interface SchedulerNode {
 export interface BusyHostPort {
   readonly port: number;
   readonly protocol: "tcp" | "udp";
+  /** Where it listens; absent: at every address, or it is not known where. */
+  readonly address?: string | undefined;
   /** The program, for people. */
   readonly by: string;
 }
@@ -70,11 +72,13 @@ export interface Platform {
 /** Where `port: 0` without a range looks for a port. */
 export const defaultPortRange: readonly [number, number] = [49_000, 49_900];
 
-/** A port of the node itself that a task takes, on all of the node's addresses. */
+/** A port of the node itself that a task takes. */
 export interface HostPort {
   /** 1-65535; 0: any free one of `range`. */
   readonly port: number;
   readonly protocol: "tcp" | "udp";
+  /** The address of the node to take it at; absent: at all of them. */
+  readonly address?: string | undefined;
   /** First and last port to choose from when `port` is 0; default `defaultPortRange`. The lowest free one is given. */
   readonly range?: readonly [number, number] | undefined;
 }

@@ -95,6 +95,31 @@ it("a busy port is had once its program has ended, TCP and UDP apart; who waited
   expect(changed).toEqual([["service a"], ["service a"]]);
 });
 
+it("tells where the program listens: at an address, or at every one although it also does at that address", async () => {
+  const [local, other] = [await listener("127.0.0.1"), await listener("127.0.0.2")];
+  const everywhere = createSocket({ type: "udp4", reuseAddr: true }).bind(local.port, "0.0.0.0");
+  await once(everywhere, "listening");
+  const here = createSocket({ type: "udp4", reuseAddr: true }).bind(local.port, "127.0.0.1");
+  await once(here, "listening");
+  const { all } = claims();
+  await using _ = all;
+  const udp: Claim = { ...tcp(local.port, "127.0.0.1"), protocol: "udp" };
+  await all.set(new Map([["service a", [tcp(local.port), tcp(other.port, "127.0.0.2"), tcp(other.port), udp]]]));
+  const told = new Map(all.busy().map(({ protocol, address, port, at }) => [`${protocol} ${address} ${port}`, at]));
+  expect(told).toEqual(
+    new Map([
+      [`tcp 0.0.0.0 ${local.port}`, "127.0.0.1"],
+      [`tcp 127.0.0.2 ${other.port}`, "127.0.0.2"],
+      [`tcp 0.0.0.0 ${other.port}`, "127.0.0.2"],
+      [`udp 127.0.0.1 ${local.port}`, ""],
+    ]),
+  );
+  here.close();
+  everywhere.close();
+  await local.close();
+  await other.close();
+});
+
 it("the cluster's own ports are never claimed, and port 0 is none", async () => {
   const { all } = claims();
   await using _ = all;
@@ -114,7 +139,7 @@ it("who cannot tell who listens gives way", async () => {
   });
   await using _ = failing;
   await failing.set(new Map([["service a", [tcp(program.port)]]]));
-  expect(failing.busy()).toEqual([{ ...tcp(program.port), by: "" }]);
+  expect(failing.busy()).toEqual([{ ...tcp(program.port), by: "", at: "" }]);
   await program.close();
 });
 

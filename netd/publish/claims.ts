@@ -19,6 +19,8 @@ export interface Claim {
 export interface BusyPort extends Claim {
   /** The program, "sshd (pid 812)"; empty: not known. */
   readonly by: string;
+  /** Where the program listens; empty: at every address, or not known. */
+  readonly at: string;
 }
 
 /** What a published port claims. */
@@ -60,7 +62,7 @@ export interface ClaimsDeps {
 type PortState =
   | { readonly kind: "held"; readonly close: () => void }
   | { readonly kind: "open" }
-  | { readonly kind: "busy"; readonly by: string };
+  | { readonly kind: "busy"; readonly by: string; readonly at: string };
 
 interface Port {
   readonly claim: Claim;
@@ -122,7 +124,7 @@ export class PortClaims implements AsyncDisposable {
     const port = claims.map((claim) => this.#ports.get(keyOf(claim))).find((one) => one?.state?.kind === "busy");
     if (port?.state?.kind !== "busy") return undefined;
     port.forgetAtMs = performance.now() + refusedMs;
-    return { ...port.claim, by: port.state.by };
+    return { ...port.claim, by: port.state.by, at: port.state.at };
   }
 
   /** May it be published? Not before it was claimed. */
@@ -135,7 +137,7 @@ export class PortClaims implements AsyncDisposable {
   busy(): BusyPort[] {
     const busy: BusyPort[] = [];
     for (const { claim, state } of this.#ports.values()) {
-      if (state?.kind === "busy") busy.push({ ...claim, by: state.by });
+      if (state?.kind === "busy") busy.push({ ...claim, by: state.by, at: state.at });
     }
     return busy.sort((a, b) => a.port - b.port || (keyOf(a) < keyOf(b) ? -1 : 1));
   }
@@ -200,8 +202,8 @@ export class PortClaims implements AsyncDisposable {
         if (port.state.kind === "busy") {
           log.warn("a program of the host has a port that is to be published", { ...fields, program: port.state.by });
         } else if (before !== undefined) log.info("a port that a program of the host had is free", fields);
-      } else if (port.state.kind === "busy" && before?.kind === "busy" && port.state.by !== before.by) {
-        busyChanged = true;
+      } else if (port.state.kind === "busy" && before?.kind === "busy") {
+        busyChanged ||= port.state.by !== before.by || port.state.at !== before.at;
       }
       if (port.units.size === 0 && !(isBusy && performance.now() < port.forgetAtMs)) this.#forget(port);
     }
@@ -237,13 +239,15 @@ export class PortClaims implements AsyncDisposable {
 
 /** Whose is a port that cannot be bound? Without knowing who listens it counts as another's: that program could be sshd. */
 function inUse({ protocol, address, port }: Claim, listeners: readonly Listener[] | undefined): PortState {
-  if (listeners === undefined) return { kind: "busy", by: "" };
+  if (listeners === undefined) return { kind: "busy", by: "", at: "" };
   const isOne = (one: Listener) =>
     one.protocol === protocol &&
     one.port === port &&
     (address === "0.0.0.0" || one.address === "0.0.0.0" || one.address === address);
-  const listener = listeners.find(isOne);
-  return listener === undefined ? { kind: "open" } : { kind: "busy", by: listener.program };
+  const all = listeners.filter(isOne);
+  const listener = all.find((one) => one.address === "0.0.0.0") ?? all[0];
+  if (listener === undefined) return { kind: "open" };
+  return { kind: "busy", by: listener.program, at: listener.address === "0.0.0.0" ? "" : listener.address };
 }
 
 /** As `inUse`. When nobody listens, the one that did may have ended in between, and it is asked for once more. */

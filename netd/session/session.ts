@@ -53,11 +53,12 @@ function parseManagers(text: string, path: string): string[] {
   throw new ClusterError(`${path} names no managers`, { code: "invalid", subject: path });
 }
 
-const busyPort = ({ protocol, address, port, by }: BusyPort): WireBusyPort => ({
+const busyPort = ({ protocol, address, port, by, at }: BusyPort): WireBusyPort => ({
   port,
   protocol: protocol === "udp" ? Protocol.PROTOCOL_UDP : Protocol.PROTOCOL_TCP,
   hostIp: address === "0.0.0.0" ? "" : address,
   by,
+  listensAt: at,
 });
 
 interface Membership {

@@ -1,3 +1,4 @@
+import { shareAddress } from "../../../lib/net/host-ip.ts";
 import { type PublishedPort, PublishMode } from "../../../proto/gen/embassy/v1/stack.ts";
 import { type Service, type ServiceStatus, UpdateState } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
@@ -93,7 +94,7 @@ function isTaken(index: ClusterIndex, serviceId: string, port: PublishedPort): b
     const isSame = (other: PublishedPort) =>
       other.published === port.published &&
       other.protocol === port.protocol &&
-      (other.hostIp === "" || port.hostIp === "" || other.hostIp === port.hostIp) &&
+      shareAddress(other.hostIp, port.hostIp) &&
       !(other.mode === PublishMode.PUBLISH_MODE_HOST && port.mode === PublishMode.PUBLISH_MODE_HOST);
     if (port.published !== 0 && ports.some(isSame)) return true;
   }

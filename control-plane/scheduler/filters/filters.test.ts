@@ -159,6 +159,44 @@ describe("each filter refuses for its reason, and says what would help", () => {
       ["host-port", "port 22 held by sshd (pid 7)", "Publish another port, or stop sshd (pid 7)."],
     ],
     [
+      "a port at one address that a task has at all of them",
+      {
+        group: { ports: [{ port: 80, protocol: "tcp", address: "10.0.0.5" }] },
+        others: { ports: [{ port: 80, protocol: "tcp" }] },
+      },
+      ["host-port", "port 80 at 10.0.0.5 held by db.1", "Publish another port, or stop db.1."],
+    ],
+    [
+      "a port at all addresses that a program has at one",
+      {
+        group: { ports: [{ port: 80, protocol: "tcp" }] },
+        node: { busyPorts: [{ port: 80, protocol: "tcp", address: "127.0.0.1", by: "nginx (pid 8)" }] },
+      },
+      ["host-port", "port 80 held by nginx (pid 8)", "Publish another port, or stop nginx (pid 8)."],
+    ],
+    [
+      "a port at the address where a task has it",
+      {
+        group: { ports: [{ port: 80, protocol: "udp", address: "10.0.0.5" }] },
+        others: {
+          ports: ["10.0.0.4", "10.0.0.5", "10.0.0.6"].map((address) => ({ port: 80, protocol: "udp", address })),
+        },
+      },
+      ["host-port", "port 80/udp at 10.0.0.5 held by db.1", "Publish another port, or stop db.1."],
+    ],
+    [
+      "a range of one at all addresses, of which the group has the port at one itself",
+      {
+        group: {
+          ports: [
+            { port: 80, protocol: "tcp", address: "10.0.0.5" },
+            { port: 0, protocol: "tcp", range: [80, 80] },
+          ],
+        },
+      },
+      ["host-port", "no free port in 80-80", "Widen the port range, or add a node."],
+    ],
+    [
       "a range that programs of the host have",
       {
         group: { ports: [{ port: 0, protocol: "tcp", range: [80, 80] }] },
@@ -291,6 +329,20 @@ describe("each filter refuses for its reason, and says what would help", () => {
     [
       "the same port of another protocol",
       { group: { ports: [{ port: 53, protocol: "tcp" }] }, others: { ports: [{ port: 53, protocol: "udp" }] } },
+    ],
+    [
+      "the same port at another address than tasks and programs have it",
+      {
+        group: {
+          ports: [
+            { port: 80, protocol: "tcp", address: "10.0.0.5" },
+            { port: 80, protocol: "tcp", address: "10.0.0.7" },
+            { port: 0, protocol: "tcp", address: "10.0.0.8", range: [80, 80] },
+          ],
+        },
+        others: { ports: [{ port: 80, protocol: "tcp", address: "10.0.0.6" }] },
+        node: { busyPorts: [{ port: 80, protocol: "tcp", address: "127.0.0.1", by: "nginx (pid 8)" }] },
+      },
     ],
     [
       "exactly what is free",

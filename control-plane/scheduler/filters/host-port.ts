@@ -1,4 +1,5 @@
-import { type NodeRecord, portKey, type TaskRecord } from "../state/records.ts";
+import { claimOf, clash, type PortClaim } from "../state/ports.ts";
+import type { NodeRecord, TaskRecord } from "../state/records.ts";
 import { type BusyHostPort, defaultPortRange, type HostPort } from "../types.ts";
 import type { Filter } from "./filter.ts";
 
@@ -19,9 +20,8 @@ export const hostPort: Filter = {
     const ports = group.spec.ports ?? [];
     // The first that cannot be had beside those before it.
     const refused = ports.find((_, i) => givePorts(ports.slice(0, i + 1), node) === undefined);
-    const key = refused && portKey(refused.port, refused.protocol);
-    const task = key && node.ports?.get(key)?.name;
-    const holder = task ?? node.spec.busyPorts?.find((one) => keyOf(one) === key)?.by;
+    const task = refused && node.ports?.holder(claimOf(refused))?.name;
+    const holder = task ?? (refused && programAt(claimOf(refused), node)?.by);
     if (refused === undefined || refused.port === 0 || holder === undefined) {
       const [first, last] = refused?.range ?? defaultPortRange;
       return {
@@ -30,7 +30,8 @@ export const hostPort: Filter = {
         fix: "Widen the port range, or add a node.",
       };
     }
-    const port = `port ${refused.port}${refused.protocol === "udp" ? "/udp" : ""}`;
+    const { protocol, address } = refused;
+    const port = `port ${refused.port}${protocol === "udp" ? "/udp" : ""}${address === undefined ? "" : ` at ${address}`}`;
     return {
       kind: "host-port",
       text: `${port} held by ${holder}`,
@@ -39,8 +40,6 @@ export const hostPort: Filter = {
     };
   },
 };
-
-const keyOf = ({ port, protocol }: BusyHostPort) => portKey(port, protocol);
 
 /**
  * The number for each port asked for, lowest free first within a range; undefined when one of them cannot be had. What
@@ -52,20 +51,19 @@ export function givePorts(
   leaving?: ReadonlySet<TaskRecord>,
 ): readonly number[] | undefined {
   const given: number[] = [];
-  for (const { port, protocol, range } of ports) {
+  for (const wanted of ports) {
+    const { port, range } = wanted;
     if (port !== 0) {
-      if (!isFree(portKey(port, protocol), node, leaving)) return undefined;
+      if (!isFree(claimOf(wanted), node, leaving)) return undefined;
       given.push(port);
       continue;
     }
     const [first, last] = range ?? defaultPortRange;
     let number = first;
-    while (
-      number <= last &&
-      (!isFree(portKey(number, protocol), node, leaving) ||
-        ports.some((other, i) => other.protocol === protocol && (other.port === number || given[i] === number)))
-    ) {
-      number++;
+    for (; number <= last; number++) {
+      const claim = claimOf(wanted, number);
+      // Those before it have their numbers, and those after it what they ask for.
+      if (isFree(claim, node, leaving) && !ports.some((other, i) => clash(claimOf(other, given[i]), claim))) break;
     }
     if (number > last) return undefined;
     given.push(number);
@@ -73,8 +71,11 @@ export function givePorts(
   return given;
 }
 
-function isFree(key: number, { ports, spec }: NodeRecord, leaving: ReadonlySet<TaskRecord> | undefined): boolean {
-  const holder = ports?.get(key);
-  if (holder !== undefined && leaving?.has(holder) !== true) return false;
-  return spec.busyPorts === undefined || !spec.busyPorts.some((one) => keyOf(one) === key);
+function isFree(claim: PortClaim, node: NodeRecord, leaving: ReadonlySet<TaskRecord> | undefined): boolean {
+  return node.ports?.holder(claim, leaving) === undefined && programAt(claim, node) === undefined;
+}
+
+/** The program of the host that is in the claim's way. */
+function programAt(claim: PortClaim, { spec }: NodeRecord): BusyHostPort | undefined {
+  return spec.busyPorts?.find((busy) => clash(claimOf(busy), claim));
 }

@@ -1,10 +1,11 @@
 import type { ClusterState } from "../state/cluster.ts";
-import { type GroupRecord, type Need, type NodeRecord, portKey } from "../state/records.ts";
+import { claimOf, type PortClaim } from "../state/ports.ts";
+import type { GroupRecord, Need, NodeRecord } from "../state/records.ts";
 
 /** What one bit of a tree promises: a node without the bit cannot hold a task that needs this much or more. */
 interface Threshold {
   readonly needs: readonly Need[];
-  readonly ports: readonly number[];
+  readonly ports: readonly PortClaim[];
 }
 
 /** Bits of an Int32. */
@@ -35,7 +36,8 @@ export class Thresholds {
     for (let i = 0; i < chosen.length; i++) {
       const { needs, ports } = chosen[i] as Threshold;
       let has = state.table.fits(node.index, needs);
-      if (has && ports.length > 0 && node.ports !== undefined) has = !ports.some((port) => node.ports?.has(port));
+      if (has && ports.length > 0 && node.ports !== undefined)
+        has = !ports.some((port) => node.ports?.holder(port) !== undefined);
       if (has) bits |= 1 << i;
     }
     return bits;
@@ -53,7 +55,7 @@ export class Thresholds {
       const { needs, ports } = chosen[i] as Threshold;
       if (
         needs.every(({ dimension, amount }) => amountOf(group, dimension) >= amount) &&
-        ports.every((port) => own.includes(port))
+        ports.every((port) => own.some((other) => includes(other, port)))
       ) {
         bits |= 1 << i;
       }
@@ -90,7 +92,7 @@ export class Thresholds {
 function grid(samples: readonly Threshold[]): readonly Threshold[] {
   const ported = new Map<string, Threshold>();
   for (const { ports } of samples)
-    if (ports.length > 0 && ported.size < 8) ported.set(ports.join(), { needs: [], ports });
+    if (ports.length > 0 && ported.size < 8) ported.set(textOf(ports), { needs: [], ports });
   const cpu = quantiles(samples, 0, 5);
   const memory = quantiles(samples, 1, 6);
   const lines = cpu.flatMap((c) =>
@@ -118,16 +120,25 @@ function amountOf(group: GroupRecord, dimension: number): number {
   return 0;
 }
 
-function fixedPorts(group: GroupRecord): readonly number[] {
+function fixedPorts(group: GroupRecord): readonly PortClaim[] {
   const { ports } = group.spec;
   if (ports === undefined) return none;
-  return ports.filter(({ port }) => port !== 0).map(({ port, protocol }) => portKey(port, protocol));
+  return ports.filter(({ port }) => port !== 0).map((port) => claimOf(port));
 }
 
-const none: readonly number[] = [];
+/** Is whatever is in the way of `part` in the way of `whole` too? */
+function includes(whole: PortClaim, part: PortClaim): boolean {
+  return whole.key === part.key && (whole.address === undefined || whole.address === part.address);
+}
+
+function textOf(ports: readonly PortClaim[]): string {
+  return ports.map(({ key, address }) => (address === undefined ? key : `${key} ${address}`)).join();
+}
+
+const none: readonly PortClaim[] = [];
 
 function signatureOf(group: GroupRecord): string {
   let key = "";
   for (const { dimension, amount } of group.needs) key += `${dimension}:${amount},`;
-  return key + fixedPorts(group).join();
+  return key + textOf(fixedPorts(group));
 }

@@ -2,11 +2,11 @@ import { ClusterError } from "../../../lib/errors/errors.ts";
 import type { SchedulerNode, SchedulerVolume, Strategy, TaskGroup } from "../types.ts";
 import { DomainSpace } from "./domains.ts";
 import { compileGroup, noFailures } from "./group.ts";
+import { claimOf, HeldPorts } from "./ports.ts";
 import {
   type GroupRecord,
   type Need,
   NodeRecord,
-  portKey,
   ServiceRecord,
   type SpreadLevel,
   type TaskRecord,
@@ -242,9 +242,7 @@ export class ClusterState {
     if (task.down) service.down--;
     group.placed--;
     if (service.domains !== undefined) this.#countDomains(task, node, -1);
-    if (group.ports !== undefined) {
-      for (const [key, holder] of node.ports ?? []) if (holder === task) node.ports?.delete(key);
-    }
+    if (group.ports !== undefined) this.#releasePorts(task, node);
     if (group.volumes !== undefined) for (const use of group.volumes) this.volume(use.volume).writers.delete(task);
     for (const listener of this.listeners) listener.nodeChanged(node, false);
   }
@@ -335,11 +333,16 @@ export class ClusterState {
   }
 
   #takePorts(task: TaskRecord, node: NodeRecord): void {
-    node.ports ??= new Map();
+    node.ports ??= new HeldPorts();
     for (const [i, port] of (task.group.ports ?? []).entries()) {
       const number = task.ports[i] ?? port.port;
-      if (number !== 0 && !node.ports.has(portKey(number, port.protocol)))
-        node.ports.set(portKey(number, port.protocol), task);
+      if (number !== 0) node.ports.take(claimOf(port, number), task);
+    }
+  }
+
+  #releasePorts(task: TaskRecord, node: NodeRecord): void {
+    for (const [i, port] of (task.group.ports ?? []).entries()) {
+      node.ports?.release(claimOf(port, task.ports[i]).key, task);
     }
   }
 }

@@ -2,14 +2,8 @@ import { ClusterError } from "../../../lib/errors/errors.ts";
 import { type Constraint, parseConstraint } from "../constraint/parse.ts";
 import { defaultPortRange, type SpreadPreference, type Strategy, type TaskGroup } from "../types.ts";
 import type { DomainSpace } from "./domains.ts";
-import {
-  type GroupRecord,
-  type GroupRules,
-  type Need,
-  portKey,
-  type ServiceRecord,
-  type SpreadLevel,
-} from "./records.ts";
+import { claimOf, clash, type PortClaim } from "./ports.ts";
+import type { GroupRecord, GroupRules, Need, ServiceRecord, SpreadLevel } from "./records.ts";
 
 /** What compiling a group needs of the state. */
 export interface GroupContext {
@@ -103,12 +97,15 @@ const noRules: GroupRules = {
 function checkPorts(spec: TaskGroup): void {
   const invalid = (what: string): ClusterError =>
     new ClusterError(`group ${spec.id}: ${what}`, { code: "invalid", subject: spec.id });
-  const fixed = new Set<number>();
-  for (const { port, protocol, range = defaultPortRange } of spec.ports ?? []) {
+  const fixed: PortClaim[] = [];
+  for (const wanted of spec.ports ?? []) {
+    const { port, protocol, range = defaultPortRange } = wanted;
     const [first, last] = port === 0 ? range : [port, port];
     if (!(first >= 1 && first <= last && last <= 65_535)) throw invalid(`there is no port in ${first}-${last}`);
-    if (port !== 0 && fixed.has(portKey(port, protocol))) throw invalid(`port ${port}/${protocol} is asked for twice`);
-    if (port !== 0) fixed.add(portKey(port, protocol));
+    if (port === 0) continue;
+    const claim = claimOf(wanted);
+    if (fixed.some((other) => clash(other, claim))) throw invalid(`port ${port}/${protocol} is asked for twice`);
+    fixed.push(claim);
   }
 }
 

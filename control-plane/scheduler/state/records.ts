@@ -4,6 +4,7 @@ import type { Score } from "../scores/score.ts";
 import type { SchedulerNode, SchedulerVolume, TaskGroup, Turn } from "../types.ts";
 import { NodeCounts } from "./counts.ts";
 import type { DomainSpace } from "./domains.ts";
+import type { HeldPorts } from "./ports.ts";
 
 /** A node as the state holds it. `index` addresses its row in the typed arrays and is reused after it has left. */
 export class NodeRecord {
@@ -15,8 +16,8 @@ export class NodeRecord {
   taskCount = 0;
   /** Breaks ties of cost: a hash of id and seed, so equal nodes are taken in an order that favours no class. */
   readonly tie: number;
-  /** Taken ports (see `portKey`), made when the first is taken. */
-  ports: Map<number, TaskRecord> | undefined;
+  /** Taken ports, made when the first is taken. */
+  ports: HeldPorts | undefined;
 
   /** For explanations: what it shares with others, worked out for `classOf`. */
   className = "";
@@ -306,11 +307,6 @@ export interface VolumeRecord {
   readonly writers: Set<TaskRecord>;
   /** Counts writers that have ended. */
   endings: number;
-}
-
-/** One number for a port and its protocol. */
-export function portKey(port: number, protocol: "tcp" | "udp"): number {
-  return port * 2 + (protocol === "udp" ? 1 : 0);
 }
 
 export function compareTexts(a: string, b: string): number {

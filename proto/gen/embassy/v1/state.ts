@@ -626,6 +626,8 @@ export interface BusyPort {
   hostIp: string;
   /** the program: "sshd (pid 812)"; empty: not known */
   by: string;
+  /** where it listens; empty: at every address, or not known */
+  listensAt: string;
 }
 
 /** What a node says of itself when its session opens. */
@@ -3288,7 +3290,7 @@ export const NodeStatus: MessageFns<NodeStatus> = {
 };
 
 function createBaseBusyPort(): BusyPort {
-  return { port: 0, protocol: 0, hostIp: "", by: "" };
+  return { port: 0, protocol: 0, hostIp: "", by: "", listensAt: "" };
 }
 
 export const BusyPort: MessageFns<BusyPort> = {
@@ -3304,6 +3306,9 @@ export const BusyPort: MessageFns<BusyPort> = {
     }
     if (message.by !== "") {
       writer.uint32(34).string(message.by);
+    }
+    if (message.listensAt !== "") {
+      writer.uint32(42).string(message.listensAt);
     }
     return writer;
   },
@@ -3353,6 +3358,14 @@ export const BusyPort: MessageFns<BusyPort> = {
             message.by = reader.string();
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.listensAt = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3375,6 +3388,11 @@ export const BusyPort: MessageFns<BusyPort> = {
         ? globalThis.String(object.host_ip)
         : "",
       by: isSet(object.by) ? globalThis.String(object.by) : "",
+      listensAt: isSet(object.listensAt)
+        ? globalThis.String(object.listensAt)
+        : isSet(object.listens_at)
+        ? globalThis.String(object.listens_at)
+        : "",
     };
   },
 
@@ -3392,6 +3410,9 @@ export const BusyPort: MessageFns<BusyPort> = {
     if (message.by !== undefined) {
       obj.by = message.by;
     }
+    if (message.listensAt !== undefined) {
+      obj.listensAt = message.listensAt;
+    }
     return obj;
   },
 
@@ -3404,6 +3425,7 @@ export const BusyPort: MessageFns<BusyPort> = {
     message.protocol = object.protocol ?? 0;
     message.hostIp = object.hostIp ?? "";
     message.by = object.by ?? "";
+    message.listensAt = object.listensAt ?? "";
     return message;
   },
 };
