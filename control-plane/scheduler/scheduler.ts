@@ -237,6 +237,43 @@ export class Scheduler {
     });
   }
 
+  /** Does anything wait that was looked at and fits nowhere? */
+  get hasUnplaced(): boolean {
+    return this.#waiting.blocked.size > 0;
+  }
+
+  /**
+   * The reasons as of now of what was looked at and fits nowhere, of those first that were counted longest ago; none where nothing has
+   * changed since. Stops after looking at so many nodes, or after so many tasks; one group is counted in any case. `more`: there are
+   * others. Leaves out gangs, whose members wait for each other.
+   */
+  recount(limits: { readonly nodes: number; readonly tasks: number }): {
+    readonly unplaced: readonly Unplaced[];
+    readonly more: boolean;
+  } {
+    const { version, nodes } = this.#state;
+    const stale = [...this.#waiting.blocked].filter(
+      ({ explainedAt, gang }) => explainedAt !== version && gang === undefined,
+    );
+    stale.sort((a, b) => a.explainedAt - b.explainedAt);
+    const unplaced: Unplaced[] = [];
+    let counted = 0;
+    let tasks = 0;
+    for (const waiting of stale) {
+      if (counted > 0 && ((counted + 1) * nodes.size > limits.nodes || tasks >= limits.tasks)) break;
+      counted++;
+      waiting.explainedAt = version;
+      const { group, onlyNode } = waiting;
+      const explanation = explainGroup(this.#state, group, onlyNode);
+      // Where a node would take it by now, the next pass tells.
+      if (explanation.reasons.reduce((sum, { count }) => sum + count, 0) < explanation.nodes) continue;
+      const ids = waiting.ids();
+      tasks += ids.length;
+      unplaced.push({ group: group.spec.id, tasks: ids, explanation });
+    }
+    return { unplaced, more: counted < stale.length };
+  }
+
   /**
    * Why a task is where it is, or nowhere.
    * @throws ClusterError `not-found`.
@@ -340,6 +377,7 @@ export class Scheduler {
       return;
     }
     const explanation = this.#explain(group, onlyNode, unplaced.size);
+    waiting.explainedAt = explanation.nodes > 0 ? this.#state.version : -1;
     unplaced.set(waiting, { group: group.spec.id, tasks: waiting.ids(), explanation });
     this.#index.leave();
     this.#waiting.block(waiting);

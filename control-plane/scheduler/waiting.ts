@@ -75,6 +75,11 @@ export class WaitingRoom implements StateListener {
     for (const waiting of this.#blocked) this.#wake(waiting);
   }
 
+  /** What was looked at and fits nowhere. */
+  get blocked(): ReadonlySet<Waiting> {
+    return this.#blocked;
+  }
+
   /** Awake and blocked, by priority, then by the turn of the first task. */
   all(): readonly Waiting[] {
     const all = [...this.#awake, ...this.#blocked];

@@ -9,6 +9,11 @@ import { planAdoption } from "./homes.ts";
 import { type CommitPlan, planCommit } from "./plan.ts";
 
 const onlyKey = "cluster";
+const reasonsKey = "reasons";
+/** So long may a task tell a reason that is no longer the one; and so seldom are they counted anew, however much changes. */
+const recountMs = 5_000;
+/** Nodes looked at, and tasks told, at a time: some 20 ms. */
+const recountLimits = { nodes: 20_000, tasks: 1_000 };
 /** Placements of one commit: what a transaction costs beside its writes is small then, and a node hears of its tasks soon still. */
 const mostPlacements = 2_000;
 /** Bytes of one commit, of which each task's specification is nearly all. etcd takes 1.5 MiB if nothing else is set. */
@@ -16,15 +21,27 @@ const mostCommitBytes = 1024 * 1024;
 /** Commits under way at once: enough that etcd always has one, and few enough that a conflict costs little. */
 const mostUnderWay = 4;
 
-/** Gives tasks that wait a node, in batches of at most `most`, until the signal is aborted. */
-export async function runScheduling(deps: ControllerDeps, signal: AbortSignal, most = mostPlacements): Promise<void> {
+/**
+ * Gives tasks that wait a node, in batches of at most `most`, and keeps the reasons of those without one no older than
+ * `reasonsMs` or so, until the signal is aborted.
+ */
+export async function runScheduling(
+  deps: ControllerDeps,
+  signal: AbortSignal,
+  most = mostPlacements,
+  reasonsMs = recountMs,
+): Promise<void> {
   const { index } = deps;
   const feed = new SchedulerFeed(index, deps.log);
   let adopted = false;
   await using loop: ReconcileLoop = new ReconcileLoop({
     name: "scheduling",
     log: deps.log,
-    reconcile: async (_, stopped) => {
+    reconcile: async (key, stopped) => {
+      if (key === reasonsKey) {
+        if (await recountReasons(deps, feed, stopped)) loop.markAfter(reasonsKey, reasonsMs);
+        return;
+      }
       if (!adopted) await commitFenced(deps, planAdoption(index), undefined, stopped);
       adopted = true;
       if (await placeAll(deps, feed, stopped, most)) loop.markAfter(onlyKey, staleViewDelayMs);
@@ -32,6 +49,7 @@ export async function runScheduling(deps: ControllerDeps, signal: AbortSignal, m
   });
   using _ = index.subscribe((changes) => {
     if (feed.apply(changes)) loop.mark(onlyKey);
+    if (feed.scheduler.hasUnplaced) loop.markAfter(reasonsKey, reasonsMs);
   });
   loop.mark(onlyKey);
   await aborted(signal);
@@ -118,6 +136,31 @@ export async function placeAll(
     errors.push(error);
   }
   return errors.length > 0 || again;
+}
+
+/**
+ * Counts anew why tasks fit nowhere, some at a time, and writes down what has changed: a node that changes wakes only what might fit
+ * there. True when there are others to be counted.
+ */
+export async function recountReasons(
+  deps: ControllerDeps,
+  feed: SchedulerFeed,
+  signal: AbortSignal,
+  limits = recountLimits,
+): Promise<boolean> {
+  const { unplaced, more } = feed.scheduler.recount(limits);
+  const reasons = new Map<string, string>();
+  for (const { tasks, explanation } of unplaced) {
+    for (const taskId of tasks) reasons.set(taskId, feed.whyNowhere(taskId, explanation));
+  }
+  const writes = unplacedWrites(deps.index, reasons);
+  try {
+    if (writes.length > 0) await commitFenced(deps, writes, undefined, signal);
+  } catch (error) {
+    // The next change asks again.
+    if (!isStaleView(error)) throw error;
+  }
+  return more;
 }
 
 /** The writes that say of tasks why they have no place; none for what is said already. */

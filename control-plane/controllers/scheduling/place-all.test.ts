@@ -9,7 +9,7 @@ import type { CommitOptions, Write } from "../../store/types.ts";
 import { type ControllerDeps, defaultControllerSettings } from "../deps.ts";
 import { blocksNeeded } from "../ipam/plan.ts";
 import { SchedulerFeed } from "./feed.ts";
-import { placeAll } from "./loop.ts";
+import { placeAll, recountReasons, runScheduling } from "./loop.ts";
 
 const reserved = { milliCpus: 10, memoryBytes: 0, pids: 0, generic: {} };
 const spec = ServiceSpec.create({ name: "web", resources: Resources.create({ reservations: reserved }) });
@@ -61,19 +61,30 @@ class Waiting extends TestCluster {
   }
 
   async place(most = 200): Promise<boolean> {
+    return await placeAll(this.#deps(), this.feed, never, most);
+  }
+
+  async recount(): Promise<boolean> {
+    return await recountReasons(this.#deps(), this.feed, never);
+  }
+
+  async run(signal: AbortSignal): Promise<void> {
+    await runScheduling(this.#deps(), signal, undefined, 1);
+  }
+
+  #deps(): ControllerDeps {
     const commit = async (writes: readonly Write[], options?: CommitOptions): Promise<number> => {
       this.commits.push(writes);
       await this.before(this.commits.length - 1, writes);
       return await this.store.commit(writes, options);
     };
-    const deps: ControllerDeps = {
+    return {
       store: { view: this.store.view, commit },
       index: this.index,
       log: silentLog,
       clock: systemClock,
       settings: defaultControllerSettings,
     };
-    return await placeAll(deps, this.feed, never, most);
   }
 
   /** Tasks that have a node; throws when a node has more than it takes, or a task was given one twice. */
@@ -105,6 +116,48 @@ describe("placing many tasks", () => {
     await cluster.store.commit([{ table: "tasks", id: "late", value: late }]);
     expect(await cluster.place()).toBe(false);
     expect(cluster.index.view.tasks.get("late")?.unplaced).toMatch(/3 nodes/);
+  });
+
+  it("tells the reasons of now where a node has changed and the task still does not fit, and writes nothing else", async () => {
+    using cluster = await Waiting.of(1_203);
+    await cluster.place();
+    const told = () =>
+      [...cluster.index.view.tasks.values()].filter(({ nodeId }) => nodeId === "").map((task) => task.unplaced);
+    expect(told()).toEqual(Array(3).fill("3 nodes: 10m CPU needed, 0 free"));
+    const made = cluster.commits.length;
+    expect(await cluster.recount()).toBe(false);
+    expect(cluster.commits).toHaveLength(made);
+    await cluster.setAvailability("a", Availability.AVAILABILITY_PAUSE);
+    await cluster.place();
+    expect(await cluster.recount()).toBe(false);
+    expect(told()).toEqual(Array(3).fill("2 nodes: 10m CPU needed, 0 free; 1: node is paused"));
+    expect(cluster.commits.slice(made).map((writes) => writes.length)).toEqual([3]);
+    // The node is another, and the reason the same.
+    await cluster.setAvailability("b", Availability.AVAILABILITY_PAUSE);
+    await cluster.setAvailability("a", Availability.AVAILABILITY_ACTIVE);
+    await cluster.place();
+    await cluster.recount();
+    expect(cluster.commits).toHaveLength(made + 1);
+    expect(cluster.count()).toBe(1_200);
+  });
+
+  it("keeps the reasons current by itself", async () => {
+    using cluster = await Waiting.of(1_201);
+    const until = async (why: string) => {
+      const found = () => [...cluster.index.view.tasks.values()].some(({ unplaced }) => unplaced === why);
+      const { promise, resolve } = Promise.withResolvers<void>();
+      using _ = cluster.index.subscribe(() => {
+        if (found()) resolve();
+      });
+      if (!found()) await promise;
+    };
+    const end = new AbortController();
+    const running = cluster.run(end.signal);
+    await until("3 nodes: 10m CPU needed, 0 free");
+    await cluster.setAvailability("a", Availability.AVAILABILITY_PAUSE);
+    await until("2 nodes: 10m CPU needed, 0 free; 1: node is paused");
+    end.abort();
+    await running;
   });
 
   it.each([0, 1, 3, 5])("makes good a conflict of commit %i in the next pass", async (nth) => {

@@ -129,3 +129,29 @@ describe("explanations", () => {
     );
   });
 });
+
+it("counts reasons anew some at a time, those first that were counted longest ago, and none where nothing has changed", () => {
+  const groups = ["x", "y", "z"].map((name) => aGroup(name, { constraints: ["node.hostname == b"] }));
+  const scheduler = new Scheduler();
+  scheduler.upsertNode(aNode("a"));
+  for (const group of groups) scheduler.upsertGroup(group);
+  scheduler.schedule(groups.flatMap((group) => someTasks(group, 2)));
+  const recount = (limits: { readonly nodes: number; readonly tasks: number }) => {
+    const { unplaced, more } = scheduler.recount(limits);
+    return [unplaced.map(({ group, explanation }) => `${group} ${explanation.summary}`).sort(), more];
+  };
+  const all = { nodes: 100, tasks: 100 };
+  const why = "1 node: node is paused";
+  expect(recount(all)).toEqual([[], false]);
+  scheduler.upsertNode(aNode("a", { availability: "pause" }));
+  expect(recount({ ...all, nodes: 2 })).toEqual([[`x@1 ${why}`, `y@1 ${why}`], true]);
+  scheduler.upsertNode(aNode("a", { availability: "drain" }));
+  expect(recount({ ...all, tasks: 1 })).toEqual([["z@1 1 node: node is drained"], true]);
+  expect(recount({ nodes: 0, tasks: 0 })).toEqual([["x@1 1 node: node is drained"], true]);
+  expect(recount(all)).toEqual([["y@1 1 node: node is drained"], false]);
+  // What fits by now is for the next pass to tell.
+  scheduler.upsertNode(aNode("a", { hostname: "b" }));
+  expect(recount(all)).toEqual([[], false]);
+  expect(scheduler.schedule().placements).toHaveLength(6);
+  expect(scheduler.hasUnplaced).toBe(false);
+});

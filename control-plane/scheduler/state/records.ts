@@ -201,6 +201,8 @@ export class Waiting {
   /** While it is blocked: those that need as much, and a count of what its domain rules hang on as it was then. */
   blockedIn: Set<Waiting> | undefined = undefined;
   blockedAt = 0;
+  /** While it is blocked: `ClusterState.version` when its reasons were last counted; -1: they were not. */
+  explainedAt = -1;
   /** While it is blocked: is there anything less important? */
   mayPreempt = false;
 
