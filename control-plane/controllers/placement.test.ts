@@ -156,6 +156,16 @@ describe("a service is spread", () => {
     expect(zonesOf(cluster)).toBe("aaaaaaabbb");
   });
 
+  it("without those that a drained node is about to lose", async () => {
+    using cluster = await zoned("a", "a", "b", "b", "b");
+    await cluster.run(aService("web", { mode: replicas(4), placement: rule({}) }));
+    expect(zonesOf(cluster)).toBe("aabb");
+    await cluster.drain("a0");
+    await cluster.settleFor(10);
+    expect(cluster.nodesOf("web").filter((id) => id === "a1")).toHaveLength(2);
+    expect(zonesOf(cluster)).toBe("aabb");
+  });
+
   it("by no more than max_skew, and waits rather than exceed it", async () => {
     using cluster = await zoned("a", "a", "a", "b");
     const web = aService("web", { mode: replicas(4), placement: { ...rule({ maxSkew: 1 }), maxReplicasPerNode: 1 } });

@@ -11,7 +11,6 @@ import type { Placement, SchedulerTask, Strategy } from "./types.ts";
 export class BruteForce {
   readonly state: ClusterState;
   readonly tasks = new Map<string, TaskRecord>();
-  readonly #onlyNode = new Map<string, string | undefined>();
 
   constructor(snapshot: SchedulerSnapshot, options: { readonly strategy?: Strategy; readonly seed?: number } = {}) {
     this.state = new ClusterState({ strategy: options.strategy ?? "spread", seed: options.seed ?? 0 });
@@ -29,8 +28,8 @@ export class BruteForce {
     const task = new TaskRecord(spec.id, this.group(spec.group), spec.name ?? spec.id, this.tasks.size);
     task.ports = spec.ports ?? [];
     task.down = spec.down ?? false;
+    task.onlyNode = spec.onlyNode;
     this.tasks.set(spec.id, task);
-    this.#onlyNode.set(spec.id, spec.onlyNode);
     const node = this.state.nodes.get(spec.node ?? "");
     if (node !== undefined) this.state.attach(task, node);
   }
@@ -47,8 +46,7 @@ export class BruteForce {
 
   /** The best node for a task, by looking at all. */
   best(taskId: string): { readonly node: NodeRecord; readonly cost: number } | undefined {
-    const { group } = this.tasks.get(taskId) as TaskRecord;
-    const onlyNode = this.#onlyNode.get(taskId);
+    const { group, onlyNode } = this.tasks.get(taskId) as TaskRecord;
     let best: { node: NodeRecord; cost: number } | undefined;
     for (const node of this.state.nodes.values()) {
       if (onlyNode !== undefined && node.spec.id !== onlyNode) continue;

@@ -313,7 +313,9 @@ function checkSkew(group: TaskGroup, snapshot: SchedulerSnapshot, placements: re
       if (domain !== undefined) counts.set(domain, 0);
     }
     for (const task of snapshot.tasks) {
-      const domain = domainOf(snapshot.nodes.find(({ id }) => id === task.node));
+      const at = snapshot.nodes.find(({ id }) => id === task.node);
+      if (at?.availability === "drain" && task.onlyNode === undefined) continue;
+      const domain = domainOf(at);
       if (domain === undefined || groups.get(task.group)?.service !== group.service) continue;
       if (counts.has(domain)) counts.set(domain, (counts.get(domain) ?? 0) + 1);
     }

@@ -161,10 +161,9 @@ export class Scheduler {
         }
       } else if (known.group === group && spec.node !== undefined) {
         if (known.evictedFrom === spec.node) return;
-        if (known.node?.spec.id === spec.node && samePorts(known, spec)) {
+        if (known.node?.spec.id === spec.node && known.onlyNode === spec.onlyNode && samePorts(known, spec)) {
           known.pinned = spec.pinned ?? false;
           known.name = spec.name ?? spec.id;
-          known.onlyNode = spec.onlyNode;
           this.#setDown(known, spec.down ?? false);
           return;
         }

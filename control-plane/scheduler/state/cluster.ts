@@ -318,14 +318,19 @@ export class ClusterState {
     if (service.domains?.has(space) === true) return;
     const counts: number[] = [];
     for (const [index, count] of service.counts) {
-      const domain = space.of(this.byIndex[index] as NodeRecord);
-      counts[domain] = (counts[domain] ?? 0) + count;
+      const node = this.byIndex[index] as NodeRecord;
+      const leaving = isDrained(node)
+        ? tasksOn(node).filter((t) => t.group.service === service && isLeaving(t, node))
+        : [];
+      const domain = space.of(node);
+      counts[domain] = (counts[domain] ?? 0) + count - leaving.length;
     }
     service.domains ??= new Map();
     service.domains.set(space, counts);
   }
 
   #countDomains(task: TaskRecord, node: NodeRecord, by: 1 | -1): void {
+    if (isLeaving(task, node)) return;
     for (const [space, counts] of task.group.service.domains ?? []) {
       const domain = space.of(node);
       counts[domain] = (counts[domain] ?? 0) + by;
@@ -345,6 +350,15 @@ export class ClusterState {
       node.ports?.release(claimOf(port, task.ports[i]).key, task);
     }
   }
+}
+
+/** Its tasks go elsewhere soon, but for those that may run nowhere else. */
+function isLeaving({ onlyNode }: TaskRecord, node: NodeRecord): boolean {
+  return isDrained(node) && onlyNode === undefined;
+}
+
+function isDrained({ spec }: NodeRecord): boolean {
+  return spec.availability === "drain";
 }
 
 /** The services that a group names, each as often as it does. */

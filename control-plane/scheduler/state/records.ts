@@ -274,7 +274,7 @@ export class ServiceRecord {
   readonly id: string;
   /** Placed tasks by node index. */
   readonly counts = new NodeCounts();
-  /** Placed tasks by domain, for each domain space that a group asks for. */
+  /** Placed tasks by domain, for each domain space that a group asks for; without those that a drained node is about to lose. */
   domains: Map<DomainSpace, number[]> | undefined = undefined;
   placed = 0;
   /** How many of the placed do not serve. */
@@ -297,7 +297,7 @@ export class ServiceRecord {
     return this.counts.get(node.index);
   }
 
-  /** Placed tasks in the node's domain; the space must have been asked for with `ClusterState.countDomains`. */
+  /** Placed tasks in the node's domain that stay there; the space must have been asked for with `ClusterState.countDomains`. */
   countIn(space: DomainSpace, node: NodeRecord): number {
     return this.domains?.get(space)?.[space.of(node)] ?? 0;
   }
