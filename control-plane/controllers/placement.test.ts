@@ -217,6 +217,25 @@ describe("an affinity", () => {
     expect(cluster.nodesOf("web")).toEqual(["c"]);
   });
 
+  it("of a service that comes later, or changes, counts for what the other one gets from then on", async () => {
+    using cluster = await PlacedCluster.withNodes("a", "b", "c", "d");
+    const db = (count: number) => aService("db", { mode: replicas(count) });
+    const web = (placement: Partial<Placement>) =>
+      aService("web", {
+        mode: replicas(3),
+        placement: Placement.create({ ...placement, constraints: ["node.hostname == d"] }),
+      });
+    const onD = () => cluster.nodesOf("db").filter((id) => id === "d").length;
+    await cluster.run(aService("filler", { mode: replicas(4) }), db(1), web({}));
+    expect(onD()).toBe(0);
+    await cluster.run(aService("filler", { mode: replicas(4) }), db(1), web(wish("db", 100)));
+    await cluster.run(aService("filler", { mode: replicas(4) }), db(2), web(wish("db", 100)));
+    expect(onD()).toBe(1);
+    await cluster.run(aService("filler", { mode: replicas(4) }), db(2), web(wish("db", -100)));
+    await cluster.run(aService("filler", { mode: replicas(4) }), db(5), web(wish("db", -100)));
+    expect(onD()).toBe(1);
+  });
+
   it("holds for what has been removed and deployed anew", async () => {
     using cluster = await PlacedCluster.withNodes("a", "b", "c", "d");
     const web = aService("web", { ...one, placement: wish("db", 100) });

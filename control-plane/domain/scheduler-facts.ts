@@ -173,7 +173,7 @@ function spreadPreference({ over, shares, otherShare, maxSkew }: SpreadRule): Sp
 
 /**
  * What the tasks are drawn to or kept from. What one service wants of another the other wants of it, or it would depend on which of
- * them is placed first; a service that comes later is seen by the other's next version.
+ * them is placed first. Whoever holds it asks again when a service's affinities change.
  */
 function affinitiesOf(
   index: Pick<ClusterIndex, "servicesDrawnTo">,

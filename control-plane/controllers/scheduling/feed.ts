@@ -1,7 +1,8 @@
+import { isDeepStrictEqual } from "node:util";
 import { messageOf } from "../../../lib/errors/errors.ts";
 import type { Log } from "../../../lib/log/log.ts";
 import { ServiceSpec } from "../../../proto/gen/embassy/v1/stack.ts";
-import type { Task } from "../../../proto/gen/embassy/v1/state.ts";
+import type { Service, Task } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import { groupId, importanceOf, schedulerNode, taskGroup } from "../../domain/scheduler-facts.ts";
 import { hasFailed } from "../../domain/service-tasks.ts";
@@ -99,6 +100,7 @@ export class SchedulerFeed {
             this.#regroup(change.id);
             worth = true;
           }
+          for (const id of this.#drawnAnew(change.before, change.after)) this.#regroup(id);
           for (const id of this.#homes.ofService(change.id)) {
             this.#task(id);
             worth = true;
@@ -293,6 +295,15 @@ export class SchedulerFeed {
     return was.priority !== is.priority || was.minAvailable !== is.minAvailable;
   }
 
+  /** Services that the one which has changed had other affinities to, or none: they want of it what it wants of them. */
+  #drawnAnew(before: Service | undefined, after: Service | undefined): string[] {
+    const [was, is] = [drawnTo(before), drawnTo(after)];
+    if (was.length + is.length === 0 || isDeepStrictEqual(was, is)) return [];
+    const names = new Set([...was, ...is].map(({ service }) => service));
+    const others = this.#index.servicesOfStack((after ?? before)?.stack ?? "");
+    return others.flatMap(({ id, spec }) => (names.has(spec?.name ?? "") ? [id] : []));
+  }
+
   /** Tells the service's groups again. */
   #regroup(serviceId: string): void {
     for (const [group, tasks] of this.#groups) {
@@ -340,6 +351,19 @@ export class SchedulerFeed {
       this.scheduler.removeGroup(group);
     }
   }
+}
+
+/** What the service is drawn to of other services. */
+function drawnTo(service: Service | undefined): ServiceAffinity[] {
+  const affinities = service?.spec?.placement?.affinities;
+  if (service === undefined || service.removed || affinities === undefined) return [];
+  return affinities.flatMap(({ to, weight }) => (to?.$case === "service" ? [{ ...to.value, weight }] : []));
+}
+
+interface ServiceAffinity {
+  readonly service: string;
+  readonly over: string;
+  readonly weight: number;
 }
 
 /** The one node that the task may run on, or may move to. */
