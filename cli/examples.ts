@@ -38,7 +38,12 @@ export const examples: Readonly<Record<string, readonly string[]>> = {
   ],
   rm: ["rm counter"],
   "volume rm": ["volume rm counter_data", "volume rm counter_data --node host-2"],
-  "node drain": ["node drain host-1", "node drain host-1 --dry-run", "node drain host-1 host-2 --timeout 10m"],
+  "node drain": [
+    "node drain host-1",
+    "node drain host-1 --dry-run",
+    "node drain host-1 --force",
+    "node drain host-1 host-2 --timeout 10m",
+  ],
   "node activate": ["node activate host-1", "node activate host-1 host-2"],
   "node pause": ["node pause host-1"],
   "node label": ["node label host-1 zone=a disk=ssd", "node label host-1 zone-"],

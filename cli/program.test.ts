@@ -34,6 +34,7 @@ import {
   StackView,
   type TaskView,
   TaskView as TaskViews,
+  type UpdateNodeRequest,
   VolumeHomeView,
 } from "../proto/gen/embassy/v1/api.ts";
 import { MountType, Protocol, PublishedPort, PublishMode } from "../proto/gen/embassy/v1/stack.ts";
@@ -65,6 +66,7 @@ let answers: {
   node?: Partial<NodeStatus>;
   volumes: ListVolumesResponse;
   simulated?: SimulateRequest;
+  updated?: UpdateNodeRequest;
   resumed: (LogsResumption | undefined)[];
   logRead?: () => void;
   info?: Parameters<typeof InfoResponse.fromPartial>[0];
@@ -151,7 +153,10 @@ const implementation: ClusterServer = {
     };
   }),
   listNetworks: unary(absent),
-  updateNode: unary(() => ({ spec: undefined })),
+  updateNode: unary((request) => {
+    answers.updated = request;
+    return { spec: undefined };
+  }),
   removeNode: unary(absent),
   createJoinToken: unary(absent),
   listVolumes: unary(() => answers.volumes),
@@ -1174,6 +1179,7 @@ describe("simulate", () => {
       lose: ["zone=a"],
       add: [{ milliCpus: 500, memoryBytes: 512 * 2 ** 20, count: 3 }],
       scale: [{ service: "web", replicas: 4 }],
+      force: false,
     });
     expect(result.stdout).toBe("TASK        FROM    TO      WHY\nshop_web.1  host-3  host-1  its node is drained\n");
     expect(result.stderr).toBe("1 task would move. Nothing was changed.\n");
@@ -1182,7 +1188,7 @@ describe("simulate", () => {
 
   it("is what `node drain --dry-run` does, which drains nothing", async () => {
     const result = await clusterctl(["node", "drain", "host-3", "--dry-run", "--output", "json"]);
-    expect(answers.simulated).toEqual({ drain: ["host-3"], lose: [], add: [], scale: [] });
+    expect(answers.simulated).toEqual({ drain: ["host-3"], lose: [], add: [], scale: [], force: false });
     expect(JSON.parse(result.stdout)).toMatchObject({ moves: [{ taskName: "shop_web.1" }], waits: [] });
     expect(result.stderr).toBe("");
   });
@@ -1201,6 +1207,36 @@ describe("node drain", () => {
     expect(stderr).toBe(
       "host-1 is drained: no task runs there\nwarning: shop_web.1 has no place: no node fits: 1 is drained\n",
     );
+  });
+});
+
+describe("a drain that may not stop a task yet", () => {
+  const kept = "shop_web has to keep 2 up (x-disruption.min_available), and has 2";
+
+  it("says why while it waits, and what to do when its time is over", async () => {
+    answers.tasks = ["web", "api"].map((name) => ({
+      ...task(name, TaskStates.TASK_STATE_RUNNING),
+      nodeName: "host-1",
+      kept: name === "web" ? kept : "",
+    }));
+    const result = await clusterctl(["node", "drain", "host-1", "--timeout", "0s"]);
+    expect(result.code).toBe(4);
+    expect(result.stderr).toMatch(
+      /host-1 still runs shop_api\.1, shop_web\.1 after 0\.0 s; shop_web\.1 goes on: shop_web has to keep 2 up/,
+    );
+    expect(result.stderr).toContain("`clusterctl node drain --force host-1` moves or stops them all the same");
+    expect((await clusterctl(["ps"])).stdout).toContain(kept);
+    answers.tasks = [{ ...task("web", TaskStates.TASK_STATE_RUNNING), nodeName: "host-1" }];
+    expect((await clusterctl(["node", "drain", "host-1", "--timeout", "0s"])).stderr).not.toContain("--force");
+  });
+
+  it("takes it all the same with --force", async () => {
+    await clusterctl(["node", "drain", "host-1", "--force"]);
+    expect(answers.updated).toMatchObject({ node: "host-1", force: true });
+    await clusterctl(["node", "drain", "host-1"]);
+    expect(answers.updated).toMatchObject({ node: "host-1", force: false });
+    await clusterctl(["node", "drain", "host-1", "--force", "--dry-run"]);
+    expect(answers.simulated).toMatchObject({ drain: ["host-1"], force: true });
   });
 });
 

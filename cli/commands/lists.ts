@@ -185,6 +185,7 @@ const nodes: Listing<NodeView> = {
       value: (node) =>
         [networkProblemOf(node), diskProblemOf(node)].filter(Boolean).join("; ") ||
         node.status?.message ||
+        node.kept ||
         busyPortsOf(node),
       shrinkTo: 8,
       wish: 32,

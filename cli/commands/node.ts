@@ -11,6 +11,7 @@ interface DrainOptions {
   readonly timeout: number;
   readonly detach?: boolean;
   readonly dryRun?: boolean;
+  readonly force?: boolean;
 }
 
 const verbs = {
@@ -47,6 +48,7 @@ export const registerNode: Register = (program, cli) => {
         removeLabels: change.removeLabels ?? [],
         setTaints: change.setTaints ?? [],
         removeTaints: change.removeTaints ?? [],
+        force: change.force ?? false,
       };
       await call(client.updateNode.bind(client), request, { signal: cli.signal });
     });
@@ -57,20 +59,21 @@ export const registerNode: Register = (program, cli) => {
   node
     .command("drain")
     .description(
-      "Moves nodes' tasks away, gives them no new ones, and waits until none runs there. Of several, none's tasks move to another of them.",
+      "Moves nodes' tasks away, gives them no new ones, and waits until none runs there. Of several, none's tasks move to another of them. A service keeps as many tasks up as its x-disruption.min_available says: what may not stop yet goes on, and the drain waits and says why.",
     )
     .argument("<name...>", "node's name or id")
     .option("--timeout <time>", "how long to wait", parseDuration, 300_000)
     .option("-d, --detach", "do not wait")
+    .option("--force", "although services have to keep tasks up there")
     .option("--dry-run", "only say what would become of its tasks")
     .action(async (names: string[], options: DrainOptions, command) => {
       if (options.dryRun === true) {
         const { foretell } = await import("./simulate.ts");
-        await foretell(cli, command, { drain: names });
+        await foretell(cli, command, { drain: names, force: options.force === true });
         return;
       }
       const availability = Availability.AVAILABILITY_DRAIN;
-      await update(command, names, { availability });
+      await update(command, names, { availability, force: options.force === true });
       if (options.detach === true) {
         for (const name of names) say(command, `${name} is being drained`);
         return;

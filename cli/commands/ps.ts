@@ -102,7 +102,7 @@ export function messageOf(view: TaskView, nowMs: number): string {
   const { task, status } = view;
   const waits = (status?.state ?? TaskState.TASK_STATE_PENDING) < TaskState.TASK_STATE_RUNNING;
   const waitsFor = waits ? task?.unplaced || task?.waitsFor : "";
-  const message = waitsFor || status?.message || "";
+  const message = waitsFor || view.kept || status?.message || "";
   const gaveUp = gaveUpAfter(view);
   if (gaveUp !== undefined) return message === "" ? gaveUp : `${gaveUp}: ${message}`;
   return [message, nextTry(view, nowMs) ?? ""].filter((part) => part !== "").join("; ");

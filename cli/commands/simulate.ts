@@ -15,6 +15,7 @@ interface SimulateOptions {
   readonly lose?: string[];
   readonly add?: string[];
   readonly scale?: string[];
+  readonly force?: boolean;
 }
 
 export const registerSimulate: Register = (program, cli) => {
@@ -25,6 +26,7 @@ export const registerSimulate: Register = (program, cli) => {
       "Says which tasks would move, end or wait, and why, if nodes were drained, lost or added or services scaled. All of it counts at once, and nothing is changed. It is what the cluster does as long as nothing else changes; only which of several services goes first is its own choice.",
     )
     .option("--drain <node>", "a node to drain; may be given several times", collect)
+    .option("--force", "drain although services have to keep tasks up there")
     .option("--lose <node|label=value>", "a node to lose, or all with a label; may be given several times", collect)
     .option("--add <size>", "nodes to add, CPUSxMEMORY[xCOUNT]: 4x8g, 2x512mx3; may be given several times", collect)
     .option("--scale <service=number>", "a service and the number of its tasks; may be given several times", collect)
@@ -40,8 +42,10 @@ export async function foretell(cli: Cli, command: Command, options: SimulateOpti
     lose: options.lose ?? [],
     add: (options.add ?? []).map(parseSize),
     scale: (options.scale ?? []).map(parseScale),
+    force: options.force === true,
   };
-  if (Object.values(request).every((list: readonly unknown[]) => list.length === 0)) {
+  const { drain, lose, add, scale } = request;
+  if ([drain, lose, add, scale].every((list: readonly unknown[]) => list.length === 0)) {
     throw new ClusterError("there is nothing to simulate", {
       code: "invalid",
       hint: "Say what is to change: --drain, --lose, --add or --scale.",
@@ -71,13 +75,14 @@ interface Row {
   readonly why: string;
 }
 
-/** What would happen to each task, and what would mend it for those that wait. Empty: nothing would. */
-export function foretoldText(screen: Screen, { moves, stops, waits }: SimulateResponse): string {
+/** What would happen to each task, and what would mend it for those that wait or may not leave. Empty: nothing would. */
+export function foretoldText(screen: Screen, { moves, stops, waits, stays }: SimulateResponse): string {
   const fresh = waits.filter(({ already }) => !already);
   const rows: Row[] = [
     ...moves.map(({ taskName: task, from, to, why }) => ({ task, from: from || "-", to, why })),
     ...stops.map(({ taskName: task, node, why }) => ({ task, from: node || "-", to: "(ends)", why })),
     ...fresh.map(({ taskName: task, from, why }) => ({ task, from: from || "-", to: "(waits)", why })),
+    ...stays.map(({ taskName: task, node, why }) => ({ task, from: node, to: "(stays)", why })),
   ];
   if (rows.length === 0) return "";
   const shown = table<Row>(
@@ -85,12 +90,17 @@ export function foretoldText(screen: Screen, { moves, stops, waits }: SimulateRe
     [
       { title: "TASK", value: ({ task }) => task, shrinkTo: 16 },
       { title: "FROM", value: ({ from }) => from },
-      { title: "TO", value: ({ to }) => to, style: ({ to }) => (to === "(waits)" ? "red" : undefined) },
+      {
+        title: "TO",
+        value: ({ to }) => to,
+        style: ({ to }) => (["(waits)", "(stays)"].includes(to) ? "red" : undefined),
+      },
       { title: "WHY", value: ({ why }) => why, shrinkTo: 10, wish: 40 },
     ],
     rows,
   );
-  return [shown, ...remedies(fresh)].join("");
+  const forced = "With --force the drain takes tasks that stay all the same.\n";
+  return [shown, ...remedies(fresh), ...(stays.length > 0 ? [forced] : [])].join("");
 }
 
 /** For tasks that would wait: what the nearest node lacks. The same is said once. */
@@ -107,7 +117,7 @@ function remedies(waits: readonly PlannedWait[]): string[] {
   });
 }
 
-function summary({ moves, stops, waits }: SimulateResponse): string {
+function summary({ moves, stops, waits, stays }: SimulateResponse): string {
   const fresh = waits.filter(({ already }) => !already).length;
   const moved = moves.filter(({ from }) => from !== "").length;
   const would = (number: number, verb: string) => (number > 0 ? [`${count(number, "task")} would ${verb}`] : []);
@@ -116,6 +126,7 @@ function summary({ moves, stops, waits }: SimulateResponse): string {
     ...would(moves.length - moved, "be placed"),
     ...would(stops.length, "end"),
     ...would(fresh, "wait"),
+    ...would(stays.length, "stay"),
   ];
   const already = waits.length - fresh;
   const still = already > 0 ? `; ${already} that ${already === 1 ? "waits" : "wait"} now would go on waiting` : "";

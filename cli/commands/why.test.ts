@@ -146,5 +146,10 @@ shop_db.2          host-3  (waits)  2 nodes: 2 CPU needed, 1 free
 shop_db.1 and 1 more: nearest is host-1. Free 1 CPU on node host-1.
 `);
     expect(foretoldText(screen(80), SimulateResponse.create())).toBe("");
+    const stays = [{ taskId: "t", taskName: "shop_web.1", stack: "shop", node: "host-3", why: "shop_web has 2" }];
+    expect(foretoldText(screen(80), SimulateResponse.fromPartial({ stays }))).toBe(`TASK        FROM    TO       WHY
+shop_web.1  host-3  (stays)  shop_web has 2
+With --force the drain takes tasks that stay all the same.
+`);
   });
 });

@@ -23,15 +23,35 @@ export async function untilDrained(
     const left = tasks.filter((view) => !hasEnded(view));
     if (left.length === 0) return;
     const names = left.map(taskName).sort().join(", ");
+    const kept = keptWords(left);
     if (performance.now() > deadlineMs) {
-      throw new CommandFailure(`${node} still runs ${names} after ${formatSeconds(timeoutMs)}`, exitCodes.timeout, {
-        hint: "The cluster goes on moving them: `clusterctl ps --node` shows what is left.",
-      });
+      const out = `\`clusterctl node drain --force ${node}\` moves or stops them all the same, and so does a deploy with a lower x-disruption.min_available.`;
+      throw new CommandFailure(
+        `${node} still runs ${names} after ${formatSeconds(timeoutMs)}${kept}`,
+        exitCodes.timeout,
+        {
+          hint: `The cluster goes on moving them: \`clusterctl ps --node ${node}\` shows what is left.${kept === "" ? "" : ` ${out}`}`,
+        },
+      );
     }
-    progress.show(new Map([[node, `${node} runs ${names}`]]));
+    progress.show(new Map([[node, `${node} runs ${names}${kept}`]]));
     // A node's tasks have no watch of their own.
     await delay(100, undefined, { signal });
   }
+}
+
+/** "; shop_web.1 goes on: shop_web has to keep 2 up (x-disruption.min_available), and has 2". "": nothing is kept. */
+function keptWords(left: readonly TaskView[]): string {
+  const byReason = Map.groupBy(
+    left.filter(({ kept }) => kept !== ""),
+    ({ kept }) => kept,
+  );
+  return [...byReason]
+    .map(([why, tasks]) => {
+      const names = tasks.map(taskName).sort();
+      return `; ${names.join(", ")} ${names.length === 1 ? "goes" : "go"} on: ${why}`;
+    })
+    .join("");
 }
 
 function hasEnded({ status }: TaskView): boolean {

@@ -41,7 +41,8 @@ export function changesOf(index: ClusterIndex, request: SimulateRequest, setting
   }
   const writes: Write[] = [
     ...[...drained.values()].map((node): Write => {
-      return { table: "nodes", id: node.id, value: { ...node, availability: Availability.AVAILABILITY_DRAIN } };
+      const value = { ...node, availability: Availability.AVAILABILITY_DRAIN, drainForced: request.force };
+      return { table: "nodes", id: node.id, value };
     }),
     ...[...lost.keys()].map((id): Write => {
       const status = view.nodeStatuses.get(id) ?? NodeStatus.create({ id });

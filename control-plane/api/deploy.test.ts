@@ -27,7 +27,7 @@ import {
   UpdatePolicy,
 } from "../../proto/gen/embassy/v1/stack.ts";
 import { Member, VolumeHome } from "../../proto/gen/embassy/v1/state.ts";
-import { aService, aStack, replicas, TestCluster, testPools, testSecretDigest } from "../domain/testing.ts";
+import { aService, aStack, mounting, replicas, TestCluster, testPools, testSecretDigest } from "../domain/testing.ts";
 import { planDeploy } from "./plan-deploy.ts";
 import { checkReplicas, validateStack } from "./validate.ts";
 
@@ -377,6 +377,15 @@ describe("a stack is refused", () => {
       },
       "services.web.x-disruption.min_available",
       /50%/,
+    ],
+    [
+      "that keeps all tasks up, and two of a slot may not run at once",
+      () => {
+        const disruption = DisruptionPolicy.create({ minAvailablePercent: 50 });
+        return aStack("s", [aService("db", { mode: replicas(1), disruption, container: mounting(["data"]) })]);
+      },
+      "services.db.x-disruption.min_available",
+      /with all 1 tasks kept up no update could stop one/,
     ],
     [
       "with an affinity to a service that is not there",

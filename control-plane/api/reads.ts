@@ -6,12 +6,22 @@ import type {
   ListTasksRequest,
   ListTasksResponse,
 } from "../../proto/gen/embassy/v1/api.ts";
-import type { Block, Task } from "../../proto/gen/embassy/v1/state.ts";
+import { Availability, type Block, type NodeSpec, type Task } from "../../proto/gen/embassy/v1/state.ts";
+import { KeptTasks } from "../domain/disruption.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { serviceProgress, taskView } from "../domain/progress.ts";
 import { roleOf } from "../domain/scheduler-facts.ts";
 import { leftBehind, seatsOf } from "../domain/service-tasks.ts";
-import { hasEnded, isLive, isUp, observedState, observedStatus, serviceFullName, slotName } from "../domain/tasks.ts";
+import {
+  hasEnded,
+  isLive,
+  isUp,
+  observedState,
+  observedStatus,
+  serviceFullName,
+  slotName,
+  taskName,
+} from "../domain/tasks.ts";
 import { resolveNode, servicesOf } from "./resolve.ts";
 import { updatesOf } from "./revisions.ts";
 
@@ -65,8 +75,9 @@ export function listTasks(index: ClusterIndex, request: ListTasksRequest, nowMs:
       return request.all || left.has(task.id) || !hasEnded(observedState(index.view, task));
     });
   const shown = new Set(chosen.map(({ serviceId }) => serviceId));
+  const kept = new KeptTasks(index);
   return {
-    tasks: chosen.sort(byPlace(index)).map((task) => taskView(index, task, left.has(task.id))),
+    tasks: chosen.sort(byPlace(index)).map((task) => taskView(index, task, left.has(task.id), kept)),
     nowMs,
     updates: updatesOf(index, services.filter(({ id }) => shown.has(id)).sort(by(serviceFullName))),
   };
@@ -88,6 +99,7 @@ export interface NetworkProgress {
 
 export function listNodes(index: ClusterIndex, progress: NetworkProgress): ListNodesResponse {
   const nodes = [...index.view.nodes.values()].sort(by(({ name }) => name));
+  const kept = new KeptTasks(index);
   return {
     nodes: nodes.map((spec) => {
       const network = progress.networkProgress(spec.id);
@@ -99,9 +111,20 @@ export function listNodes(index: ClusterIndex, progress: NetworkProgress): ListN
         networkRevision: network?.acked ?? 0,
         networkTarget: network?.target ?? 0,
         role: roleOf(index.view, spec, index.nodeStatus(spec.id)),
+        kept: keptOn(index, spec, kept),
       };
     }),
   };
+}
+
+/** "s_web.1 and 1 more go on: s_web has to keep 2 up (x-disruption.min_available), and has 2"; "": nothing holds the node's drain. */
+function keptOn(index: ClusterIndex, { id, availability, taints }: NodeSpec, kept: KeptTasks): string {
+  if (availability !== Availability.AVAILABILITY_DRAIN && taints.length === 0) return "";
+  const tasks = index.tasksOfNode(id).filter((task) => kept.why(task) !== "");
+  const [first, ...more] = tasks.sort(byPlace(index));
+  if (first === undefined) return "";
+  const others = more.length === 0 ? " goes" : ` and ${more.length} more go`;
+  return `${taskName(index.view, first)}${others} on: ${kept.why(first)}`;
 }
 
 export function listNetworks(index: ClusterIndex): ListNetworksResponse {

@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import { SimulateRequest, type SimulateResponse } from "../../proto/gen/embassy/v1/api.ts";
 import {
   ContainerSpec,
+  DisruptionPolicy,
   Mount,
   MountType,
   NetworkSpec,
@@ -46,8 +47,8 @@ function places(cluster: SteppedCluster): string[] {
     .sort();
 }
 
-/** The places after the moves, stops and waits that were foretold. */
-function placesAfter(before: readonly string[], { moves, stops, waits }: SimulateResponse): string[] {
+/** The places after the moves, stops and waits that were foretold. Of one that stays the successor waits. */
+function placesAfter(before: readonly string[], { moves, stops, waits, stays }: SimulateResponse): string[] {
   const after = new Map(before.map((place) => place.split("@") as [string, string]));
   for (const { taskName: name } of stops) after.delete(name);
   for (const { taskName: name } of waits) after.set(name, "");
@@ -55,7 +56,8 @@ function placesAfter(before: readonly string[], { moves, stops, waits }: Simulat
     expect(from).toBe(after.get(name) ?? "");
     after.set(name, to);
   }
-  return [...after].map(([name, node]) => `${name}@${node}`).sort();
+  const successors = stays.filter(({ taskName: name }) => /\.\d+$/.test(name)).map(({ taskName: name }) => `${name}@`);
+  return [...[...after].map(([name, node]) => `${name}@${node}`), ...successors].sort();
 }
 
 async function grow(cluster: SteppedCluster, id: string, milliCpus: number, zone: string): Promise<void> {
@@ -83,6 +85,7 @@ const serviceArbitrary = fc
     maxReplicasPerNode: fc.constantFrom(0, 0, 1, 2),
     port: fc.constantFrom(0, 0, 80),
     order: fc.constantFrom(UpdateOrder.UPDATE_ORDER_STOP_FIRST, UpdateOrder.UPDATE_ORDER_START_FIRST),
+    minAvailable: fc.constantFrom(0, 0, 0, 1, 2, 5),
   })
   .map(
     ({
@@ -95,6 +98,7 @@ const serviceArbitrary = fc
       priority,
       port,
       order,
+      minAvailable,
       hasVolume,
       waits,
       ...placement
@@ -107,6 +111,7 @@ const serviceArbitrary = fc
       return {
         ...(isGlobal ? global : { mode: replicas(count) }),
         priority,
+        disruption: DisruptionPolicy.create({ minAvailable }),
         ...reserving(milliCpus),
         placement: Placement.create({
           ...placement,
@@ -160,6 +165,7 @@ describe("what is foretold", () => {
   it("of a drain is what the drain then does", async () => {
     let moved = 0;
     let waited = 0;
+    let stayed = 0;
     await fc.assert(
       fc.asyncProperty(clusterArbitrary, fc.nat(), async (given, pick) => {
         using cluster = await made(given, pick);
@@ -172,11 +178,13 @@ describe("what is foretold", () => {
         expect(placesAfter(before, answer)).toEqual(places(cluster));
         moved += answer.moves.length;
         waited += answer.waits.length;
+        stayed += answer.stays.length;
       }),
       effort(300),
     );
     expect(moved).toBeGreaterThan(50);
     expect(waited).toBeGreaterThan(50);
+    expect(stayed).toBeGreaterThan(20);
   });
 
   it("of a lost host, of a new one and of another number of tasks too", async () => {

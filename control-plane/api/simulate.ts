@@ -1,10 +1,11 @@
-import type { PlannedWait, SimulateRequest, SimulateResponse } from "../../proto/gen/embassy/v1/api.ts";
+import type { PlannedStop, PlannedWait, SimulateRequest, SimulateResponse } from "../../proto/gen/embassy/v1/api.ts";
 import { type Service, type Task, TaskState, TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
 import type { Hold } from "../controllers/scheduling/feed.ts";
 import { unplacedWords } from "../controllers/scheduling/loop.ts";
 import { planCommit } from "../controllers/scheduling/plan.ts";
 import { writesOf } from "../controllers/services/loop.ts";
 import { planService } from "../controllers/services/plan.ts";
+import { KeptTasks } from "../domain/disruption.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { groupId } from "../domain/scheduler-facts.ts";
 import { seatOf } from "../domain/seats.ts";
@@ -51,6 +52,19 @@ interface SimulationFacts {
   readonly gone: ReadonlySet<string>;
   readonly settings: SimulatedSettings;
   readonly nowMs: number;
+}
+
+interface Wait {
+  readonly task: Task;
+  readonly wait: PlannedWait;
+  /** The one that it replaces. */
+  readonly instead: Task | undefined;
+}
+
+/** By service, and slot. */
+function byName(a: Task, b: Task): number {
+  const name = (task: Task) => `${task.stack}_${task.serviceName}`;
+  return name(a) < name(b) ? -1 : name(a) > name(b) ? 1 : a.slot - b.slot;
 }
 
 class Simulation {
@@ -218,15 +232,31 @@ class Simulation {
       const node = task.nodeId === "" ? "" : nodeName(task.nodeId);
       return [{ taskId: id, taskName: taskName(view, task), stack: task.stack, node, why }];
     });
-    return { moves, stops, waits: await this.#waits() };
+    return { moves, stops, ...this.#stays(await this.#waits()) };
   }
 
-  async #waits(): Promise<SimulateResponse["waits"]> {
+  /** Tells those that go on where they are until their successor has a place from those that wait. */
+  #stays(all: readonly Wait[]): Pick<SimulateResponse, "stays" | "waits"> {
+    const { index } = this.#scratch;
+    const kept = new KeptTasks(index);
+    const stays: PlannedStop[] = [];
+    for (const task of [...this.#before.values()].sort(byName)) {
+      const wait = all.find(({ instead }) => instead?.id === task.id);
+      const why = this.#stopped.has(task.id) ? "" : kept.why(task, wait?.wait.why);
+      const moves = wait === undefined && [...this.#made.values()].some(({ instead }) => instead?.id === task.id);
+      if (why === "" || moves) continue;
+      const node = index.view.nodes.get(task.nodeId)?.name ?? task.nodeId;
+      stays.push({ taskId: task.id, taskName: taskName(index.view, task), stack: task.stack, node, why });
+    }
+    const going = new Set(stays.map(({ taskId }) => taskId));
+    return { stays, waits: all.filter(({ instead }) => !going.has(instead?.id ?? "")).map(({ wait }) => wait) };
+  }
+
+  async #waits(): Promise<readonly Wait[]> {
     const { feed } = this.#scratch;
     const { view } = this.#scratch.index;
-    const name = (task: Task) => `${task.stack}_${task.serviceName}`;
     const waiting = this.#waiting()
-      .sort((a, b) => (name(a) < name(b) ? -1 : name(a) > name(b) ? 1 : a.slot - b.slot))
+      .sort(byName)
       .map((task) => {
         const instead = this.#made.get(task.id)?.instead;
         const wait: PlannedWait = {
@@ -238,7 +268,7 @@ class Simulation {
           why: feed.refused.get(task.id) ?? this.#held.get(task.id) ?? "",
           nearest: undefined,
         };
-        return { task, wait };
+        return { task, wait, instead };
       });
     // Tasks of one version of a service wait for the same, but for those that wait for a node.
     const unexplained = waiting.filter(({ wait }) => wait.why === "");
@@ -255,7 +285,7 @@ class Simulation {
       this.#explain(alike);
       await this.#pause();
     }
-    return waiting.map(({ wait }) => wait);
+    return waiting;
   }
 
   #only(task: Task): string {

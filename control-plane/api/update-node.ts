@@ -1,5 +1,5 @@
 import type { UpdateNodeRequest } from "../../proto/gen/embassy/v1/api.ts";
-import type { NodeSpec } from "../../proto/gen/embassy/v1/state.ts";
+import { Availability, type NodeSpec } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { changeTaints } from "../domain/taints.ts";
 import type { Write } from "../store/types.ts";
@@ -21,7 +21,10 @@ export function planNodeUpdate(index: ClusterIndex, request: UpdateNodeRequest):
     for (const name of request.removeLabels) delete labels[name];
     checkTaints(request.setTaints, `node/${node.name}`);
     const taints = changeTaints(node.taints, request.removeTaints, request.setTaints);
-    return { ...node, labels, taints, availability: request.availability ?? node.availability };
+    const { availability, force } = request;
+    if (availability === undefined) return { ...node, labels, taints };
+    const drainForced = force && availability === Availability.AVAILABILITY_DRAIN;
+    return { ...node, labels, taints, availability, drainForced };
   });
   const writes = specs.map((value): Write => {
     return { table: "nodes", id: value.id, value, ifRevision: index.view.nodes.revisionOf(value.id) };

@@ -10,6 +10,8 @@ import {
   TaintEffect,
 } from "../../proto/gen/embassy/v1/stack.ts";
 import type { Taint } from "../../proto/gen/embassy/v1/state.ts";
+import { mayOverlap } from "../domain/disruption.ts";
+import { importanceOf } from "../domain/scheduler-facts.ts";
 import { parseConstraint } from "../scheduler/index.ts";
 
 const stackName = /^[a-z0-9][a-z0-9_-]{0,62}$/;
@@ -90,6 +92,17 @@ export function checkTaints(taints: readonly Taint[], subject: string): void {
   }
 }
 
+/** An update of it could never begin: it may stop no task, and may not start a second one beside what the first writes to. */
+function checkBudget(service: ServiceSpec, subject: string): void {
+  const { minAvailable = 0 } = importanceOf(service);
+  const replicas = service.mode?.$case === "replicated" ? service.mode.value.replicas : 0;
+  require(replicas === 0 ||
+    minAvailable < replicas ||
+    mayOverlap({
+      spec: service,
+    }), `${subject}.x-disruption.min_available`, `with all ${replicas} tasks kept up no update could stop one, and two of a slot would write to the same volume or directory`, "Lower it, have more replicas, or say `deploy.update_config.order: start-first` if two tasks may use what it mounts at once.");
+}
+
 function require(holds: boolean, subject: string, message: string, hint?: string): void {
   if (!holds) throw new ClusterError(message, { code: "invalid", subject, hint });
 }
@@ -150,6 +163,7 @@ function checkService(spec: StackSpec, service: ServiceSpec): void {
     (percent === 0 ||
       service.mode?.$case !==
         "global"), `${subject}.x-disruption.min_available`, `${percent}% is no share of the replicas`);
+  checkBudget(service, subject);
   for (const [index, { key, value }] of (service.placement?.tolerations ?? []).entries()) {
     const where = `${subject}.x-placement.tolerations[${index}]`;
     require(key === "" ||

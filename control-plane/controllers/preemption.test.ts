@@ -15,6 +15,9 @@ import { TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import { observedState, observedStatus } from "../domain/tasks.ts";
 import { aService, aStack, replicas } from "../domain/testing.ts";
 import { SchedulerFeed } from "./scheduling/feed.ts";
+import { planCommit } from "./scheduling/plan.ts";
+import { writesOf } from "./services/loop.ts";
+import { planService } from "./services/plan.ts";
 import { SteppedCluster } from "./testing.ts";
 
 /** Cores that each node of a test has. */
@@ -137,6 +140,21 @@ describe("a service of higher priority", () => {
     expect(cluster.running("s", "vital")).toHaveLength(1);
     expect(cluster.running("s", "batch")).toHaveLength(1);
     expect(cluster.service("s", "batch").version).toBe(version);
+  });
+
+  it("compares those that it counts on, as they may be stopped for another reason at the same moment", async () => {
+    using cluster = await Crowd.of(["a", "b", "c"], aLoad("batch", 3, 4, keeps(2)));
+    await cluster.deploy(aStack("t", [aLoad("vital", 1, 4, { priority: 10 })]));
+    const vital = cluster.service("t", "vital");
+    const wanted = planService(cluster.index, vital, cluster.nowMs);
+    await cluster.store.commit(writesOf(cluster.index, vital, wanted, cluster.nowMs, cluster.mintId));
+    const { placements } = cluster.feed.scheduler.schedule();
+    const { stopped, writes, expect: counted } = planCommit(cluster.index, placements, 27);
+    expect(stopped).toHaveLength(1);
+    const [other] = cluster.tasks("s", "batch").filter(({ id }) => !stopped.includes(id));
+    if (other === undefined) throw new Error("two are left");
+    await cluster.store.commit([{ table: "tasks", id: other.id, value: other }]);
+    await expect(cluster.store.commit(writes, { expect: counted })).rejects.toMatchObject({ code: "conflict" });
   });
 
   it("takes a share of the replicas for the budget, also after they are scaled", async () => {

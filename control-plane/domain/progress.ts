@@ -1,6 +1,7 @@
 import type { ServiceProgress, StackProgress, TaskView } from "../../proto/gen/embassy/v1/api.ts";
 import { Protocol, type PublishedPort, PublishMode } from "../../proto/gen/embassy/v1/stack.ts";
 import { NodeState, type Service, type Task, TaskState, UpdateState } from "../../proto/gen/embassy/v1/state.ts";
+import { KeptTasks } from "./disruption.ts";
 import type { ClusterIndex } from "./index.ts";
 import { hasFailed, isComplete, isSatisfied, lastEnded, restartOf, type SeatTasks, seatsOf } from "./service-tasks.ts";
 import { isUp, observedStatus } from "./tasks.ts";
@@ -9,8 +10,11 @@ import { awaitsNode } from "./volumes.ts";
 
 const mostProblems = 10;
 
-/** A task with all that is known of it. `newest`: it is the newest of its slot, so that what comes next hangs on it. */
-export function taskView(index: ClusterIndex, task: Task, newest: boolean): TaskView {
+/**
+ * A task with all that is known of it. `newest`: it is the newest of its slot, so that what comes next hangs on it; `kept`: of the same
+ * index, for who asks for many.
+ */
+export function taskView(index: ClusterIndex, task: Task, newest: boolean, kept = new KeptTasks(index)): TaskView {
   const service = newest ? index.view.services.get(task.serviceId) : undefined;
   const next = service !== undefined && hasFailed(index, task) ? restartOf(index, service, task) : undefined;
   const status = observedStatus(index.view, task);
@@ -21,6 +25,7 @@ export function taskView(index: ClusterIndex, task: Task, newest: boolean): Task
     nodeName: index.view.nodes.get(task.nodeId)?.name ?? "",
     retryAtMs: next?.kind === "restart" ? next.atMs : 0,
     gaveUp: next?.kind === "never" ? next.why : "",
+    kept: kept.why(task),
   };
 }
 

@@ -68,7 +68,7 @@ const updateConfig = (what: string, explained: string, actions: ScalarType<"cont
       default: 0,
     }),
     order: key(oneOf("stop-first", "start-first"), {
-      doc: "Whether the old task stops before or after the new one is ready.",
+      doc: "Whether the old task stops before or after the new one is ready. After it, whatever is said here, where `x-disruption.min_available` leaves none to stop.",
       example: "start-first",
       default: "stop-first",
     }),

@@ -302,7 +302,7 @@ function countOrPercent(): ScalarType<string> {
 export const disruption = object(
   {
     min_available: key(countOrPercent(), {
-      doc: "Tasks that stay up when a service of higher priority wants their room (`x-priority`): a count, or a share of the replicas. A drain does not look at it, nor does an update.",
+      doc: "Slots that stay up, with a healthy task, whatever the cluster does of its own will: a count, or a share of the replicas, rounded up. A drain, an update and a service of higher priority (`x-priority`) stop only tasks above it, and wait for what is down. Where it leaves none to stop, as it is all the replicas, each new task is started before the old one is stopped, also with `order: stop-first`; a deploy is refused when two may not run at once, as they write to a volume or a directory of the host. It does not hold back what is lost, scaled away or removed. See [operations](operations.md#what-a-drain-and-an-update-may-stop).",
       example: "50%",
       default: "0",
     }),

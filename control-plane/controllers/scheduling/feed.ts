@@ -258,7 +258,8 @@ export class SchedulerFeed {
         name: taskName(view, task),
         node: waits ? undefined : task.nodeId,
         onlyNode: onlyNodeOf(task, bound),
-        down: this.#budgets.has(task.serviceId) && !isUp(view.taskStatuses.get(id)),
+        // One that was asked to stop is up for a moment more, and is none to count on.
+        down: this.#budgets.has(task.serviceId) && !(isWanted(task) && isUp(view.taskStatuses.get(id))),
         patient: waits && this.#waitsForOther(task),
         // From the view alone, so that the next leader and a copy of the view decide as this one.
         turn: waits ? { sinceMs: task.createdAtMs, slot: task.slot } : undefined,

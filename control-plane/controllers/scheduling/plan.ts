@@ -1,5 +1,6 @@
 import { PublishMode } from "../../../proto/gen/embassy/v1/stack.ts";
 import { type Block, DesiredState, type Task } from "../../../proto/gen/embassy/v1/state.ts";
+import { countedOn } from "../../domain/disruption.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import { isWanted, taskName } from "../../domain/tasks.ts";
 import { volumesOf } from "../../domain/volumes.ts";
@@ -13,7 +14,7 @@ export interface CommitPlan {
   readonly writes: Write[];
   /** The tasks that it places, as written and in that order. */
   readonly placed: Task[];
-  readonly expect: { readonly table: "blocks"; readonly id: string; readonly revision: number }[];
+  readonly expect: { readonly table: "blocks" | "tasks"; readonly id: string; readonly revision: number }[];
   /** Task id to reason: placed by the scheduler, but its network has no room. */
   readonly unplaced: Map<string, string>;
   /** Blocks among the writes. */
@@ -103,6 +104,7 @@ export function planCommit(
     return undefined;
   };
 
+  const losing = new Set<string>();
   const stop = (victims: readonly string[], by: Task): void => {
     for (const id of victims) {
       const victim = view.tasks.get(id);
@@ -111,6 +113,7 @@ export function planCommit(
       const value = { ...victim, desired: DesiredState.DESIRED_STATE_SHUTDOWN, preemptedBy: taskName(view, by) };
       plan.writes.push({ table: "tasks", id, value, ifRevision: view.tasks.revisionOf(id) });
       plan.stopped.push(id);
+      losing.add(victim.serviceId);
     }
   };
 
@@ -153,6 +156,7 @@ export function planCommit(
     plan.writes.push({ table: "tasks", id: placement.task, value, ifRevision, row });
     if (volumes.length > 0) homes.give(task, volumes, placement.node);
   }
+  for (const serviceId of losing) plan.expect.push(...countedOn(index, serviceId, new Set(plan.stopped)));
   return plan;
 }
 

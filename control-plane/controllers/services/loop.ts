@@ -1,6 +1,7 @@
 import { newId } from "../../../lib/ids/ids.ts";
 import { ReconcileLoop } from "../../../lib/reconcile/loop.ts";
 import { DesiredState, type Service, type Task } from "../../../proto/gen/embassy/v1/state.ts";
+import { countedOn } from "../../domain/disruption.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import { isGlobal } from "../../domain/scheduler-facts.ts";
 import { servicesOfNodes } from "../../domain/service-tasks.ts";
@@ -31,12 +32,8 @@ export async function runServices(deps: ControllerDeps, signal: AbortSignal): Pr
       const writes = writesOf(index, service, plan, nowMs, newId);
       if (writes.length === 0) return;
       for (const action of actions) log.debug("service action", { serviceId, service: service.spec?.name, ...action });
-      // What writes the service compares it; the last transaction of a removal deletes it.
-      const expect = writes.some(({ table }) => table === "services")
-        ? []
-        : [{ table: "services" as const, id: serviceId, revision: index.view.services.revisionOf(serviceId) }];
       try {
-        await commitFenced(deps, writes, expect, stopped);
+        await commitFenced(deps, writes, expectedBy(index, service, plan, writes), stopped);
         if (fails !== undefined) {
           const { version, stable } = service;
           const name = serviceFullName(service);
@@ -104,6 +101,20 @@ function* dependents(index: ClusterIndex, provider: Service): Iterable<string> {
       yield id;
     }
   }
+}
+
+/** What has to be as it was when those are written. */
+export function expectedBy(
+  index: ClusterIndex,
+  { id }: Service,
+  plan: ServicePlan,
+  writes: readonly Write[],
+): { readonly table: "services" | "tasks"; readonly id: string; readonly revision: number }[] {
+  const written = new Set(writes.filter(({ table }) => table === "tasks").map((write) => write.id));
+  const counted = plan.spends ? countedOn(index, id, written) : [];
+  // What writes the service compares it; the last transaction of a removal deletes it.
+  if (writes.some(({ table }) => table === "services")) return counted;
+  return [{ table: "services", id, revision: index.view.services.revisionOf(id) }, ...counted];
 }
 
 /** The writes that carry out a plan; each compares what the plan read of it. */

@@ -1,20 +1,15 @@
 import { UpdateOrder } from "../../../proto/gen/embassy/v1/stack.ts";
-import {
-  DesiredState,
-  type Service,
-  type Task,
-  TaskState,
-  type UpdateState,
-} from "../../../proto/gen/embassy/v1/state.ts";
+import { DesiredState, type Service, type Task, TaskState, UpdateState } from "../../../proto/gen/embassy/v1/state.ts";
+import { DisruptionBudget, mayOverlap } from "../../domain/disruption.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import { decideRestart } from "../../domain/restart.ts";
 import type { Seat } from "../../domain/seats.ts";
 import { isDrained, lastEnded, type SeatTasks, seatsOf } from "../../domain/service-tasks.ts";
-import { isUp, observedState, observedStatus } from "../../domain/tasks.ts";
+import { isUp, observedState, observedStatus, slotName } from "../../domain/tasks.ts";
 import { updatePolicyOf } from "../../domain/updates.ts";
 import { awaitsNode, isShutOut } from "../../domain/volumes.ts";
 import { type Gate, optionalWaitMs, planGate } from "../gate/plan.ts";
-import { planConvergence, planUpdate, type UpdateFailure } from "../update/plan.ts";
+import { planConvergence, planUpdate, type UpdateBudget, type UpdateFailure } from "../update/plan.ts";
 
 export type TaskAction =
   | {
@@ -42,6 +37,8 @@ export interface ServicePlan {
   readonly updateMessage: string;
   /** The service is to go back to its stable version first; there are no actions. */
   readonly fails: UpdateFailure | undefined;
+  /** It stops tasks of a service that has to keep others up: see `countedOn`. */
+  readonly spends: boolean;
   /** It has converged at its version, which its status does not say yet. */
   readonly converges: boolean;
   /** It has stayed so for `monitor`: it goes back to nothing any more. */
@@ -61,11 +58,15 @@ export function planService(index: ClusterIndex, service: Service, nowMs: number
   const seats = seatsOf(index, service);
   const tasks = index.tasksOfService(service.id);
   const update = planUpdate(index, service, seats, nowMs);
-  const told = { updateState: update.state, updateMessage: update.message, fails: update.fails };
-  if (update.fails !== undefined) return { actions: [], wakeAtMs: undefined, ...told, converges: false, stays: false };
+  if (update.fails !== undefined) {
+    const { state: updateState, message: updateMessage, fails } = update;
+    const nothing = { actions: [], wakeAtMs: undefined, spends: false, converges: false, stays: false };
+    return { ...nothing, updateState, updateMessage, fails };
+  }
   const gate = planGate(index, service, tasks);
   const mayUpdate = new Set([...update.seats, ...nextMove(service, seats)]);
-  const planner = new SeatPlanner(index, service, gate, { mayUpdate, mayStop: update.stops }, nowMs);
+  const budget = new DisruptionBudget(index, service, seats);
+  const planner = new SeatPlanner(index, service, gate, { mayUpdate, mayStop: update.stops, budget }, nowMs);
   planner.wakeAt(update.wakeAtMs);
   for (const seat of seats) planner.plan(seat);
   const running = seats.some(({ good, stale, going }) => good.length + stale.length + going.length > 0);
@@ -74,7 +75,29 @@ export function planService(index: ClusterIndex, service: Service, nowMs: number
   }
   const { converges, stays, wakeAtMs } = planConvergence(index, service, seats, update.excused, nowMs);
   planner.wakeAt(wakeAtMs);
-  return { actions: planner.actions, wakeAtMs: planner.wakeAtMs, ...told, converges, stays };
+  const told = toldOf(index, update, budget);
+  return {
+    actions: planner.actions,
+    wakeAtMs: planner.wakeAtMs,
+    fails: undefined,
+    ...told,
+    spends: budget.spends,
+    converges,
+    stays,
+  };
+}
+
+type Told = Pick<ServicePlan, "updateState" | "updateMessage">;
+
+/** What is said of an update, with the tasks that it may not stop yet. */
+function toldOf(index: ClusterIndex, { state, message }: UpdateBudget, budget: DisruptionBudget): Told {
+  const held = budget.kept.filter((task) => !isDrained(index, task));
+  if (held.length === 0) return { updateState: state, updateMessage: message };
+  const names = held.map((task) => `${task.serviceName}.${slotName(index.view, task)}`).join(", ");
+  const why = `${names} ${held.length === 1 ? "goes" : "go"} on for now: the service ${budget.words}`;
+  // The first version of a service may never have converged: nothing counts as an update then.
+  if (message === "") return { updateState: UpdateState.UPDATE_STATE_UPDATING, updateMessage: `updating; ${why}` };
+  return { updateState: state, updateMessage: `${message}; ${why}` };
 }
 
 /** Is it replaced for no reason but to spread its service? */
@@ -89,28 +112,28 @@ function nextMove(service: Service, seats: readonly SeatTasks[]): string[] {
   return moving.slice(0, 1).map(({ seat }) => seat.key);
 }
 
+interface SeatLimits {
+  /** Seats whose task may be replaced although its node keeps it. */
+  readonly mayUpdate: ReadonlySet<string>;
+  /** Of those the ones whose task may be stopped although it is up. */
+  readonly mayStop: ReadonlySet<string>;
+  readonly budget: DisruptionBudget;
+}
+
 class SeatPlanner {
   readonly actions: TaskAction[] = [];
   wakeAtMs: number | undefined;
   readonly #index: ClusterIndex;
   readonly #service: Service;
   readonly #gate: Gate;
-  readonly #mayUpdate: ReadonlySet<string>;
-  readonly #mayStop: ReadonlySet<string>;
+  readonly #limits: SeatLimits;
   readonly #nowMs: number;
 
-  constructor(
-    index: ClusterIndex,
-    service: Service,
-    gate: Gate,
-    { mayUpdate, mayStop }: { readonly mayUpdate: ReadonlySet<string>; readonly mayStop: ReadonlySet<string> },
-    nowMs: number,
-  ) {
+  constructor(index: ClusterIndex, service: Service, gate: Gate, limits: SeatLimits, nowMs: number) {
     this.#index = index;
     this.#service = service;
     this.#gate = gate;
-    this.#mayUpdate = mayUpdate;
-    this.#mayStop = mayStop;
+    this.#limits = limits;
     this.#nowMs = nowMs;
   }
 
@@ -122,7 +145,12 @@ class SeatPlanner {
     this.#abandonLost(seat);
     if (!seat.wanted) {
       const why = this.#service.removed ? "its service is removed" : "its slot is no longer wanted";
-      for (const task of [...seat.good, ...seat.stale]) this.#stop(task, why);
+      for (const task of [...seat.good, ...seat.stale]) {
+        // Of a global service the slot goes with its node, if that may be emptied.
+        if (task.onlyNode === "" || !isDrained(this.#index, task) || this.#limits.budget.take(seat, task)) {
+          this.#stop(task, why);
+        }
+      }
     } else if (seat.good.length > 0) {
       this.#advance(seat);
     } else {
@@ -154,32 +182,43 @@ class SeatPlanner {
     const isTaskUp = (task: Task) => isUp(view.taskStatuses.get(task.id));
     const keep = seat.good.find(isTaskUp) ?? seat.good[0];
     if (keep === undefined) return;
-    for (const task of seat.good) if (task !== keep) this.#stop(task, `${keep.id} fills its slot`);
+    const { budget, mayStop } = this.#limits;
+    for (const task of seat.good) {
+      if (task !== keep && budget.take(seat, task, keep)) this.#stop(task, `${keep.id} fills its slot`);
+    }
     const state = observedState(view, keep);
     if (keep.desired === DesiredState.DESIRED_STATE_RUNNING) {
       for (const task of seat.stale) {
-        if (isTaskUp(keep)) this.#stop(task, `${keep.id} has taken over`);
-        else if (keep.unplaced !== "" && isDrained(this.#index, task)) {
-          this.#stop(task, "its node gives it away, and its successor fits nowhere");
-        }
+        const over = isTaskUp(keep);
+        const lacks = keep.unplaced !== "" && isDrained(this.#index, task);
+        if ((!over && !lacks) || !budget.take(seat, task, keep)) continue;
+        this.#stop(task, over ? `${keep.id} has taken over` : "its node gives it away, and its successor fits nowhere");
       }
       return;
     }
     // Stop-first: prepared beside its predecessor, so that the slot is empty for as long as a stop and a start take.
+    let kept = false;
     for (const task of seat.stale) {
-      if (isTaskUp(task) && !isDrained(this.#index, task) && !this.#mayStop.has(seat.seat.key)) continue;
-      if (state >= TaskState.TASK_STATE_READY) this.#stop(task, `${keep.id} is ready to take over`);
-      else if (keep.unplaced !== "" && (isDrained(this.#index, task) || !isShutOut(this.#index, keep))) {
-        this.#stop(task, `${keep.id} may fit once it is gone`);
-      }
+      if (isTaskUp(task) && !isDrained(this.#index, task) && !mayStop.has(seat.seat.key)) continue;
+      const ready = state >= TaskState.TASK_STATE_READY;
+      const makesRoom = keep.unplaced !== "" && (isDrained(this.#index, task) || !isShutOut(this.#index, keep));
+      if (!ready && !makesRoom) continue;
+      if (!budget.take(seat, task)) kept = true;
+      else this.#stop(task, ready ? `${keep.id} is ready to take over` : `${keep.id} may fit once it is gone`);
     }
-    if (seat.stale.length > 0 || seat.going.length > 0) return;
+    const isElsewhere = keep.nodeId !== "" && seat.stale.every(({ nodeId }) => nodeId !== keep.nodeId);
+    const beside = kept && budget.sparesNone && (isElsewhere || mayOverlap(this.#service));
+    if (!beside && seat.stale.length + seat.going.length > 0) return;
     const waiting = this.#gateHolds(keep);
     if (waiting) return;
     this.actions.push({
       kind: "start",
       taskId: keep.id,
-      why: keep.waitsFor === "" ? "its predecessor has ended" : "what it waited for is there",
+      why: beside
+        ? `its service ${budget.words}`
+        : keep.waitsFor === ""
+          ? "its predecessor has ended"
+          : "what it waited for is there",
     });
   }
 
@@ -201,7 +240,7 @@ class SeatPlanner {
     const stale = seat.stale[0];
     if (stale !== undefined) {
       const drained = isDrained(this.#index, stale);
-      if (!drained && !this.#mayUpdate.has(seat.seat.key)) return;
+      if (!drained && !this.#limits.mayUpdate.has(seat.seat.key)) return;
       if (drained) why = "its node gives it away";
       else if (isMoving(this.#service, stale)) why = "its service is spread unevenly";
       else why = `version ${this.#service.version} replaces version ${stale.serviceVersion}`;
@@ -227,6 +266,7 @@ class SeatPlanner {
     const predecessor = stale ?? seat.going.at(-1);
     const startFirst =
       updatePolicyOf(this.#service).order === UpdateOrder.UPDATE_ORDER_START_FIRST ||
+      (this.#limits.budget.sparesNone && mayOverlap(this.#service)) ||
       (stale !== undefined && isMoving(this.#service, stale) && !isDrained(this.#index, stale));
     const waits = predecessor !== undefined && !(startFirst && stale !== undefined);
     const gated = this.#gate.waitsFor !== "";

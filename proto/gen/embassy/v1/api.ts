@@ -318,6 +318,8 @@ export interface SimulateRequest {
   lose: string[];
   add: NewNodes[];
   scale: NewScale[];
+  /** drains take what services have to keep up */
+  force: boolean;
 }
 
 export interface NewNodes {
@@ -341,6 +343,8 @@ export interface SimulateResponse {
   waits: PlannedWait[];
   /** what else is to be known */
   notes: string[];
+  /** tasks that go on although their nodes give them away: their services have to keep them up */
+  stays: PlannedStop[];
 }
 
 export interface PlannedStop {
@@ -478,6 +482,8 @@ export interface TaskView {
    */
   retryAtMs: number;
   gaveUp: string;
+  /** why it goes on for now although its node gives it away; empty: it does not */
+  kept: string;
 }
 
 export interface ListNodesRequest {
@@ -500,6 +506,8 @@ export interface NodeView {
   networkTarget: number;
   /** "manager" or "worker", as constraints see it */
   role: string;
+  /** why its drain goes no further for now; empty: it does */
+  kept: string;
 }
 
 export interface ListNetworksRequest {
@@ -526,6 +534,8 @@ export interface UpdateNodeRequest {
   removeTaints: TaintName[];
   /** names or ids of further nodes: the same change to each, of all or of none */
   more: string[];
+  /** with a drain: whatever services have to keep up; ends with the next change of availability */
+  force: boolean;
 }
 
 export interface UpdateNodeRequest_SetLabelsEntry {
@@ -3548,7 +3558,7 @@ export const NodeReason: MessageFns<NodeReason> = {
 };
 
 function createBaseSimulateRequest(): SimulateRequest {
-  return { drain: [], lose: [], add: [], scale: [] };
+  return { drain: [], lose: [], add: [], scale: [], force: false };
 }
 
 export const SimulateRequest: MessageFns<SimulateRequest> = {
@@ -3564,6 +3574,9 @@ export const SimulateRequest: MessageFns<SimulateRequest> = {
     }
     for (const v of message.scale) {
       NewScale.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.force !== false) {
+      writer.uint32(40).bool(message.force);
     }
     return writer;
   },
@@ -3613,6 +3626,14 @@ export const SimulateRequest: MessageFns<SimulateRequest> = {
             message.scale.push(NewScale.decode(reader, reader.uint32()));
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.force = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3631,6 +3652,7 @@ export const SimulateRequest: MessageFns<SimulateRequest> = {
       lose: globalThis.Array.isArray(object?.lose) ? object.lose.map((e: any) => globalThis.String(e)) : [],
       add: globalThis.Array.isArray(object?.add) ? object.add.map((e: any) => NewNodes.fromJSON(e)) : [],
       scale: globalThis.Array.isArray(object?.scale) ? object.scale.map((e: any) => NewScale.fromJSON(e)) : [],
+      force: isSet(object.force) ? globalThis.Boolean(object.force) : false,
     };
   },
 
@@ -3648,6 +3670,9 @@ export const SimulateRequest: MessageFns<SimulateRequest> = {
     if (message.scale?.length) {
       obj.scale = message.scale.map((e) => NewScale.toJSON(e));
     }
+    if (message.force !== undefined) {
+      obj.force = message.force;
+    }
     return obj;
   },
 
@@ -3660,6 +3685,7 @@ export const SimulateRequest: MessageFns<SimulateRequest> = {
     message.lose = object.lose?.map((e) => e) || [];
     message.add = object.add?.map((e) => NewNodes.fromPartial(e)) || [];
     message.scale = object.scale?.map((e) => NewScale.fromPartial(e)) || [];
+    message.force = object.force ?? false;
     return message;
   },
 };
@@ -3859,7 +3885,7 @@ export const NewScale: MessageFns<NewScale> = {
 };
 
 function createBaseSimulateResponse(): SimulateResponse {
-  return { moves: [], stops: [], waits: [], notes: [] };
+  return { moves: [], stops: [], waits: [], notes: [], stays: [] };
 }
 
 export const SimulateResponse: MessageFns<SimulateResponse> = {
@@ -3875,6 +3901,9 @@ export const SimulateResponse: MessageFns<SimulateResponse> = {
     }
     for (const v of message.notes) {
       writer.uint32(34).string(v!);
+    }
+    for (const v of message.stays) {
+      PlannedStop.encode(v!, writer.uint32(42).fork()).join();
     }
     return writer;
   },
@@ -3924,6 +3953,14 @@ export const SimulateResponse: MessageFns<SimulateResponse> = {
             message.notes.push(reader.string());
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.stays.push(PlannedStop.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3942,6 +3979,7 @@ export const SimulateResponse: MessageFns<SimulateResponse> = {
       stops: globalThis.Array.isArray(object?.stops) ? object.stops.map((e: any) => PlannedStop.fromJSON(e)) : [],
       waits: globalThis.Array.isArray(object?.waits) ? object.waits.map((e: any) => PlannedWait.fromJSON(e)) : [],
       notes: globalThis.Array.isArray(object?.notes) ? object.notes.map((e: any) => globalThis.String(e)) : [],
+      stays: globalThis.Array.isArray(object?.stays) ? object.stays.map((e: any) => PlannedStop.fromJSON(e)) : [],
     };
   },
 
@@ -3959,6 +3997,9 @@ export const SimulateResponse: MessageFns<SimulateResponse> = {
     if (message.notes?.length) {
       obj.notes = message.notes;
     }
+    if (message.stays?.length) {
+      obj.stays = message.stays.map((e) => PlannedStop.toJSON(e));
+    }
     return obj;
   },
 
@@ -3971,6 +4012,7 @@ export const SimulateResponse: MessageFns<SimulateResponse> = {
     message.stops = object.stops?.map((e) => PlannedStop.fromPartial(e)) || [];
     message.waits = object.waits?.map((e) => PlannedWait.fromPartial(e)) || [];
     message.notes = object.notes?.map((e) => e) || [];
+    message.stays = object.stays?.map((e) => PlannedStop.fromPartial(e)) || [];
     return message;
   },
 };
@@ -5568,7 +5610,7 @@ export const ListTasksResponse: MessageFns<ListTasksResponse> = {
 };
 
 function createBaseTaskView(): TaskView {
-  return { task: undefined, status: undefined, nodeName: "", retryAtMs: 0, gaveUp: "" };
+  return { task: undefined, status: undefined, nodeName: "", retryAtMs: 0, gaveUp: "", kept: "" };
 }
 
 export const TaskView: MessageFns<TaskView> = {
@@ -5587,6 +5629,9 @@ export const TaskView: MessageFns<TaskView> = {
     }
     if (message.gaveUp !== "") {
       writer.uint32(42).string(message.gaveUp);
+    }
+    if (message.kept !== "") {
+      writer.uint32(50).string(message.kept);
     }
     return writer;
   },
@@ -5644,6 +5689,14 @@ export const TaskView: MessageFns<TaskView> = {
             message.gaveUp = reader.string();
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.kept = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -5675,6 +5728,7 @@ export const TaskView: MessageFns<TaskView> = {
         : isSet(object.gave_up)
         ? globalThis.String(object.gave_up)
         : "",
+      kept: isSet(object.kept) ? globalThis.String(object.kept) : "",
     };
   },
 
@@ -5695,6 +5749,9 @@ export const TaskView: MessageFns<TaskView> = {
     if (message.gaveUp !== undefined) {
       obj.gaveUp = message.gaveUp;
     }
+    if (message.kept !== undefined) {
+      obj.kept = message.kept;
+    }
     return obj;
   },
 
@@ -5710,6 +5767,7 @@ export const TaskView: MessageFns<TaskView> = {
     message.nodeName = object.nodeName ?? "";
     message.retryAtMs = object.retryAtMs ?? 0;
     message.gaveUp = object.gaveUp ?? "";
+    message.kept = object.kept ?? "";
     return message;
   },
 };
@@ -5834,7 +5892,7 @@ export const ListNodesResponse: MessageFns<ListNodesResponse> = {
 };
 
 function createBaseNodeView(): NodeView {
-  return { spec: undefined, status: undefined, tasks: 0, networkRevision: 0, networkTarget: 0, role: "" };
+  return { spec: undefined, status: undefined, tasks: 0, networkRevision: 0, networkTarget: 0, role: "", kept: "" };
 }
 
 export const NodeView: MessageFns<NodeView> = {
@@ -5856,6 +5914,9 @@ export const NodeView: MessageFns<NodeView> = {
     }
     if (message.role !== "") {
       writer.uint32(50).string(message.role);
+    }
+    if (message.kept !== "") {
+      writer.uint32(58).string(message.kept);
     }
     return writer;
   },
@@ -5921,6 +5982,14 @@ export const NodeView: MessageFns<NodeView> = {
             message.role = reader.string();
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.kept = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -5949,6 +6018,7 @@ export const NodeView: MessageFns<NodeView> = {
         ? globalThis.Number(object.network_target)
         : 0,
       role: isSet(object.role) ? globalThis.String(object.role) : "",
+      kept: isSet(object.kept) ? globalThis.String(object.kept) : "",
     };
   },
 
@@ -5972,6 +6042,9 @@ export const NodeView: MessageFns<NodeView> = {
     if (message.role !== undefined) {
       obj.role = message.role;
     }
+    if (message.kept !== undefined) {
+      obj.kept = message.kept;
+    }
     return obj;
   },
 
@@ -5988,6 +6061,7 @@ export const NodeView: MessageFns<NodeView> = {
     message.networkRevision = object.networkRevision ?? 0;
     message.networkTarget = object.networkTarget ?? 0;
     message.role = object.role ?? "";
+    message.kept = object.kept ?? "";
     return message;
   },
 };
@@ -6211,6 +6285,7 @@ function createBaseUpdateNodeRequest(): UpdateNodeRequest {
     setTaints: [],
     removeTaints: [],
     more: [],
+    force: false,
   };
 }
 
@@ -6236,6 +6311,9 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
     }
     for (const v of message.more) {
       writer.uint32(58).string(v!);
+    }
+    if (message.force !== false) {
+      writer.uint32(64).bool(message.force);
     }
     return writer;
   },
@@ -6312,6 +6390,14 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
             message.more.push(reader.string());
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.force = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -6373,6 +6459,7 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
       more: globalThis.Array.isArray(object?.more)
         ? object.more.map((e: any) => globalThis.String(e))
         : [],
+      force: isSet(object.force) ? globalThis.Boolean(object.force) : false,
     };
   },
 
@@ -6405,6 +6492,9 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
     if (message.more?.length) {
       obj.more = message.more;
     }
+    if (message.force !== undefined) {
+      obj.force = message.force;
+    }
     return obj;
   },
 
@@ -6428,6 +6518,7 @@ export const UpdateNodeRequest: MessageFns<UpdateNodeRequest> = {
     message.setTaints = object.setTaints?.map((e) => Taint.fromPartial(e)) || [];
     message.removeTaints = object.removeTaints?.map((e) => TaintName.fromPartial(e)) || [];
     message.more = object.more?.map((e) => e) || [];
+    message.force = object.force ?? false;
     return message;
   },
 };

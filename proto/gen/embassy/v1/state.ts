@@ -585,6 +585,8 @@ export interface NodeSpec {
   createdAtMs: number;
   /** by key and effect, ascending; each pair once */
   taints: Taint[];
+  /** its drain takes tasks that their services have to keep up */
+  drainForced: boolean;
 }
 
 export interface NodeSpec_LabelsEntry {
@@ -2679,7 +2681,7 @@ export const Block: MessageFns<Block> = {
 };
 
 function createBaseNodeSpec(): NodeSpec {
-  return { id: "", name: "", availability: 0, labels: {}, createdAtMs: 0, taints: [] };
+  return { id: "", name: "", availability: 0, labels: {}, createdAtMs: 0, taints: [], drainForced: false };
 }
 
 export const NodeSpec: MessageFns<NodeSpec> = {
@@ -2701,6 +2703,9 @@ export const NodeSpec: MessageFns<NodeSpec> = {
     }
     for (const v of message.taints) {
       Taint.encode(v!, writer.uint32(50).fork()).join();
+    }
+    if (message.drainForced !== false) {
+      writer.uint32(56).bool(message.drainForced);
     }
     return writer;
   },
@@ -2769,6 +2774,14 @@ export const NodeSpec: MessageFns<NodeSpec> = {
             message.taints.push(Taint.decode(reader, reader.uint32()));
             continue;
           }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.drainForced = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2806,6 +2819,11 @@ export const NodeSpec: MessageFns<NodeSpec> = {
         ? globalThis.Number(object.created_at_ms)
         : 0,
       taints: globalThis.Array.isArray(object?.taints) ? object.taints.map((e: any) => Taint.fromJSON(e)) : [],
+      drainForced: isSet(object.drainForced)
+        ? globalThis.Boolean(object.drainForced)
+        : isSet(object.drain_forced)
+        ? globalThis.Boolean(object.drain_forced)
+        : false,
     };
   },
 
@@ -2835,6 +2853,9 @@ export const NodeSpec: MessageFns<NodeSpec> = {
     if (message.taints?.length) {
       obj.taints = message.taints.map((e) => Taint.toJSON(e));
     }
+    if (message.drainForced !== undefined) {
+      obj.drainForced = message.drainForced;
+    }
     return obj;
   },
 
@@ -2857,6 +2878,7 @@ export const NodeSpec: MessageFns<NodeSpec> = {
     );
     message.createdAtMs = object.createdAtMs ?? 0;
     message.taints = object.taints?.map((e) => Taint.fromPartial(e)) || [];
+    message.drainForced = object.drainForced ?? false;
     return message;
   },
 };
