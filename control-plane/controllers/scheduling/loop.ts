@@ -85,7 +85,6 @@ export async function placeAll(
     } catch (error) {
       errors.push(error);
     } finally {
-      underWay.delete(plan);
       feed.release(placed);
     }
   };
@@ -98,22 +97,30 @@ export async function placeAll(
         for (const taskId of tasks) reasons.set(taskId, feed.whyNowhere(taskId, explanation));
       }
       const hold = feed.hold(placements);
-      // Who is to be stopped may be in a commit under way.
-      if (placements.some(({ preempts }) => preempts.length > 0)) await Promise.all(underWay.values());
-      const plan = planCommit(index, placements, deps.settings.blockPrefix, [...underWay.keys()]);
-      for (const [taskId, why] of plan.unplaced) reasons.set(taskId, why);
-      const isPutOff = ({ task }: Placement) => plan.unplaced.has(task) || plan.later.has(task);
+      let plan: CommitPlan;
       let written = placements;
-      if (plan.unplaced.size + plan.later.size > 0) {
-        written = placements.filter((placement) => !isPutOff(placement));
-        const rest = placements.filter(isPutOff);
-        putOff.push(feed.hold(rest));
-        feed.spare(rest);
-        // There may be another place for those that had counted on theirs. Each such pass places something, so they end.
-        again ||= written.length > 0 && placements.some(({ preempts }) => preempts.length > 0);
+      try {
+        // Who is to be stopped may be in a commit under way.
+        if (placements.some(({ preempts }) => preempts.length > 0)) await Promise.all(underWay.values());
+        plan = planCommit(index, placements, deps.settings.blockPrefix, [...underWay.keys()]);
+        for (const [taskId, why] of plan.unplaced) reasons.set(taskId, why);
+        const isPutOff = ({ task }: Placement) => plan.unplaced.has(task) || plan.later.has(task);
+        if (plan.unplaced.size + plan.later.size > 0) {
+          written = placements.filter((placement) => !isPutOff(placement));
+          const rest = placements.filter(isPutOff);
+          putOff.push(feed.hold(rest));
+          feed.spare(rest);
+          // There may be another place for those that had counted on theirs. Each such pass places something, so they end.
+          again ||= written.length > 0 && placements.some(({ preempts }) => preempts.length > 0);
+        }
+      } catch (error) {
+        feed.release(hold);
+        throw error;
       }
-      const underWayNow = commit(plan, feed.hold(written, plan.placed));
+      const held = feed.hold(written, plan.placed);
+      // Before the commit begins: it may give up at once, and what it releases must not be held any more.
       feed.forgetHold(hold);
+      const underWayNow = commit(plan, held).finally(() => underWay.delete(plan));
       underWay.set(plan, underWayNow);
       // Others count on what its victims leave: not before it has happened.
       if (plan.stopped.length > 0) await underWayNow;

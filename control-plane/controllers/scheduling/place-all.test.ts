@@ -235,6 +235,46 @@ describe("placing many tasks", () => {
     expect(cluster.count()).toBe(1_200);
   });
 
+  it("takes back what could not be planned, and places it once it can be", async () => {
+    using cluster = await Waiting.of(600, [network("n1", "10.96.0.0/20"), network("n2", "nonsense")]);
+    await expect(cluster.place()).rejects.toThrow("nonsense");
+    expect(cluster.commits).toEqual([]);
+    await cluster.store.commit([{ table: "networks", id: "n2", value: network("n2", "10.96.16.0/20") }]);
+    expect(await cluster.place()).toBe(false);
+    expect(cluster.count()).toBe(600);
+  });
+
+  it("takes back who would stop others when a commit fails that it waited for", async () => {
+    using cluster = await Waiting.of(1_000);
+    await cluster.place();
+    const tell = async (name: string, priority: number, count: number) => {
+      const important = { ...spec, name, priority };
+      const tasks = Array.from({ length: count }, (_, i) =>
+        Task.create({
+          id: `${name}${i}`,
+          serviceId: name,
+          serviceVersion: 1,
+          slot: i + 1,
+          spec: important,
+          desired: 1,
+        }),
+      );
+      await cluster.store.commit(tasks.map((value) => ({ table: "tasks", id: value.id, value })));
+    };
+    await tell("first", 10, 200);
+    await tell("second", 5, 1);
+    const made = cluster.commits.length;
+    cluster.before = (now) => {
+      if (now === made) throw new ClusterError("not yet", { code: "unavailable" });
+    };
+    await expect(cluster.place()).rejects.toThrow("not yet");
+    expect(await cluster.place()).toBe(false);
+    const waiting = [...cluster.index.view.tasks.values()].filter(({ nodeId }) => nodeId === "");
+    expect(waiting.map(({ id }) => id)).toEqual([]);
+    const stopped = [...cluster.index.view.tasks.values()].filter(({ preemptedBy }) => preemptedBy !== "");
+    expect(stopped).toHaveLength(1);
+  });
+
   it("comes to an end when a network has no addresses for hundreds of tasks, and places them when it has", async () => {
     // Two blocks, three nodes.
     using cluster = await Waiting.of(1_200, [network("n1", "10.96.0.0/26")]);
