@@ -246,18 +246,14 @@ describe("a disruption budget", () => {
     await expect(cluster.store.commit(writes, { expect: expected })).rejects.toMatchObject({ code: "conflict" });
   });
 
-  it("counts what was asked to stop as down for those who preempt", async () => {
-    const half = {
-      resources: Resources.create({ reservations: { milliCpus: 2_000, memoryBytes: 0, pids: 0, generic: {} } }),
-    };
-    using cluster = await nodesWith(["a", "b"], { mode: replicas(3), ...half, ...keeps(2), ...stopFirst(1) });
+  it.each([0, 1, 2])("counts what was asked to stop as down for those who preempt: task %i", async (going) => {
+    using cluster = await nodesWith(["a", "b", "c"], { mode: replicas(3), ...whole, ...keeps(2) });
     cluster.frozen = true;
-    const [first] = cluster.tasks("s", "web");
-    if (first === undefined) throw new Error("three tasks");
-    await cluster.store.commit([
-      { table: "tasks", id: first.id, value: { ...first, desired: DesiredState.DESIRED_STATE_SHUTDOWN } },
-    ]);
-    await cluster.deploy(aStack("t", [aService("vital", { mode: replicas(2), ...half, priority: 5 })]));
+    const task = cluster.tasks("s", "web")[going];
+    if (task === undefined) throw new Error("three tasks");
+    const value = { ...task, desired: DesiredState.DESIRED_STATE_SHUTDOWN };
+    await cluster.store.commit([{ table: "tasks", id: task.id, value }]);
+    await cluster.deploy(aStack("t", [aService("vital", { mode: replicas(2), ...whole, priority: 5 })]));
     await cluster.plan();
     expect(slotsUp(cluster, cluster.service("s", "web")).size).toBe(2);
   });
