@@ -123,16 +123,17 @@ function chapter(title: string, intro: string, keys: readonly KeyPath[]): string
 function entry(path: KeyPath): string {
   const { key } = path;
   const facts = [`Takes ${acceptsOf(key.type)}.`];
-  if (key.default !== undefined) facts.push(`Default: \`${defaultText(key.type, key.default)}\`.`);
+  const runs = runsInCluster(path.path);
+  // A default that is not in force would read as if it were.
+  if (runs === "none") facts.push("_Checked, and not run by the cluster of this version yet._");
+  else if (key.default !== undefined) facts.push(`Default: \`${defaultText(key.type, key.default)}\`.`);
   else if (key.defaultNote !== undefined) facts.push(`Default: ${key.defaultNote}.`);
   if (key.gated) facts.push("**Only where the cluster's policy allows it.**");
-  const runs = runsInCluster(path.path);
   const isLeaf =
     key.type.kind === "scalar" ||
     key.type.kind === "any" ||
     (key.type.kind === "list" && key.type.item.kind === "scalar");
-  if (runs === "none") facts.push("_Checked, and not run by the cluster of this version yet._");
-  else if (runs === "some" && isLeaf)
+  if (runs === "some" && isLeaf)
     facts.push("_The cluster of this version runs some values of it; `clusterctl deploy` names the others._");
   return `### \`${path.path}\`\n\n${key.doc} ${facts.join(" ")}\n\n\`\`\`yaml\n${exampleText(path)}\`\`\`\n`;
 }
@@ -153,6 +154,13 @@ function cell(text = ""): string {
   return text.replaceAll("<", "&lt;");
 }
 
+/** Of a mapping that is not run at all, the mapping alone. */
+function notRun(keys: readonly KeyPath[]): string {
+  const paths = keys.filter((key) => key.decision === "honoured" && runsInCluster(key.path) === "none");
+  const first = paths.filter(({ path }) => !paths.some((other) => /^(\[\])?\./.test(path.replace(other.path, ""))));
+  return `${first.map(({ path }) => `\`${path}\``).join(", ")}.`;
+}
+
 function refused(keys: readonly KeyPath[]): string {
   const rows = (decision: string): string =>
     keys
@@ -169,6 +177,13 @@ tools read too; \`clusterctl config\` with the same option prints the file witho
 
 ${head}
 ${rows("later")}
+
+### Not run yet
+
+These are known and checked, and the cluster of this version does not run them: a deploy refuses them, unless
+\`--ignore-unsupported\` names them.
+
+${notRun(keys)}
 
 ### Never
 
