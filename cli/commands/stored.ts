@@ -1,5 +1,6 @@
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { formatBytes } from "../../lib/units/bytes.ts";
+import { compareTexts } from "../../lib/words/compare.ts";
 import { MountType } from "../../proto/gen/embassy/v1/stack.ts";
 import { TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import { globalOptions, printJson, type Register, withCluster } from "../cli.ts";
@@ -59,7 +60,7 @@ export const blobs = (kind: "secrets" | "configs", stack: string): Listing<BlobR
             .toSorted(),
         })),
       )
-      .toSorted((a, b) => compare(a.stack, b.stack) || compare(a.name, b.name));
+      .toSorted((a, b) => compareTexts(a.stack, b.stack) || compareTexts(a.name, b.name));
     return { rows, json: { [kind]: rows } };
   },
   columns: () => [
@@ -121,7 +122,7 @@ export const volumes = (stack: string, sizes = false): Listing<VolumeRow> => ({
       homes.push({ slot, node: nodeName, problem: isEmpty ? "no data" : problem, service });
     }
     const rows = [...found]
-      .toSorted(([a], [b]) => compare(a, b))
+      .toSorted(([a], [b]) => compareTexts(a, b))
       .map(([name, known]) => ({
         name,
         services: [...known.services].toSorted(),
@@ -168,10 +169,6 @@ function pairs(labels: Readonly<Record<string, string>>): string {
   return Object.entries(labels)
     .map(([key, value]) => `${key}=${value}`)
     .join(" ");
-}
-
-function compare(a: string, b: string): number {
-  return a < b ? -1 : a > b ? 1 : 0;
 }
 
 export const registerStored: Register = (program, cli) => {

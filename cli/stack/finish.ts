@@ -1,3 +1,4 @@
+import { compareTexts } from "../../lib/words/compare.ts";
 import { canBeLeftOut } from "./cluster.ts";
 import type { Report } from "./diagnostics.ts";
 import { isBroken } from "./normalize.ts";
@@ -34,7 +35,7 @@ export function finish(tree: Tree, type: Type, path: Path, report: Report, toler
     case "record": {
       if (tree.kind !== "map") return {};
       const result: Record<string, unknown> = {};
-      for (const name of [...tree.entries.keys()].toSorted(compare)) {
+      for (const name of [...tree.entries.keys()].toSorted(compareTexts)) {
         const entry = tree.entries.get(name);
         if (entry !== undefined)
           define(result, name, finish(entry.value, type.value, [...path, name], report, tolerated));
@@ -72,7 +73,7 @@ function finishObject(
   }
   for (const name of [...tree.entries.keys()]
     .filter((key) => key.startsWith("x-") && !Object.hasOwn(type.keys, key))
-    .toSorted(compare)) {
+    .toSorted(compareTexts)) {
     const entry = tree.entries.get(name);
     if (entry !== undefined) define(result, name, plainOf(entry.value));
   }
@@ -116,11 +117,6 @@ function refuse(
       hint: instead,
     });
   }
-}
-
-/** By code units, so that the order does not depend on the machine's language. */
-export function compare(a: string, b: string): number {
-  return a < b ? -1 : a > b ? 1 : 0;
 }
 
 /** Sets a key that a file chose, `__proto__` included, as plain data. */

@@ -1,8 +1,9 @@
 import { basename, dirname, isAbsolute, join } from "node:path";
+import { compareTexts } from "../../lib/words/compare.ts";
 import { checkStack } from "./checks.ts";
 import { type Diagnostic, Report, sortDiagnostics } from "./diagnostics.ts";
 import { FileProblem, type Files, STANDARD_INPUT } from "./files.ts";
-import { compare, finish } from "./finish.ts";
+import { finish } from "./finish.ts";
 import type { Variables } from "./interpolate.ts";
 import { STACK_NAME, stack as stackType } from "./keys/stack.ts";
 import {
@@ -155,7 +156,7 @@ export function loadStack(options: LoadOptions): LoadResult {
     contents,
     positionOf,
     warnings: sortDiagnostics(report.warnings),
-    variables: new Map([...context.used].toSorted(([a], [b]) => compare(a, b))),
+    variables: new Map([...context.used].toSorted(([a], [b]) => compareTexts(a, b))),
   };
 }
 

@@ -1,4 +1,4 @@
-import { compare } from "./finish.ts";
+import { compareTexts } from "../../lib/words/compare.ts";
 import type { Entry, MapTree, Tree } from "./tree.ts";
 
 export interface Choice {
@@ -30,7 +30,7 @@ export function chooseServices(tree: MapTree, chosen: ReadonlySet<string>): Choi
     key: services.key,
     value: { ...services.value, entries: on },
   });
-  return { tree: { ...tree, entries }, off, profiles: [...others].toSorted(compare) };
+  return { tree: { ...tree, entries }, off, profiles: [...others].toSorted(compareTexts) };
 }
 
 function profilesOf(service: Tree): string[] {

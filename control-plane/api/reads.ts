@@ -1,3 +1,4 @@
+import { compareTexts } from "../../lib/words/compare.ts";
 import type {
   ListNetworksResponse,
   ListNodesResponse,
@@ -29,10 +30,8 @@ import { updatesOf } from "./revisions.ts";
 
 const by =
   <T>(key: (entry: T) => string) =>
-  (a: T, b: T): number => {
-    const [x, y] = [key(a), key(b)];
-    return x < y ? -1 : x > y ? 1 : 0;
-  };
+  (a: T, b: T): number =>
+    compareTexts(key(a), key(b));
 
 export function listStacks(index: ClusterIndex): ListStacksResponse {
   return {

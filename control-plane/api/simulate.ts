@@ -1,3 +1,4 @@
+import { compareTexts } from "../../lib/words/compare.ts";
 import type { PlannedStop, PlannedWait, SimulateRequest, SimulateResponse } from "../../proto/gen/embassy/v1/api.ts";
 import { type Service, type Task, TaskState, TaskStatus } from "../../proto/gen/embassy/v1/state.ts";
 import type { Hold } from "../controllers/scheduling/feed.ts";
@@ -64,7 +65,7 @@ interface Wait {
 /** By service, and slot. */
 function byName(a: Task, b: Task): number {
   const name = (task: Task) => `${task.stack}_${task.serviceName}`;
-  return name(a) < name(b) ? -1 : name(a) > name(b) ? 1 : a.slot - b.slot;
+  return compareTexts(name(a), name(b)) || a.slot - b.slot;
 }
 
 class Simulation {

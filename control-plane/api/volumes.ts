@@ -1,5 +1,6 @@
 import { ClusterError, hasCode } from "../../lib/errors/errors.ts";
 import { call } from "../../lib/grpc/client.ts";
+import { compareTexts } from "../../lib/words/compare.ts";
 import type {
   ListVolumesRequest,
   ListVolumesResponse,
@@ -40,16 +41,13 @@ export async function listVolumes(
     problem: homeProblem(index.view, home.nodeId) ?? "",
   }));
   return {
-    volumes: volumes.toSorted((a, b) => compare(a.name, b.name)),
+    volumes: volumes.toSorted((a, b) => compareTexts(a.name, b.name)),
     failures,
     homes: homes.toSorted(
-      (a, b) => compare(a.home.volume, b.home.volume) || a.home.slot - b.home.slot || compare(a.nodeName, b.nodeName),
+      (a, b) =>
+        compareTexts(a.home.volume, b.home.volume) || a.home.slot - b.home.slot || compareTexts(a.nodeName, b.nodeName),
     ),
   };
-}
-
-function compare(a: string, b: string): number {
-  return a < b ? -1 : a > b ? 1 : 0;
 }
 
 /**

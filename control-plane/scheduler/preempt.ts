@@ -1,10 +1,10 @@
+import { compareTexts } from "../../lib/words/compare.ts";
 import { givePorts } from "./filters/host-port.ts";
 import { maxPerNode } from "./filters/max-per-node.ts";
 import { fitsDomain } from "./index/fits.ts";
 import { compareNodes } from "./scores/index.ts";
 import type { ClusterState } from "./state/cluster.ts";
 import {
-  compareTexts,
   type GroupRecord,
   type Need,
   type NodeRecord,

@@ -1,9 +1,10 @@
+import { compareTexts } from "../../lib/words/compare.ts";
 import { boundFactFilters, factFilters } from "./filters/index.ts";
 import { maxPerNode } from "./filters/max-per-node.ts";
 import { fits, fitsDomain } from "./index/fits.ts";
 import { fewestVictims } from "./preempt.ts";
 import type { ClusterState, StateListener } from "./state/cluster.ts";
-import { compareTexts, type GroupRecord, type NodeRecord, type TaskRecord, Waiting } from "./state/records.ts";
+import { type GroupRecord, type NodeRecord, type TaskRecord, Waiting } from "./state/records.ts";
 import { cpuDimension } from "./state/table.ts";
 
 /**

@@ -6,6 +6,7 @@ import { asClusterError, ClusterError, isErrno, messageOf } from "../../lib/erro
 import type { Log } from "../../lib/log/log.ts";
 import { runOk } from "../../lib/process/run.ts";
 import type { Spawner } from "../../lib/process/spawner.ts";
+import { compareTexts } from "../../lib/words/compare.ts";
 import { diskFull, exists, readIfThere, syncDirectory, temporaryName, writeDurably } from "./files.ts";
 import { Flights, Gate } from "./flights.ts";
 import { HttpClient } from "./http.ts";
@@ -385,7 +386,7 @@ class DirectoryStore implements ImageStore, AsyncDisposable {
       const image = parseImage((await readIfThere(this.#path("images", name))) ?? "");
       if (image?.layers.every((key) => this.#layers.has(key)) === true) images.push(image);
     }
-    return images.sort((a, b) => compare(`${a.reference} ${a.platform}`, `${b.reference} ${b.platform}`));
+    return images.sort((a, b) => compareTexts(`${a.reference} ${a.platform}`, `${b.reference} ${b.platform}`));
   }
 
   async mount(image: Image, containerId: string): Promise<string> {
@@ -543,10 +544,6 @@ function parseLayerRecord(text: string): LayerRecord | undefined {
   } catch {
     return undefined;
   }
-}
-
-function compare(a: string, b: string): number {
-  return a < b ? -1 : a > b ? 1 : 0;
 }
 
 function checkContainerId(id: string): void {

@@ -1,3 +1,4 @@
+import { compareTexts } from "../../../lib/words/compare.ts";
 /** A number or dotted version; a pre-release (after "-") sorts before its release, "+build" is ignored. */
 export interface Version {
   readonly negative: boolean;
@@ -45,5 +46,5 @@ function compareRuns(a: string, b: string): number {
   const [isNumber, isToo] = [/^\d/.test(a), /^\d/.test(b)];
   if (isNumber && isToo) return Number(a) - Number(b);
   if (isNumber !== isToo) return isNumber ? -1 : 1;
-  return a === b ? 0 : a < b ? -1 : 1;
+  return compareTexts(a, b);
 }

@@ -310,7 +310,3 @@ export interface VolumeRecord {
   /** Counts writers that have ended. */
   endings: number;
 }
-
-export function compareTexts(a: string, b: string): number {
-  return a === b ? 0 : a < b ? -1 : 1;
-}
