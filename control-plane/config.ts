@@ -37,6 +37,8 @@ export interface Config {
   readonly leaseTtlMs: number;
   /** 0: no hold. */
   readonly silentHoldMs: number;
+  readonly rebalanceSettleMs: number;
+  readonly rebalanceCooldownMs: number;
   /** Subnets of networks are taken from it. */
   readonly networkPool: string;
   readonly networkPrefix: number;
@@ -88,6 +90,8 @@ export interface Flags extends EtcdFlags, OwnEtcdFlags {
   readonly heartbeatInterval: string;
   readonly leaseTtl: string;
   readonly silentHold: string;
+  readonly rebalanceSettle: string;
+  readonly rebalanceCooldown: string;
   readonly networkPool: string;
   readonly networkPrefix: string;
   readonly blockPrefix: string;
@@ -224,6 +228,14 @@ export function parseConfig(flags: Flags): Config {
   }
   const silentHoldMs = parseDuration("--silent-hold", flags.silentHold);
   if (silentHoldMs > 86_400_000) throw bad("--silent-hold", flags.silentHold, "from 0s to 24h");
+  const rebalanceSettleMs = parseDuration("--rebalance-settle", flags.rebalanceSettle);
+  if (rebalanceSettleMs < 1_000 || rebalanceSettleMs > 86_400_000) {
+    throw bad("--rebalance-settle", flags.rebalanceSettle, "from 1s to 24h");
+  }
+  const rebalanceCooldownMs = parseDuration("--rebalance-cooldown", flags.rebalanceCooldown);
+  if (rebalanceCooldownMs < 1_000 || rebalanceCooldownMs > 86_400_000) {
+    throw bad("--rebalance-cooldown", flags.rebalanceCooldown, "from 1s to 24h");
+  }
   const networkPool = parsePool("--network-pool", flags.networkPool);
   const vipPool = parsePool("--vip-pool", flags.vipPool);
   if (overlaps(networkPool, vipPool)) {
@@ -242,6 +254,8 @@ export function parseConfig(flags: Flags): Config {
     heartbeatIntervalMs,
     leaseTtlMs,
     silentHoldMs,
+    rebalanceSettleMs,
+    rebalanceCooldownMs,
     networkPool: formatCidr(networkPool),
     networkPrefix,
     blockPrefix,

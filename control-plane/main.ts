@@ -143,8 +143,9 @@ async function serve(config: Config, log: Log, clock: Clock, stop: AbortControll
   );
   registerClusterMetrics({ registry, store, leadership, member: cluster.member });
   const index = owned.use(new ClusterIndex(store));
-  const { blockPrefix, silentHoldMs } = config;
-  const controllers = createControllers({ store, index, log, clock, settings: { blockPrefix, silentHoldMs } });
+  const { blockPrefix, silentHoldMs, rebalanceSettleMs, rebalanceCooldownMs } = config;
+  const settings = { blockPrefix, silentHoldMs, rebalanceSettleMs, rebalanceCooldownMs };
+  const controllers = createControllers({ store, index, log, clock, settings });
   const { heartbeatIntervalMs, leaseTtlMs, vipPool } = config;
   const managerIdentity = () => certificates.identities.manager;
   const peers = owned.use(new Peers({ view: store.view, member, identity: managerIdentity }));
@@ -416,6 +417,12 @@ function commands(): Command {
       "how long nodes keep their tasks when most went silent together (0s: as one alone)",
       "5m",
     )
+    .option(
+      "--rebalance-settle <time>",
+      "how long nodes have to stay as they are, and a task up, before x-disruption.rebalance moves it",
+      "30s",
+    )
+    .option("--rebalance-cooldown <time>", "between two such moves of a service, when no more were planned", "10m")
     .option("--network-pool <cidr>", "subnets of networks are taken from it", "10.96.0.0/12")
     .option("--network-prefix <n>", "prefix length of a network's subnet", "20")
     .option("--block-prefix <n>", "prefix length of what a node gets of a network at a time", "27")

@@ -88,6 +88,20 @@ export function registerClusterMetrics({ registry, store, leadership, member }: 
     },
   });
   new Gauge({
+    name: "embassy_services_rebalanced",
+    help: "Services that have been spread by themselves, by what the last move came to.",
+    labelNames: ["state"],
+    registers,
+    collect() {
+      this.reset();
+      for (const state of ["moving", "failed", "rests"]) this.set({ state }, 0);
+      for (const { rebalance } of store.view.serviceStatuses.values()) {
+        if (rebalance === undefined) continue;
+        this.inc({ state: rebalance.taskId !== "" ? "moving" : rebalance.failures > 0 ? "failed" : "rests" });
+      }
+    },
+  });
+  new Gauge({
     name: "embassy_tasks",
     help: "Tasks by observed state; those that no node has reported on are pending.",
     labelNames: ["state"],

@@ -13,7 +13,7 @@ import { Availability, ManagerState, NodeState } from "../../proto/gen/embassy/v
 import { type Cli, globalOptions, printJson, type Register, withCluster } from "../cli.ts";
 import { jsonOf } from "../json.ts";
 import { formatAge } from "../render/format.ts";
-import { styled } from "../render/style.ts";
+import { oneLine, styled } from "../render/style.ts";
 import { type Column, table } from "../render/table.ts";
 import { formatTaint } from "../taints.ts";
 
@@ -89,11 +89,17 @@ const services = (target: string): Listing<ServiceView> => ({
     },
     {
       title: "",
-      value: ({ service, status }) => (service?.removed ? "being removed" : (status?.updateMessage ?? "")),
+      value: messageOf,
       shrinkTo: 8,
     },
   ],
 });
+
+/** What is done with the service, or has failed; else what became of its last move. */
+function messageOf({ service, status }: ServiceView): string {
+  if (service?.removed) return "being removed";
+  return status?.updateMessage || oneLine(status?.rebalance?.message ?? "");
+}
 
 /** "2/3"; of a service whose tasks have done their work "completed 1/1", and of one that is about to "1/3, 2 completed". */
 function runningOf({ running, completed, desired }: ServiceView): string {

@@ -111,6 +111,14 @@ class Checker {
         "Give a number of tasks.",
       );
     }
+    if (service.deploy.mode === "global" && service["x-disruption"]?.rebalance) {
+      this.#error(
+        "conflict",
+        [...path, "x-disruption", "rebalance"],
+        "has no meaning for a global service, which has a task on every node",
+        "Leave it out.",
+      );
+    }
     const placement = service["x-placement"];
     const where = [...path, "x-placement"];
     if ((placement?.spread ?? []).length > 0 && (service.deploy.placement?.preferences ?? []).length > 0) {

@@ -112,7 +112,7 @@ const RUNS: Readonly<Record<string, Runs>> = {
   "services.*.secrets[].mode": (value) => (value === 0 ? "a file that nobody may read is" : undefined),
   "services.*.x-placement": true,
   "services.*.x-priority": true,
-  "services.*.x-disruption.min_available": true,
+  "services.*.x-disruption": true,
   "services.*.deploy.mode": only("replicated", "global"),
   "services.*.deploy.replicas": true,
   "services.*.deploy.endpoint_mode": true,

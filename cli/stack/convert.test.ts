@@ -80,7 +80,7 @@ services:
       anti_affinity: [{service: web, over: node.labels.zone, weight: 100}]
       strategy: binpack
     x-priority: -10
-    x-disruption: {min_available: 50%}
+    x-disruption: {min_available: 50%, rebalance: true}
   db:
     image: postgres
     networks: [back]
@@ -140,7 +140,7 @@ describe("what the contract has a place for", () => {
       mode: { $case: "global" },
       placement: { spread: ["node.labels.rack"], spreadRules: [], affinities: [] },
       priority: 0,
-      disruption: { minAvailable: 2, minAvailablePercent: 0 },
+      disruption: { minAvailable: 2, minAvailablePercent: 0, rebalance: false },
       container: {
         image: "docker.io/library/postgres:latest",
         healthcheck: { test: ["CMD", "pg_isready"], retries: 5 },
@@ -152,7 +152,7 @@ describe("what the contract has a place for", () => {
       name: "web",
       mode: { $case: "replicated", value: { replicas: 1 } },
       priority: -10,
-      disruption: { minAvailable: 0, minAvailablePercent: 50 },
+      disruption: { minAvailable: 0, minAvailablePercent: 50, rebalance: true },
       placement: {
         constraints: ["node.labels.zone == a"],
         spread: [],
@@ -318,7 +318,6 @@ describe("what it has no place for is refused, with its place", () => {
     // Its defaults too: this version holds no connections for ten seconds.
     [service("x-lb: {hold: 10s}"), "services.web.x-lb"],
     [service("x-singleton: true"), "services.web.x-singleton"],
-    [service("x-disruption: {min_available: 1, rebalance: true}"), "services.web.x-disruption.rebalance"],
     ["services: {web: {image: a}}\nvolumes: {v: {driver_opts: {type: nfs}}}", "volumes.v.driver_opts.type"],
     ["services: {web: {image: a}}\nnetworks: {n: {name: other}}", "networks.n.name"],
     [

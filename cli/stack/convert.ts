@@ -164,17 +164,17 @@ function serviceSpec(name: string, service: Service, stack: Stack): ServiceParti
       required,
     })),
     priority: service["x-priority"] ?? 0,
-    ...(service["x-disruption"] !== undefined && { disruption: disruption(service["x-disruption"].min_available) }),
+    ...(service["x-disruption"] !== undefined && { disruption: disruption(service["x-disruption"]) }),
     labels: deploy.labels ?? {},
     containerName: service.container_name ?? "",
     endpointMode: deploy.endpoint_mode === "dnsrr" ? EndpointMode.ENDPOINT_MODE_DNSRR : EndpointMode.ENDPOINT_MODE_VIP,
   };
 }
 
-/** "2" or "50%". */
-function disruption(minAvailable: string) {
-  const number = Number(minAvailable.replace("%", ""));
-  return minAvailable.endsWith("%") ? { minAvailablePercent: number } : { minAvailable: number };
+/** `min_available`: "2" or "50%". */
+function disruption({ min_available, rebalance }: { readonly min_available: string; readonly rebalance: boolean }) {
+  const number = Number(min_available.replace("%", ""));
+  return { ...(min_available.endsWith("%") ? { minAvailablePercent: number } : { minAvailable: number }), rebalance };
 }
 
 function affinity(

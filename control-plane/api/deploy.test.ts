@@ -83,6 +83,7 @@ describe("a deploy", () => {
     ["a link", { links: [Link.create({ service: "db" })] }, true],
     ["its priority", { priority: 5 }, false],
     ["its disruption budget", { disruption: DisruptionPolicy.create({ minAvailable: 1 }) }, false],
+    ["that it is spread by itself", { disruption: DisruptionPolicy.create({ rebalance: true }) }, false],
     ["that its name is a container's", { mode: replicas(1), containerName: "x" }, false],
     ["a constraint", { placement: Placement.create({ constraints: ["node.id != x"] }) }, true],
   ];
@@ -386,6 +387,15 @@ describe("a stack is refused", () => {
       },
       "services.db.x-disruption.min_available",
       /with all 1 tasks kept up no update could stop one/,
+    ],
+    [
+      "that spreads a global service",
+      () => {
+        const disruption = DisruptionPolicy.create({ rebalance: true });
+        return aStack("s", [aService("web", { mode: { $case: "global", value: {} }, disruption })]);
+      },
+      "services.web.x-disruption.rebalance",
+      /cannot move/,
     ],
     [
       "with an affinity to a service that is not there",

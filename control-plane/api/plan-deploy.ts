@@ -386,6 +386,7 @@ class DeployPlanner {
       updateState: told?.updateState ?? UpdateState.UPDATE_STATE_NONE,
       updateMessage: told?.updateMessage ?? "",
       convergedVersion: told?.convergedVersion ?? 0,
+      rebalance: before?.rebalance,
     });
     const sameService = known !== undefined && canonical(Service, known) === canonical(Service, service);
     const sameStatus = before !== undefined && canonical(ServiceStatus, before) === canonical(ServiceStatus, status);

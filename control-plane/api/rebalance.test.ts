@@ -38,7 +38,7 @@ describe("rebalance", () => {
     expect(plan.moves[0]?.why).toContain("has 3 tasks in");
     await cluster.store.commit(plan.writes);
     const sizes = new Set<number>();
-    await cluster.settle(() => sizes.add(cluster.running("s", "web").length));
+    await cluster.settleFor(4, () => sizes.add(cluster.running("s", "web").length));
     expect(sizes).toEqual(new Set([6, 7]));
     expect(perNode(cluster, "web")).toEqual({ a: 2, b: 2, c: 2 });
     expect(stackProgress(cluster.index, "s").converged).toBe(true);
@@ -52,7 +52,7 @@ describe("rebalance", () => {
     const again = planMoves(cluster.index, everything);
     expect(again.moves).toHaveLength(1);
     await cluster.store.commit(again.writes);
-    await cluster.settle();
+    await cluster.settleFor(4);
     expect(perNode(cluster, "web")).toEqual({ a: 2, b: 2, c: 2 });
     // Six at first, two for those of c, and two moves.
     expect(cluster.tasks("s", "web")).toHaveLength(10);

@@ -1,9 +1,7 @@
-import { silentLog } from "../../lib/log/log.ts";
 import type { PlannedMove, RebalanceRequest } from "../../proto/gen/embassy/v1/api.ts";
 import { DesiredState, type Service, type Task } from "../../proto/gen/embassy/v1/state.ts";
-import { SchedulerFeed } from "../controllers/scheduling/feed.ts";
+import { MoveTrial, movesMade } from "../controllers/rebalance/moves.ts";
 import type { ClusterIndex } from "../domain/index.ts";
-import { seatsOf } from "../domain/service-tasks.ts";
 import { hasEnded, observedState, taskName } from "../domain/tasks.ts";
 import { volumesOf } from "../domain/volumes.ts";
 import type { Write } from "../store/types.ts";
@@ -23,16 +21,10 @@ export interface MovePlan {
  */
 export function planMoves(index: ClusterIndex, request: RebalanceRequest): MovePlan {
   const services = servicesOf(index, request).filter((service) => mayMove(index, service));
-  const underWay = new Map(services.map((service) => [service.id, movesUnderWay(index, service)]));
-  const { scheduler } = new SchedulerFeed(index, silentLog);
-  for (const ids of underWay.values()) for (const id of ids) scheduler.removeTask(id);
-  // What is not to be moved stays in the way: a plan that counts on its move would wait for ever.
-  for (const told of scheduler.snapshot().tasks) {
-    const task = index.view.tasks.get(told.id);
-    const moves = task?.desired === DesiredState.DESIRED_STATE_RUNNING && underWay.has(task.serviceId);
-    if (!moves && told.node !== undefined) scheduler.addTask({ ...told, pinned: true });
-  }
-  const planned = scheduler.planRebalance({ goal: { kind: "skew", bound: 1 } }).moves;
+  const underWay = new Map(services.map((service) => [service.id, movesMade(index, service)]));
+  const mayMoveTask = ({ serviceId, desired }: Task) =>
+    desired === DesiredState.DESIRED_STATE_RUNNING && underWay.has(serviceId);
+  const planned = new MoveTrial(index, mayMoveTask, [...underWay.values()].flat(), 1).plan();
   const moves: PlannedMove[] = [];
   const chosen = new Map<string, string[]>();
   const nameOf = (nodeId: string) => index.view.nodes.get(nodeId)?.name ?? nodeId;
@@ -62,12 +54,4 @@ function mayMove(index: ClusterIndex, service: Service): boolean {
 
 function hasNotEnded(index: ClusterIndex, task: Task): boolean {
   return !hasEnded(observedState(index.view, task));
-}
-
-/** Tasks whose successor has a node already. */
-function movesUnderWay(index: ClusterIndex, service: Service): string[] {
-  const marked = new Set(service.moving);
-  return seatsOf(index, service)
-    .filter(({ good }) => good.some(({ nodeId }) => nodeId !== ""))
-    .flatMap(({ stale }) => stale.filter(({ id }) => marked.has(id)).map(({ id }) => id));
 }

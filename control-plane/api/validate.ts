@@ -164,6 +164,11 @@ function checkService(spec: StackSpec, service: ServiceSpec): void {
       service.mode?.$case !==
         "global"), `${subject}.x-disruption.min_available`, `${percent}% is no share of the replicas`);
   checkBudget(service, subject);
+  const global = service.mode?.$case === "global";
+  const spreads = disruption?.rebalance === true;
+  require(!(
+    global && spreads
+  ), `${subject}.x-disruption.rebalance`, "a global service's tasks cannot move", "Leave it out.");
   for (const [index, { key, value }] of (service.placement?.tolerations ?? []).entries()) {
     const where = `${subject}.x-placement.tolerations[${index}]`;
     require(key === "" ||

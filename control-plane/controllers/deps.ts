@@ -22,6 +22,18 @@ export interface ControllerSettings {
   readonly silentHoldMs: number;
   /** How long a block rests when its node no longer takes part in the network. */
   readonly blockRestMs: number;
+  /** How long nodes have to stay as they are, and a task up, before services are spread again. */
+  readonly rebalanceSettleMs: number;
+  /** How long a service is left alone after it was spread again; doubled by each move that failed. */
+  readonly rebalanceCooldownMs: number;
+  /** Longest time between two looks at how services are spread. */
+  readonly rebalanceIntervalMs: number;
+  /** How long a moved task's successor may take to be up. */
+  readonly rebalancePatienceMs: number;
+  /** Tasks of the cluster that move at once, each of another service. */
+  readonly rebalanceAtOnce: number;
+  /** Most tasks of a service that a node may have more than another without being moved, from 1. */
+  readonly rebalanceSkew: number;
 }
 
 export const defaultControllerSettings: ControllerSettings = {
@@ -29,6 +41,12 @@ export const defaultControllerSettings: ControllerSettings = {
   reconnectGraceMs: 10_000,
   silentHoldMs: 300_000,
   blockRestMs: 60_000,
+  rebalanceSettleMs: 30_000,
+  rebalanceCooldownMs: 600_000,
+  rebalanceIntervalMs: 300_000,
+  rebalancePatienceMs: 300_000,
+  rebalanceAtOnce: 2,
+  rebalanceSkew: 1,
 };
 
 /** Most writes of one transaction: below etcd's request size with whole service specifications in each task. */

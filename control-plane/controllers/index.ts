@@ -5,6 +5,7 @@ import type { Store } from "../store/types.ts";
 import { type ControllerSettings, defaultControllerSettings } from "./deps.ts";
 import { runIpam } from "./ipam/loop.ts";
 import { runNodes } from "./nodes/loop.ts";
+import { runRebalance } from "./rebalance/loop.ts";
 import { runRevisions } from "./revisions/loop.ts";
 import { runScheduling } from "./scheduling/loop.ts";
 import { runServices } from "./services/loop.ts";
@@ -27,7 +28,7 @@ export interface Controllers {
 /** The leader's controllers. Their writes are fenced, so that running them while deposed does no harm. */
 export function createControllers({ settings, ...rest }: ControllersDeps): Controllers {
   const deps = { ...rest, settings: { ...defaultControllerSettings, ...settings } };
-  const loops = [runNodes, runServices, runScheduling, runIpam, runRevisions, runSweep];
+  const loops = [runNodes, runServices, runScheduling, runIpam, runRebalance, runRevisions, runSweep];
   return {
     async run(signal) {
       await Promise.all(loops.map(async (run) => await run(deps, signal)));

@@ -3,7 +3,10 @@ import { DesiredState, type Service, type Task, TaskState } from "../../proto/ge
 import { hasEnded, isNodeUp, observedState, serviceFullName } from "../domain/tasks.ts";
 import { TestCluster } from "../domain/testing.ts";
 import type { Write } from "../store/types.ts";
+import { defaultControllerSettings } from "./deps.ts";
 import { blockId, planBlocks } from "./ipam/plan.ts";
+import { moveWrites } from "./rebalance/loop.ts";
+import { noMemory, planRebalancing, type RebalanceAction, type RebalanceSettings } from "./rebalance/plan.ts";
 import { SchedulerFeed } from "./scheduling/feed.ts";
 import { unplacedWrites } from "./scheduling/loop.ts";
 import { planCommit } from "./scheduling/plan.ts";
@@ -18,10 +21,16 @@ export class SteppedCluster extends TestCluster {
   readonly feed = new SchedulerFeed(this.index, silentLog);
   /** Tasks whose containers fail as soon as they start, by service name. */
   readonly crashing = new Set<string>();
+  /** Of those the tasks that do not, by id. */
+  spared: ReadonlySet<string> = new Set();
   /** The same, by service version. */
   readonly crashingVersions = new Set<number>();
   /** Tasks whose image does not exist, by service version. */
   readonly rejected = new Set<number>();
+  /** What was done to spread services by itself, with the time; and by which settings. */
+  readonly rebalanced: (RebalanceAction & { readonly atMs: number })[] = [];
+  rebalanceSettings: RebalanceSettings = defaultControllerSettings;
+  #rebalanceMemory = noMemory;
   /** The nodes do nothing. */
   frozen = false;
   readonly #subscription = this.index.subscribe((changes) => void this.feed.apply(changes));
@@ -65,7 +74,18 @@ export class SteppedCluster extends TestCluster {
       );
     }
     await commit(planSweep(this.index));
+    const rebalance = planRebalancing(this.index, this.#rebalanceMemory, this.nowMs, this.rebalanceSettings);
+    this.#rebalanceMemory = rebalance.memory;
+    for (const action of rebalance.actions) {
+      await commit(moveWrites(this.index, action, this.nowMs).writes);
+      this.rebalanced.push({ ...action, atMs: this.nowMs });
+    }
     return made;
+  }
+
+  /** A new leader, which remembers nothing. */
+  newLeader(): void {
+    this.#rebalanceMemory = noMemory;
   }
 
   /** Each node that is up takes each of its tasks one step on. Returns how many steps that were. */
@@ -96,7 +116,7 @@ export class SteppedCluster extends TestCluster {
     if (inTheWay.some(remains)) return undefined;
     if (state < TaskState.TASK_STATE_RUNNING) return TaskState.TASK_STATE_RUNNING;
     const crashes = this.crashing.has(task.serviceName) || this.crashingVersions.has(task.serviceVersion);
-    return crashes ? TaskState.TASK_STATE_FAILED : undefined;
+    return crashes && !this.spared.has(task.id) ? TaskState.TASK_STATE_FAILED : undefined;
   }
 
   /** Steps controllers and nodes until neither does anything; throws when they go on for ever. */

@@ -58,6 +58,7 @@ async function oneTask(peers: Parameters<typeof DispatcherServer.start>[2] = {})
       onlyNode: "",
       preempts: [],
       preemptedBy: "",
+      moved: "",
     };
     await cluster.store.commit([{ table: "tasks", id: "t", value: { ...base, ...over } }]);
   };

@@ -53,6 +53,9 @@ export function observedStatus(view: View, task: Task): TaskStatus {
   if (task.preemptedBy !== "" && (!hasEnded(state) || state === TaskState.TASK_STATE_SHUTDOWN)) {
     return { ...base, state, message: `preempted by ${task.preemptedBy}` };
   }
+  if (task.moved !== "" && (!hasEnded(state) || state === TaskState.TASK_STATE_SHUTDOWN)) {
+    return { ...base, state, message: `moved ${task.moved}` };
+  }
   if (base.state === state) {
     const unheard = !hasEnded(state) && task.nodeId !== "" && isNodeSilent(view, task.nodeId);
     return unheard ? { ...base, message: "its node is silent" } : base;

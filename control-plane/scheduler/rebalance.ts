@@ -149,7 +149,9 @@ function relieveOnce(state: ClusterState, plan: Plan, group: GroupRecord, bound:
 function relieveSiblings(plan: Plan, group: GroupRecord, domains: readonly Domain[], bound: number): boolean {
   const fullest = [...domains].sort((a, b) => b.count / b.share - a.count / a.share || (a.name < b.name ? -1 : 1));
   const emptiest = [...domains].sort((a, b) => a.count / a.share - b.count / b.share || (a.name < b.name ? -1 : 1));
+  const [least] = emptiest;
   for (const from of fullest) {
+    if (least === undefined || from.count / from.share - least.count / least.share <= bound) return false;
     const tasks = from.nodes
       .flatMap((node) => tasksOn(node).filter((task) => task.group === group))
       .sort((a, b) => countOn(b) - countOn(a) || (a.id < b.id ? -1 : 1));

@@ -28,6 +28,7 @@ const tags = {
   onlyNode: (20 << 3) | 2,
   preempts: (21 << 3) | 2,
   preemptedBy: (22 << 3) | 2,
+  moved: (23 << 3) | 2,
   mapKey: (1 << 3) | 2,
   mapValue: (2 << 3) | 2,
 } as const;
@@ -116,6 +117,7 @@ function writeWithoutSpec(task: Task, writer: FlatWriter): void {
   if (task.onlyNode !== "") writer.uint32(tags.onlyNode).string(task.onlyNode);
   for (const id of task.preempts) writer.uint32(tags.preempts).string(id);
   if (task.preemptedBy !== "") writer.uint32(tags.preemptedBy).string(task.preemptedBy);
+  if (task.moved !== "") writer.uint32(tags.moved).string(task.moved);
 }
 
 function writeMap(map: { readonly [key: string]: string }, tag: number, writer: FlatWriter): void {

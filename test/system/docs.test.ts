@@ -37,7 +37,7 @@ it("docs/operations.md: a host goes, and a restored cluster goes on with the sam
   await using cluster = await startCluster({ hosts: 3 });
   await deployCounter(cluster);
   // A node that is given options is one that starts; here they have started.
-  const [first, why, whatIf, goBack, drain, remove, join, _resources, _disk, taint, backup, restore, ...more] =
+  const [first, why, whatIf, goBack, drain, remove, join, spread, _resources, _disk, taint, backup, restore, ...more] =
     blocksOf("docs/operations.md");
   expect(more).toEqual([]);
   const run = async (block: typeof first) => {
@@ -67,6 +67,7 @@ it("docs/operations.md: a host goes, and a restored cluster goes on with the sam
   await run(remove);
   expect((await cluster.nodes()).map(({ spec }) => spec.name)).toEqual(["host-1", "host-2"]);
   await run(join);
+  await run(spread);
   await run(taint);
   await cluster.until("what the taint drove away is back", (now) => {
     return running(now, "redis").length === 1 && running(now, "web").length === 2;

@@ -306,7 +306,11 @@ export const disruption = object(
       example: "50%",
       default: "0",
     }),
-    rebalance: key(bool(), { doc: "Whether tasks may move to spread better.", example: "true", default: false }),
+    rebalance: key(bool(), {
+      doc: "Whether the cluster moves running tasks by itself to spread the service evenly again: once a node has joined, come back, been activated or labelled anew, and all is at rest. One task after the other, each started before the old one is stopped, and no more of them in a row than there are above `min_available`. Services with volumes stay where their data is, and so do those with a `container_name`.",
+      example: "true",
+      default: false,
+    }),
   },
   { extensions: false, accepts: "a mapping with min_available, rebalance" },
 );

@@ -179,7 +179,10 @@ function taskWrites(
       case "stop":
         // Nobody holds a task that was never given to a node.
         if (view.tasks.get(action.taskId)?.nodeId === "") change(action.taskId, undefined);
-        else change(action.taskId, { desired: DesiredState.DESIRED_STATE_SHUTDOWN });
+        else {
+          const moved = action.moved === undefined ? {} : { moved: action.moved };
+          change(action.taskId, { desired: DesiredState.DESIRED_STATE_SHUTDOWN, ...moved });
+        }
         break;
       case "forget":
         change(action.taskId, undefined);
@@ -225,5 +228,6 @@ function newTask(service: Service, action: Extract<TaskAction, { kind: "create" 
     onlyNode: action.seat.onlyNode,
     preempts: [],
     preemptedBy: "",
+    moved: "",
   };
 }

@@ -9,7 +9,7 @@ import { isUp, observedState, observedStatus, slotName } from "../../domain/task
 import { updatePolicyOf } from "../../domain/updates.ts";
 import { awaitsNode, isShutOut } from "../../domain/volumes.ts";
 import { type Gate, optionalWaitMs, planGate } from "../gate/plan.ts";
-import { planConvergence, planUpdate, type UpdateBudget, type UpdateFailure } from "../update/plan.ts";
+import { planConvergence, planUpdate, settleMs, type UpdateBudget, type UpdateFailure } from "../update/plan.ts";
 
 export type TaskAction =
   | {
@@ -24,7 +24,8 @@ export type TaskAction =
       readonly why: string;
     }
   | { readonly kind: "start"; readonly taskId: string; readonly why: string }
-  | { readonly kind: "stop"; readonly taskId: string; readonly why: string }
+  /** `moved`: its successor runs elsewhere, and why that is better. */
+  | { readonly kind: "stop"; readonly taskId: string; readonly why: string; readonly moved?: string }
   | { readonly kind: "forget"; readonly taskId: string; readonly why: string }
   /** The service is to be removed, and nothing of it runs any more. Always the last action. */
   | { readonly kind: "forget-service"; readonly why: string };
@@ -190,9 +191,11 @@ class SeatPlanner {
     if (keep.desired === DesiredState.DESIRED_STATE_RUNNING) {
       for (const task of seat.stale) {
         const over = isTaskUp(keep);
+        if (over && this.#settles(task, keep)) continue;
         const lacks = keep.unplaced !== "" && isDrained(this.#index, task);
         if ((!over && !lacks) || !budget.take(seat, task, keep)) continue;
-        this.#stop(task, over ? `${keep.id} has taken over` : "its node gives it away, and its successor fits nowhere");
+        if (over) this.#stop(task, `${keep.id} has taken over`, this.#movedTo(task, keep));
+        else this.#stop(task, "its node gives it away, and its successor fits nowhere");
       }
       return;
     }
@@ -291,7 +294,25 @@ class SeatPlanner {
     }
   }
 
-  #stop(task: Task, why: string): void {
-    this.actions.push({ kind: "stop", taskId: task.id, why });
+  #stop(task: Task, why: string, moved?: string): void {
+    this.actions.push({ kind: "stop", taskId: task.id, why, ...(moved !== undefined && { moved }) });
+  }
+
+  /** Is the task only moved, and its successor up for so short a time that it may yet turn out not to run there? */
+  #settles(task: Task, successor: Task): boolean {
+    if (!isMoving(this.#service, task) || isDrained(this.#index, task)) return false;
+    const settledAtMs = (this.#index.view.taskStatuses.get(successor.id)?.upAtMs ?? 0) + settleMs;
+    if (this.#nowMs >= settledAtMs) return false;
+    this.wakeAt(settledAtMs);
+    return true;
+  }
+
+  /** "to host-3: shop_web has 3 tasks in host-1 and 0 in host-3"; undefined: it is stopped for another reason. */
+  #movedTo(task: Task, successor: Task): string | undefined {
+    if (!isMoving(this.#service, task) || isDrained(this.#index, task)) return undefined;
+    const { nodes, serviceStatuses } = this.#index.view;
+    const rebalance = serviceStatuses.get(this.#service.id)?.rebalance;
+    const why = rebalance?.taskId === task.id ? rebalance.why : "its service was spread unevenly";
+    return `to ${nodes.get(successor.nodeId)?.name ?? successor.nodeId}: ${why}`;
   }
 }

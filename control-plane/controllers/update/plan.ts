@@ -40,7 +40,7 @@ export interface UpdateFailure {
  * before the next is replaced; those of the first batch for the whole of `monitor_ms`: an update that cannot work costs one
  * batch of tasks, and one that works `monitor_ms` and a second a batch.
  */
-const settleMs = 1_000;
+export const settleMs = 1_000;
 
 /**
  * Which seats of a service may begin to move to its newest version: no more than `parallelism` at once (0: all), each

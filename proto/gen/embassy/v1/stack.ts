@@ -576,6 +576,8 @@ export interface DisruptionPolicy {
   minAvailable: number;
   /** 1-100, of the replicas, rounded up; not of a global service */
   minAvailablePercent: number;
+  /** the cluster moves its tasks by itself to spread them; of a replicated service without volumes */
+  rebalance: boolean;
 }
 
 export interface ReplicatedMode {
@@ -2066,7 +2068,7 @@ export const ServiceSpec_LabelsEntry: MessageFns<ServiceSpec_LabelsEntry> = {
 };
 
 function createBaseDisruptionPolicy(): DisruptionPolicy {
-  return { minAvailable: 0, minAvailablePercent: 0 };
+  return { minAvailable: 0, minAvailablePercent: 0, rebalance: false };
 }
 
 export const DisruptionPolicy: MessageFns<DisruptionPolicy> = {
@@ -2076,6 +2078,9 @@ export const DisruptionPolicy: MessageFns<DisruptionPolicy> = {
     }
     if (message.minAvailablePercent !== 0) {
       writer.uint32(16).uint32(message.minAvailablePercent);
+    }
+    if (message.rebalance !== false) {
+      writer.uint32(24).bool(message.rebalance);
     }
     return writer;
   },
@@ -2109,6 +2114,14 @@ export const DisruptionPolicy: MessageFns<DisruptionPolicy> = {
             message.minAvailablePercent = reader.uint32();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.rebalance = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2133,6 +2146,7 @@ export const DisruptionPolicy: MessageFns<DisruptionPolicy> = {
         : isSet(object.min_available_percent)
         ? globalThis.Number(object.min_available_percent)
         : 0,
+      rebalance: isSet(object.rebalance) ? globalThis.Boolean(object.rebalance) : false,
     };
   },
 
@@ -2144,6 +2158,9 @@ export const DisruptionPolicy: MessageFns<DisruptionPolicy> = {
     if (message.minAvailablePercent !== undefined) {
       obj.minAvailablePercent = Math.round(message.minAvailablePercent);
     }
+    if (message.rebalance !== undefined) {
+      obj.rebalance = message.rebalance;
+    }
     return obj;
   },
 
@@ -2154,6 +2171,7 @@ export const DisruptionPolicy: MessageFns<DisruptionPolicy> = {
     const message = createBaseDisruptionPolicy();
     message.minAvailable = object.minAvailable ?? 0;
     message.minAvailablePercent = object.minAvailablePercent ?? 0;
+    message.rebalance = object.rebalance ?? false;
     return message;
   },
 };

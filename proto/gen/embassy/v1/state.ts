@@ -545,11 +545,31 @@ export interface ServiceStatus {
   updateState: UpdateState;
   /** at which each slot last had what it wants, but those that an update does not wait for, and nothing old was left */
   convergedVersion: number;
+  /** set once the leader has begun to move a task of it by itself */
+  rebalance: ServiceRebalance | undefined;
 }
 
 export interface ServiceStatus_VipsEntry {
   key: string;
   value: string;
+}
+
+/** How far the leader is in spreading a service. A round is the moves of one plan, one after the other; the next one has to wait. */
+export interface ServiceRebalance {
+  /** that is being moved; empty: none */
+  taskId: string;
+  /** of the newest task of its slot when that began: what is newer is its successor */
+  epoch: number;
+  /** when the last move began, ended or failed */
+  atMs: number;
+  /** moves that may still follow in this round */
+  left: number;
+  /** moves that failed since the last one that did not */
+  failures: number;
+  /** of the last move: "shop_web has 3 tasks in host-1 and 0 in host-3" */
+  why: string;
+  /** what became of it: "web.3 was moved from host-1 to host-3: shop_web has 3 tasks ..." */
+  message: string;
 }
 
 /** spec/networks/<id> */
@@ -732,6 +752,8 @@ export interface Task {
   preempts: string[];
   /** name of the task that this one was stopped for; empty: none */
   preemptedBy: string;
+  /** it was stopped since its successor runs elsewhere: why that is better; empty: it was not */
+  moved: string;
 }
 
 export interface Task_NetworkIdsEntry {
@@ -2125,7 +2147,15 @@ export const Rollback: MessageFns<Rollback> = {
 };
 
 function createBaseServiceStatus(): ServiceStatus {
-  return { serviceId: "", vips: {}, ports: [], updateMessage: "", updateState: 0, convergedVersion: 0 };
+  return {
+    serviceId: "",
+    vips: {},
+    ports: [],
+    updateMessage: "",
+    updateState: 0,
+    convergedVersion: 0,
+    rebalance: undefined,
+  };
 }
 
 export const ServiceStatus: MessageFns<ServiceStatus> = {
@@ -2147,6 +2177,9 @@ export const ServiceStatus: MessageFns<ServiceStatus> = {
     }
     if (message.convergedVersion !== 0) {
       writer.uint32(48).int64(message.convergedVersion);
+    }
+    if (message.rebalance !== undefined) {
+      ServiceRebalance.encode(message.rebalance, writer.uint32(58).fork()).join();
     }
     return writer;
   },
@@ -2215,6 +2248,14 @@ export const ServiceStatus: MessageFns<ServiceStatus> = {
             message.convergedVersion = longToNumber(reader.int64());
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.rebalance = ServiceRebalance.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2264,6 +2305,7 @@ export const ServiceStatus: MessageFns<ServiceStatus> = {
         : isSet(object.converged_version)
         ? globalThis.Number(object.converged_version)
         : 0,
+      rebalance: isSet(object.rebalance) ? ServiceRebalance.fromJSON(object.rebalance) : undefined,
     };
   },
 
@@ -2293,6 +2335,9 @@ export const ServiceStatus: MessageFns<ServiceStatus> = {
     if (message.convergedVersion !== undefined) {
       obj.convergedVersion = Math.round(message.convergedVersion);
     }
+    if (message.rebalance !== undefined) {
+      obj.rebalance = ServiceRebalance.toJSON(message.rebalance);
+    }
     return obj;
   },
 
@@ -2315,6 +2360,9 @@ export const ServiceStatus: MessageFns<ServiceStatus> = {
     message.updateMessage = object.updateMessage ?? "";
     message.updateState = object.updateState ?? 0;
     message.convergedVersion = object.convergedVersion ?? 0;
+    message.rebalance = (object.rebalance !== undefined && object.rebalance !== null)
+      ? ServiceRebalance.fromPartial(object.rebalance)
+      : undefined;
     return message;
   },
 };
@@ -2400,6 +2448,179 @@ export const ServiceStatus_VipsEntry: MessageFns<ServiceStatus_VipsEntry> = {
     const message = createBaseServiceStatus_VipsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseServiceRebalance(): ServiceRebalance {
+  return { taskId: "", epoch: 0, atMs: 0, left: 0, failures: 0, why: "", message: "" };
+}
+
+export const ServiceRebalance: MessageFns<ServiceRebalance> = {
+  encode(message: ServiceRebalance, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.taskId !== "") {
+      writer.uint32(10).string(message.taskId);
+    }
+    if (message.epoch !== 0) {
+      writer.uint32(16).uint64(message.epoch);
+    }
+    if (message.atMs !== 0) {
+      writer.uint32(24).int64(message.atMs);
+    }
+    if (message.left !== 0) {
+      writer.uint32(32).uint32(message.left);
+    }
+    if (message.failures !== 0) {
+      writer.uint32(40).uint32(message.failures);
+    }
+    if (message.why !== "") {
+      writer.uint32(50).string(message.why);
+    }
+    if (message.message !== "") {
+      writer.uint32(58).string(message.message);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ServiceRebalance {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseServiceRebalance();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.taskId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.epoch = longToNumber(reader.uint64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.atMs = longToNumber(reader.int64());
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.left = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.failures = reader.uint32();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.message = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): ServiceRebalance {
+    return {
+      taskId: isSet(object.taskId)
+        ? globalThis.String(object.taskId)
+        : isSet(object.task_id)
+        ? globalThis.String(object.task_id)
+        : "",
+      epoch: isSet(object.epoch) ? globalThis.Number(object.epoch) : 0,
+      atMs: isSet(object.atMs)
+        ? globalThis.Number(object.atMs)
+        : isSet(object.at_ms)
+        ? globalThis.Number(object.at_ms)
+        : 0,
+      left: isSet(object.left) ? globalThis.Number(object.left) : 0,
+      failures: isSet(object.failures) ? globalThis.Number(object.failures) : 0,
+      why: isSet(object.why) ? globalThis.String(object.why) : "",
+      message: isSet(object.message) ? globalThis.String(object.message) : "",
+    };
+  },
+
+  toJSON(message: ServiceRebalance): unknown {
+    const obj: any = {};
+    if (message.taskId !== undefined) {
+      obj.taskId = message.taskId;
+    }
+    if (message.epoch !== undefined) {
+      obj.epoch = Math.round(message.epoch);
+    }
+    if (message.atMs !== undefined) {
+      obj.atMs = Math.round(message.atMs);
+    }
+    if (message.left !== undefined) {
+      obj.left = Math.round(message.left);
+    }
+    if (message.failures !== undefined) {
+      obj.failures = Math.round(message.failures);
+    }
+    if (message.why !== undefined) {
+      obj.why = message.why;
+    }
+    if (message.message !== undefined) {
+      obj.message = message.message;
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<ServiceRebalance>): ServiceRebalance {
+    return ServiceRebalance.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ServiceRebalance>): ServiceRebalance {
+    const message = createBaseServiceRebalance();
+    message.taskId = object.taskId ?? "";
+    message.epoch = object.epoch ?? 0;
+    message.atMs = object.atMs ?? 0;
+    message.left = object.left ?? 0;
+    message.failures = object.failures ?? 0;
+    message.why = object.why ?? "";
+    message.message = object.message ?? "";
     return message;
   },
 };
@@ -4261,6 +4482,7 @@ function createBaseTask(): Task {
     onlyNode: "",
     preempts: [],
     preemptedBy: "",
+    moved: "",
   };
 }
 
@@ -4331,6 +4553,9 @@ export const Task: MessageFns<Task> = {
     }
     if (message.preemptedBy !== "") {
       writer.uint32(178).string(message.preemptedBy);
+    }
+    if (message.moved !== "") {
+      writer.uint32(186).string(message.moved);
     }
     return writer;
   },
@@ -4530,6 +4755,14 @@ export const Task: MessageFns<Task> = {
             message.preemptedBy = reader.string();
             continue;
           }
+          case 23: {
+            if (tag !== 186) {
+              break;
+            }
+
+            message.moved = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -4656,6 +4889,7 @@ export const Task: MessageFns<Task> = {
         : isSet(object.preempted_by)
         ? globalThis.String(object.preempted_by)
         : "",
+      moved: isSet(object.moved) ? globalThis.String(object.moved) : "",
     };
   },
 
@@ -4739,6 +4973,9 @@ export const Task: MessageFns<Task> = {
     if (message.preemptedBy !== undefined) {
       obj.preemptedBy = message.preemptedBy;
     }
+    if (message.moved !== undefined) {
+      obj.moved = message.moved;
+    }
     return obj;
   },
 
@@ -4787,6 +5024,7 @@ export const Task: MessageFns<Task> = {
     message.onlyNode = object.onlyNode ?? "";
     message.preempts = object.preempts?.map((e) => e) || [];
     message.preemptedBy = object.preemptedBy ?? "";
+    message.moved = object.moved ?? "";
     return message;
   },
 };
