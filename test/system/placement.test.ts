@@ -100,8 +100,11 @@ describe("where tasks run", () => {
       "{replicas: 1}",
       ", x-placement: {affinity: [{node: node.labels.zone == b, weight: 100}]}",
     );
-    await cluster.deployText("wishes", `${near.slice(0, -1)}, ${even.slice("services: {".length)}`);
+    // One after the other: each draws the other to where it is.
+    await cluster.deployText("wishes", even);
     expect(await hostsOf("even")).toEqual(["host-3"]);
+    await cluster.deployText("wishes", `${near.slice(0, -1)}, ${even.slice("services: {".length)}`);
+    expect(await hostsOf("near")).toContain("host-3");
     await cluster.run(["rm", "wishes"]);
 
     const skew = ", x-placement: {spread: [{over: node.labels.zone, max_skew: 1}]}";
