@@ -215,5 +215,5 @@ function specials(group: GroupRecord): number {
   if (count > ownViewAt || group.rules.nodeScores.length <= 1) return count;
   for (const { service } of group.links) count += service.counts.size;
   for (const { service, space } of group.serviceAffinities) if (space === undefined) count += service.counts.size;
-  return count + group.failures.size;
+  return count + group.failures.size + (group.image?.drawing.size ?? 0);
 }

@@ -1,15 +1,6 @@
 import { tolerates } from "../filters/taint.ts";
 import type { Score } from "./score.ts";
 
-/** The image has to be pulled first. */
-export const image: Score = {
-  name: "image",
-  varies: "facts",
-  key: (group) => group.spec.image,
-  applies: (group) => group.spec.image !== undefined && group.spec.image !== "",
-  points: (_state, group, node) => (node.spec.images?.includes(group.spec.image ?? "") === true ? 0 : 100),
-};
-
 /** Taints that only advise against. */
 export const softTaint: Score = {
   name: "taint",

@@ -2,8 +2,9 @@ import type { ClusterState } from "../state/cluster.ts";
 import type { GroupRecord, NodeRecord } from "../state/records.ts";
 import type { Candidate } from "../types.ts";
 import { nodeServiceAffinity, serviceAffinity } from "./affinity.ts";
-import { image, nodeAffinity, scarcity, softTaint } from "./facts.ts";
+import { nodeAffinity, scarcity, softTaint } from "./facts.ts";
 import { failures } from "./failures.ts";
+import { image } from "./image.ts";
 import { links } from "./links.ts";
 import { load, loadPoints } from "./load.ts";
 import type { Score } from "./score.ts";
@@ -18,10 +19,10 @@ export const scores: readonly Score[] = [
   failures,
   links,
   nodeServiceAffinity,
+  image,
   softTaint,
   scarcity,
   nodeAffinity,
-  image,
   load,
 ];
 

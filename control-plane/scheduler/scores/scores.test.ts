@@ -23,6 +23,29 @@ function terms(
   return Object.fromEntries(candidate.terms.map(({ name, points }) => [name, points]));
 }
 
+it("an image that more than 64 nodes hold draws nobody, and draws again once fewer do", () => {
+  const scheduler = new Scheduler();
+  const app = aGroup("web", { image: "app:1" });
+  scheduler.upsertGroup(app);
+  // Of its own view, which knows the costs of last time.
+  scheduler.upsertGroup({ ...app, id: "web@2" });
+  const nodes = Array.from({ length: 300 }, (_, n) => aNode(`n${n}`));
+  for (const node of nodes) scheduler.upsertNode(node);
+  nodes.forEach((node, n) => scheduler.addTask({ id: `t${n}`, group: "web@2", node: node.id }));
+  const holders = () => {
+    const { placements } = scheduler.schedule(Array.from({ length: 70 }, (_, n) => ({ id: `w${n}`, group: app.id })));
+    for (const { task } of placements) scheduler.removeTask(task);
+    return placements.filter(({ node }) => Number(node.slice(1)) < 65).length;
+  };
+  for (const node of nodes.slice(0, 64)) scheduler.upsertNode({ ...node, images: ["other:1", "app:1"] });
+  expect(holders()).toBe(64);
+  scheduler.upsertNode({ ...aNode("n64"), images: ["app:1"] });
+  expect(holders()).toBeLessThan(40);
+  scheduler.removeTask("t0");
+  scheduler.removeNode("n0");
+  expect(holders()).toBe(64);
+});
+
 describe("each score", () => {
   const load = 251;
 
@@ -30,8 +53,8 @@ describe("each score", () => {
     ["load: a quarter reserved and one task", {}, {}, { load }],
     ["load: the other way round for binpack", { strategy: "binpack" }, {}, { load: 2_000 - load }],
     ["service: a task of the service is there", { service: "db" }, {}, { load, service: 1_000 }],
-    ["image: missing", { image: "app:1" }, {}, { load, image: 100 }],
-    ["image: there", { image: "app:1" }, { images: ["app:1"] }, { load }],
+    ["image: missing", { image: "app:1" }, {}, { load }],
+    ["image: there", { image: "app:1" }, { images: ["app:1"] }, { load, image: -100 }],
     ["taint: advises against", {}, { taints: [{ key: "x", effect: "prefer-no-schedule" }] }, { load, taint: 800 }],
     [
       "scarce: keeps a generic resource for those that need it",

@@ -5,6 +5,7 @@ import { compileGroup, noFailures } from "./group.ts";
 import { claimOf, HeldPorts } from "./ports.ts";
 import {
   type GroupRecord,
+  ImageRecord,
   type Need,
   NodeRecord,
   ServiceRecord,
@@ -40,6 +41,7 @@ export class ClusterState {
   readonly groups = new Map<string, GroupRecord>();
   readonly services = new Map<string, ServiceRecord>();
   readonly volumes = new Map<string, VolumeRecord>();
+  readonly #images = new Map<string, ImageRecord>();
   /** Node by index, with holes; its length is a power of two. */
   readonly byIndex: (NodeRecord | undefined)[] = [];
   readonly listeners: StateListener[] = [];
@@ -70,6 +72,7 @@ export class ClusterState {
     this.version++;
     this.gains++;
     let node = this.nodes.get(spec.id);
+    const heldBefore = node?.spec.images ?? [];
     if (node === undefined) {
       const tie = hash(spec.id, this.seed);
       const index = this.#vacantIndex(tie);
@@ -89,6 +92,11 @@ export class ClusterState {
       this.table.take(node.index, task.group.needs, 1);
     }
     this.table.weigh(node.index, node.taskCount);
+    const held = spec.images ?? [];
+    if (held.length !== heldBefore.length || held.some((name, i) => name !== heldBefore[i])) {
+      this.#hold(node, heldBefore, false);
+      this.#hold(node, held, true);
+    }
     for (const listener of this.listeners) listener.nodeChanged(node, true);
     return node;
   }
@@ -96,10 +104,42 @@ export class ClusterState {
   /** The node must hold no task: `detach` them first. */
   removeNode(node: NodeRecord): void {
     this.version++;
+    this.#hold(node, node.spec.images ?? [], false);
     for (const listener of this.listeners) listener.nodeRemoved(node);
     this.nodes.delete(node.spec.id);
     this.byIndex[node.index] = undefined;
     for (const group of this.#failing) group.failures.delete(node.index);
+  }
+
+  /** Counts the node among those that hold the images, or no more. */
+  #hold(node: NodeRecord, names: readonly string[], holds: boolean): void {
+    for (const name of names) {
+      const image = this.#image(name);
+      const before = image.drawing;
+      if (holds) image.holders.add(node.index);
+      else image.holders.delete(node.index);
+      // It begins to draw, or ceases to: the other nodes' cost is another too.
+      if (image.drawing !== before) {
+        for (const index of image.holders) {
+          const other = this.byIndex[index];
+          if (other !== undefined) for (const listener of this.listeners) listener.nodeChanged(other, false);
+        }
+      }
+      this.#forgetImage(name, image);
+    }
+  }
+
+  #image(name: string): ImageRecord {
+    let image = this.#images.get(name);
+    if (image === undefined) {
+      image = new ImageRecord();
+      this.#images.set(name, image);
+    }
+    return image;
+  }
+
+  #forgetImage(name: string, image: ImageRecord): void {
+    if (image.groups === 0 && image.holders.size === 0) this.#images.delete(name);
   }
 
   /**
@@ -126,6 +166,10 @@ export class ClusterState {
   upsertGroup(spec: TaskGroup): GroupRecord {
     this.version++;
     const group = this.#compile(spec);
+    if (spec.image !== undefined && spec.image !== "") {
+      group.image = this.#image(spec.image);
+      group.image.groups++;
+    }
     for (const service of namedBy(group)) service.named++;
     for (const level of group.spread) this.countDomains(group.service, level.space);
     for (const { service, space } of group.serviceAffinities)
@@ -195,7 +239,11 @@ export class ClusterState {
 
   #disband(group: GroupRecord): void {
     this.#countPriority(group, -1);
-    const { service } = group;
+    const { service, image } = group;
+    if (image !== undefined) {
+      image.groups--;
+      this.#forgetImage(group.spec.image ?? "", image);
+    }
     service.groups.delete(group);
     service.minAvailable = 0;
     for (const { spec } of service.groups)

@@ -68,6 +68,7 @@ export function compileGroup(spec: TaskGroup, context: GroupContext): GroupRecor
       service: context.service(link.service),
       bytesPerSecond: link.bytesPerSecond,
     })),
+    image: undefined,
     binpack: (spec.strategy ?? context.strategy) === "binpack",
     failures: noFailures,
     waitingOn: undefined,

@@ -140,6 +140,8 @@ export interface GroupRecord {
   readonly nodeAffinities: readonly NodeAffinityTerm[];
   readonly serviceAffinities: readonly ServiceAffinityTerm[];
   readonly links: readonly { readonly service: ServiceRecord; readonly bytesPerSecond: number }[];
+  /** Absent: not told. */
+  image: ImageRecord | undefined;
   readonly binpack: boolean;
   readonly priority: number;
   /** Recent failures of this version by node index. */
@@ -300,6 +302,23 @@ export class ServiceRecord {
   /** Placed tasks in the node's domain that stay there; the space must have been asked for with `ClusterState.countDomains`. */
   countIn(space: DomainSpace, node: NodeRecord): number {
     return this.domains?.get(space)?.[space.of(node)] ?? 0;
+  }
+}
+
+/** Nodes up to which an image draws: one that most nodes hold is hardly ever far, and each decision would look at all of them. */
+const mostHolders = 64;
+const nobody: ReadonlySet<number> = new Set();
+
+/** An image that nodes hold, or that groups run. */
+export class ImageRecord {
+  /** Indexes of the nodes that hold it. */
+  readonly holders = new Set<number>();
+  /** Groups that run it. */
+  groups = 0;
+
+  /** Indexes of the nodes that it draws to. */
+  get drawing(): ReadonlySet<number> {
+    return this.holders.size <= mostHolders ? this.holders : nobody;
   }
 }
 
