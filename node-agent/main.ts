@@ -16,6 +16,7 @@ import { parseConfig, type RunConfig, usage } from "./config.ts";
 import { describeNode } from "./describe/describe.ts";
 import { DiskWatch } from "./disk/watch.ts";
 import { openImageStore } from "./images/store.ts";
+import { toldImages } from "./images/told.ts";
 import { identityFiles, readNodeFile, writeNodeFile } from "./join/node.ts";
 import { keepRotating } from "./logs/rotation.ts";
 import { Netd } from "./network/client.ts";
@@ -160,6 +161,7 @@ async function run(config: RunConfig): Promise<void> {
     identity: () => identity,
     describe: () => describeNode(facts),
     statuses: () => manager.statuses(),
+    images: async () => toldImages(await images.list()),
     problems: () => ({ networkProblem: networkWatch.problem, diskProblem: diskWatch.problem }),
     assign: (assignments) => manager.assign(assignments),
   });

@@ -188,6 +188,27 @@ describe("a session", () => {
     await until(cluster, () => status()?.diskProblem === "" && status()?.networkProblem === "");
   });
 
+  it("writes which images the node holds once each time that they differ, and keeps them over sessions", async () => {
+    await using one = await oneTask();
+    const { cluster } = one;
+    const images = () => cluster.index.view.nodeStatuses.get("a")?.images.join();
+    const node = await (await one.server.node("a")).hello().open();
+    node.holds([3, 4_000_000_000]);
+    await until(cluster, () => images() === "3,4000000000");
+    const { revision } = cluster.index.view;
+    node.holds([3, 4_000_000_000]);
+    for (let n = 0; n < 5; n++) node.heartbeat();
+    node.heartbeat({ diskProblem: "full" });
+    await until(cluster, () => cluster.index.view.nodeStatuses.get("a")?.diskProblem === "full");
+    expect(cluster.index.view.revision).toBe(revision + 1);
+    const again = await (await one.server.node("a")).hello().open();
+    await until(cluster, () => cluster.index.view.revision > revision + 1);
+    expect(images()).toBe("3,4000000000");
+    again.holds([]);
+    await until(cluster, () => images() === "");
+    expect(cluster.index.view.nodeStatuses.get("a")?.diskProblem).toBe("full");
+  });
+
   it("keeps what a heartbeat says of the node's network, also when the session is registered again, until one says otherwise", async () => {
     await using one = await oneTask();
     const { cluster } = one;

@@ -173,6 +173,9 @@ async function serveSession(
       case "heartbeat":
         session.heartbeat(message.value);
         return;
+      case "images":
+        session.holds(message.value.images);
+        return;
       case "statuses":
         session.report(message.value.statuses);
         return;

@@ -55,6 +55,8 @@ export class Session {
   readonly #dirty = new Set<string>();
   readonly #sequences = new Map<string, number>();
   #hello: SessionHello | undefined;
+  #problems: Heartbeat | undefined;
+  #images: readonly number[] | undefined;
   #lease: bigint | undefined;
   #lastHeardMs: number;
   #renewing = false;
@@ -124,23 +126,35 @@ export class Session {
   heartbeat(problems: Heartbeat): void {
     this.#heard();
     void this.#renew();
-    void this.#note(problems);
+    this.#problems = problems;
+    void this.#note();
   }
 
-  /** Only what differs is written. What fails, or is overtaken, the next heartbeat says again. */
-  async #note({ networkProblem, diskProblem }: Heartbeat): Promise<void> {
+  /** Which images the node holds. */
+  holds(images: readonly number[]): void {
+    this.#heard();
+    this.#images = images;
+    void this.#note();
+  }
+
+  /** Writes what the node has said of itself and is not kept like that. What fails, or is overtaken, the next heartbeat brings again. */
+  async #note(): Promise<void> {
     const { store, index } = this.#deps;
     const status = index.view.nodeStatuses.get(this.nodeId);
     if (this.#lease === undefined || this.#noting || status === undefined) return;
-    if (status.networkProblem === networkProblem && status.diskProblem === diskProblem) return;
+    const { networkProblem, diskProblem } = this.#problems ?? status;
+    const images = this.#images ?? status.images;
+    const differs = networkProblem !== status.networkProblem || diskProblem !== status.diskProblem;
+    if (!differs && sameNumbers(images, status.images)) return;
     this.#noting = true;
     try {
       const ifRevision = index.view.nodeStatuses.revisionOf(this.nodeId);
-      const value = { ...status, networkProblem, diskProblem };
+      const value = { ...status, networkProblem, diskProblem, images: [...images] };
       await store.commit([{ table: "nodeStatuses", id: this.nodeId, value, ifRevision }]);
-      this.#log.info("node's problems", { network: networkProblem || "none", disk: diskProblem || "none" });
+      if (differs)
+        this.#log.info("node's problems", { network: networkProblem || "none", disk: diskProblem || "none" });
     } catch (error) {
-      this.#log.debug("cannot note the node's problems now", { error });
+      this.#log.debug("cannot note what the node says of itself now", { error });
     } finally {
       this.#noting = false;
     }
@@ -245,6 +259,7 @@ export class Session {
             networkProblem: known?.networkProblem ?? "",
             busyPorts: known?.busyPorts ?? [],
             diskProblem: known?.diskProblem ?? "",
+            images: known?.images ?? [],
           },
           // What is kept of it, others may be changing.
           ifRevision: view.nodeStatuses.revisionOf(this.nodeId),
@@ -313,6 +328,10 @@ export class Session {
   async #send(message: SessionDown): Promise<void> {
     await send(this.#call, message, this.#closed.signal);
   }
+}
+
+function sameNumbers(a: readonly number[], b: readonly number[]): boolean {
+  return a.length === b.length && a.every((one, i) => one === b[i]);
 }
 
 /** For a node whose certificate is good but which the cluster does not know. */

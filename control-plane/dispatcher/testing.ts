@@ -195,6 +195,10 @@ export class TestNode {
     this.#stream.write({ message: { $case: "heartbeat", value: Heartbeat.create(problems) } });
   }
 
+  holds(images: number[]): void {
+    this.#stream.write({ message: { $case: "images", value: { images } } });
+  }
+
   /** Gives signs of life until it is disposed. */
   beat(everyMs: number): Disposable {
     const timer = setInterval(() => this.heartbeat(), everyMs);

@@ -1,3 +1,4 @@
+import { imageFingerprint } from "../../lib/images/reference.ts";
 import { isEveryAddress } from "../../lib/net/host-ip.ts";
 import {
   PlacementStrategy,
@@ -71,6 +72,7 @@ export function schedulerNode(
       pids: (description?.pids ?? 0) > 0 ? description?.pids : undefined,
       generic: description?.generic,
     },
+    images: status?.images.map(String),
     diskPressure: (status?.diskProblem ?? "") !== "",
     taints: spec.taints.length > 0 ? spec.taints.map(schedulerTaint) : undefined,
     busyPorts:
@@ -105,10 +107,7 @@ export function groupId(task: Pick<Task, "serviceId" | "serviceVersion">): strin
   return `${task.serviceId}@${task.serviceVersion}`;
 }
 
-/**
- * What the tasks of one version of a service have in common for the scheduler. Without the image: no node says which ones it
- * holds, and the scheduler would keep a view of all nodes for each image.
- */
+/** What the tasks of one version of a service have in common for the scheduler. */
 export function taskGroup(
   index: Pick<ClusterIndex, "servicesDrawnTo" | "view">,
   task: Pick<Task, "serviceId" | "serviceVersion" | "stack" | "spec">,
@@ -122,6 +121,7 @@ export function taskGroup(
     service: nameInScheduler(task.stack, spec?.name ?? ""),
     name: `${task.stack}_${spec?.name ?? ""}`,
     reservations: amount(spec?.resources?.reservations),
+    image: String(imageFingerprint(spec?.container?.image ?? "")),
     platforms: platforms.map(parsePlatform),
     constraints: placement?.constraints ?? [],
     maxPerNode: placement?.maxReplicasPerNode ?? 0,

@@ -3,8 +3,8 @@ import http from "node:http";
 import type { AddressInfo } from "node:net";
 import { describe, expect, it } from "vitest";
 import { systemClock } from "../../lib/clock/clock.ts";
+import { parseReference } from "../../lib/images/reference.ts";
 import { HttpClient } from "./http.ts";
-import { parseReference } from "./reference.ts";
 import { parseChallenge, Registry, registryWords } from "./registry.ts";
 import type { Credentials } from "./types.ts";
 

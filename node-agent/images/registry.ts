@@ -2,8 +2,8 @@ import { createHash } from "node:crypto";
 import type { IncomingMessage } from "node:http";
 import type { Clock } from "../../lib/clock/clock.ts";
 import { ClusterError, hasCode, messageOf } from "../../lib/errors/errors.ts";
+import type { Reference } from "../../lib/images/reference.ts";
 import { type HttpClient, readBody } from "./http.ts";
-import type { Reference } from "./reference.ts";
 import type { Credentials } from "./types.ts";
 
 export interface RegistryDeps {

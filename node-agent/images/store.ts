@@ -3,6 +3,7 @@ import { lstat, mkdir, open, readdir, rename, rm, stat, writeFile } from "node:f
 import { join } from "node:path";
 import { type Clock, systemClock } from "../../lib/clock/clock.ts";
 import { asClusterError, ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
+import { formatReference, parseReference, type Reference } from "../../lib/images/reference.ts";
 import type { Log } from "../../lib/log/log.ts";
 import { runOk } from "../../lib/process/run.ts";
 import type { Spawner } from "../../lib/process/spawner.ts";
@@ -12,7 +13,6 @@ import { Flights, Gate } from "./flights.ts";
 import { HttpClient } from "./http.ts";
 import { chooseEntry, type Descriptor, parseConfig, parseManifest } from "./manifest.ts";
 import { formatPlatform, type Platform, parsePlatform } from "./platform.ts";
-import { formatReference, parseReference, type Reference } from "./reference.ts";
 import { type Manifest, Registry } from "./registry.ts";
 import type { Collected, Credentials, Image, ImageStore, KeepSet, PullOptions, PullProgress } from "./types.ts";
 import { adoptMetadata, unpackLayer } from "./unpack.ts";

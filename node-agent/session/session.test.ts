@@ -34,6 +34,7 @@ function start(
     identity: () => node,
     describe: async () => await Promise.resolve(NodeDescription.create({ hostname: "h" })),
     statuses: () => [],
+    images: async () => await Promise.reject(new Error("there is no store")),
     problems: () => ({ networkProblem: "", diskProblem: "" }),
     assign: async () => await Promise.resolve(),
     managersChanged: async () => await Promise.resolve(),
@@ -109,6 +110,21 @@ describe("Session", () => {
     await using _ = start({ managers: () => [`127.0.0.1:${control.port}`] });
     const { said } = await control.welcome(50);
     for (let n = 0; n < 3; n++) expect((await said.next()).message?.$case).toBe("heartbeat");
+  });
+
+  it("tells which images the node holds when a session has begun", async () => {
+    await using control = await new Dispatcher(authority, manager).listen();
+    let held: number[] = [];
+    await using _ = start({
+      managers: () => [`127.0.0.1:${control.port}`],
+      images: async () => await Promise.resolve(held),
+    });
+    const first = await control.welcome();
+    expect((await first.said.next()).message).toEqual({ $case: "images", value: { images: [] } });
+    held = [3, 4_000_000_000];
+    first.stream.end();
+    const second = await control.welcome();
+    expect((await second.said.next()).message).toEqual({ $case: "images", value: { images: held } });
   });
 
   it("comes back when it is cut off, with everything, and what happened in the meantime", async () => {

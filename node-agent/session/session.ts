@@ -39,6 +39,8 @@ export interface SessionDeps {
   readonly statuses: () => readonly TaskStatus[];
   /** What is wrong with the node, for the next heartbeat. */
   readonly problems: () => Heartbeat;
+  /** See `NodeStatus.images`. Asked when a session has begun and every minute. */
+  readonly images: () => Promise<readonly number[]>;
   /** Takes what the node is told to hold. Called in the order of arrival, one at a time; a rejection ends the stream. */
   readonly assign: (assignments: Assignments) => Promise<void>;
 }
@@ -48,6 +50,8 @@ const welcomeTimeoutMs = 10_000;
 // Statuses of one burst travel together.
 const batchDelayMs = 5;
 const batchSize = 500;
+// A stack that brings several images is one message, and many nodes that pull the same do not tell it all at once.
+const imagesIntervalMs = 60_000;
 // A member that has vanished is noticed well before a second lease runs out.
 const sessionChannel = { ...channelOptions, "grpc.keepalive_time_ms": 3_000, "grpc.keepalive_timeout_ms": 2_000 };
 
@@ -133,7 +137,7 @@ export class Session {
             clearTimeout(welcome);
             const { sessionId, heartbeatIntervalMs } = message.message.value;
             this.#transition({ kind: "welcomed", sessionId, heartbeatIntervalMs }, "welcome");
-            this.#sender ??= new Sender(stream, this.#outbox, this.#deps.problems, () =>
+            this.#sender ??= new Sender(stream, this.#outbox, this.#deps, () =>
               heartbeatDelayMs(this.#intervalMs(), this.#deps.chance),
             );
           } else if (message.message?.$case === "assignments") {
@@ -165,15 +169,23 @@ export class Session {
   }
 }
 
-/** Sends statuses in batches and heartbeats over one stream until it is disposed of. */
+/** Sends statuses in batches, heartbeats, and which images the node holds, over one stream until it is disposed of. */
 class Sender implements Disposable {
   readonly #stream: Stream;
   readonly #outbox: Outbox;
   #batch: NodeJS.Timeout | undefined;
   #beat: NodeJS.Timeout | undefined;
+  #images: NodeJS.Timeout | undefined;
+  #toldImages: string | undefined;
+  #disposed = false;
   #blocked = false;
 
-  constructor(stream: Stream, outbox: Outbox, problems: () => Heartbeat, nextBeatMs: () => number) {
+  constructor(
+    stream: Stream,
+    outbox: Outbox,
+    { problems, images, log }: Pick<SessionDeps, "problems" | "images" | "log">,
+    nextBeatMs: () => number,
+  ) {
     this.#stream = stream;
     this.#outbox = outbox;
     stream.on("drain", () => {
@@ -185,6 +197,7 @@ class Sender implements Disposable {
       this.#beat = setTimeout(beat, nextBeatMs());
     };
     this.#beat = setTimeout(beat, nextBeatMs());
+    void this.#tellImages(images, log);
     this.wake();
   }
 
@@ -200,7 +213,22 @@ class Sender implements Disposable {
     }, batchDelayMs);
   }
 
+  /** Once now, whatever they are, and then what differs. */
+  async #tellImages(read: SessionDeps["images"], log: Log): Promise<void> {
+    try {
+      const images = [...(await read())];
+      if (this.#disposed) return;
+      if (images.join() !== this.#toldImages) this.#stream.write({ message: { $case: "images", value: { images } } });
+      this.#toldImages = images.join();
+    } catch (error) {
+      log.debug("cannot tell the images now", { error });
+    }
+    if (!this.#disposed) this.#images = setTimeout(() => void this.#tellImages(read, log), imagesIntervalMs);
+  }
+
   [Symbol.dispose](): void {
+    this.#disposed = true;
+    clearTimeout(this.#images);
     clearTimeout(this.#batch);
     clearTimeout(this.#beat);
     this.#blocked = true;

@@ -41,6 +41,7 @@ export interface NodeView {
     readonly message: string;
     readonly networkProblem: string;
     readonly diskProblem: string;
+    readonly images: readonly number[];
   };
   readonly tasks: number;
 }

@@ -1,6 +1,12 @@
+import { randomBytes } from "node:crypto";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { pushBusybox } from "../cluster/busybox.ts";
 import { type Cluster, startCluster } from "../cluster/cluster.ts";
+import { busyboxImage } from "../images/busybox.ts";
+import { layerOfDirectory } from "../images/image.ts";
 import { running } from "./counter.ts";
 
 describe("where tasks run", () => {
@@ -17,6 +23,30 @@ describe("where tasks run", () => {
     running(await cluster.tasks(), service)
       .map(({ nodeName }) => nodeName)
       .sort();
+
+  it("is where a large image is already, rather than on a node that is a little emptier", async () => {
+    const directory = await mkdtemp(join(tmpdir(), "embassy-large-"));
+    try {
+      await writeFile(join(directory, "filling"), randomBytes(101_000_000));
+      const filling = await layerOfDirectory(directory, { owner: "0:0" });
+      await cluster.push("large", "1", await busyboxImage({}, [filling]));
+    } finally {
+      await rm(directory, { recursive: true, force: true });
+    }
+    const service = (name: string, more = "") =>
+      `${name}: {image: "${cluster.registry}/large:1", command: [sleep, "1000"], init: true${more}}`;
+    const onHost2 = ", deploy: {placement: {constraints: [node.hostname == host-2]}}";
+    await cluster.deployText("first", `services: {${service("one", onHost2)}}`);
+    // It tells when its session begins; that it does later takes a minute.
+    await cluster.restartWith("host-2", "noded", []);
+    await cluster.untilNodes("host-2 tells of its image", (nodes) =>
+      nodes.some(({ spec, status }) => spec.name === "host-2" && status?.images.length === 1),
+    );
+    await cluster.deployText("more", `services: {${["two", "three", "four"].map((name) => service(name)).join(", ")}}`);
+    for (const name of ["two", "three", "four"]) expect(await hostsOf(name)).toEqual(["host-2"]);
+    expect((await cluster.run(["why", "more_four", "host-2"])).stdout).toMatch(/host-2 +\d+ +1000 +-5 /);
+    await cluster.run(["rm", "first", "more"]);
+  });
 
   it("is where the resources are that a node was started with", async () => {
     const text = napping(

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { Placement, Resources } from "../../../proto/gen/embassy/v1/stack.ts";
+import { imageFingerprint } from "../../../lib/images/reference.ts";
+import { ContainerSpec, Placement, Resources } from "../../../proto/gen/embassy/v1/stack.ts";
 import { NodeState, TaskState } from "../../../proto/gen/embassy/v1/state.ts";
 import { aService, aStack, replicas } from "../../domain/testing.ts";
 import { writesOf } from "../services/loop.ts";
@@ -79,6 +80,18 @@ describe("scheduling", () => {
     await say("");
     expect(nodes("t").sort()).toEqual(["a", "b", "c"]);
     expect(before).toEqual(["a", "b", "c"]);
+  });
+
+  it("places where the image is, however it is written, when nothing else tells nodes apart", async () => {
+    for (const holder of ["a", "b", "c"]) {
+      using cluster = await pending(1, { container: ContainerSpec.create({ image: "redis" }) });
+      const images = [imageFingerprint("docker.io/library/redis:latest")];
+      const status = cluster.index.nodeStatus(holder);
+      if (status === undefined) throw new Error("a node has a status");
+      await cluster.store.commit([{ table: "nodeStatuses", id: holder, value: { ...status, images } }]);
+      await cluster.settle();
+      expect(cluster.tasks("s", "web").map(({ nodeId }) => nodeId)).toEqual([holder]);
+    }
   });
 
   it("takes a placement back whose commit failed", async () => {

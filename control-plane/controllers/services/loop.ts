@@ -1,6 +1,6 @@
 import { newId } from "../../../lib/ids/ids.ts";
 import { ReconcileLoop } from "../../../lib/reconcile/loop.ts";
-import { DesiredState, type Service, type Task } from "../../../proto/gen/embassy/v1/state.ts";
+import { DesiredState, NodeStatus, type Service, type Task } from "../../../proto/gen/embassy/v1/state.ts";
 import { countedOn } from "../../domain/disruption.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
 import { isGlobal } from "../../domain/scheduler-facts.ts";
@@ -73,8 +73,11 @@ function* servicesTouched(index: ClusterIndex, change: Change): Iterable<string>
       }
       return;
     }
-    case "nodes":
     case "nodeStatuses":
+      if (differsInImages(change)) return;
+      for (const { id } of servicesOfNodes(index, [change.id])) yield id;
+      return;
+    case "nodes":
       for (const { id } of servicesOfNodes(index, [change.id])) yield id;
       return;
     case "members":
@@ -84,6 +87,13 @@ function* servicesTouched(index: ClusterIndex, change: Change): Iterable<string>
     default:
       return;
   }
+}
+
+/** Is it only that the node holds other images, which nothing here looks at? A stack that brings new ones changes that of many nodes. */
+function differsInImages({ before, after }: Extract<Change, { table: "nodeStatuses" }>): boolean {
+  if (before === undefined || after === undefined || before.images.join() === after.images.join()) return false;
+  const rest = (status: NodeStatus) => NodeStatus.encode({ ...status, images: [] }).finish();
+  return Buffer.compare(rest(before), rest(after)) === 0;
 }
 
 function* globalServices(index: ClusterIndex): Iterable<string> {

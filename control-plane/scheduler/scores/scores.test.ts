@@ -31,7 +31,7 @@ it("an image that more than 64 nodes hold draws nobody, and draws again once few
   scheduler.upsertGroup({ ...app, id: "web@2" });
   const nodes = Array.from({ length: 300 }, (_, n) => aNode(`n${n}`));
   for (const node of nodes) scheduler.upsertNode(node);
-  nodes.forEach((node, n) => scheduler.addTask({ id: `t${n}`, group: "web@2", node: node.id }));
+  for (const { id } of nodes) scheduler.addTask({ id: `on-${id}`, group: "web@2", node: id });
   const holders = () => {
     const { placements } = scheduler.schedule(Array.from({ length: 70 }, (_, n) => ({ id: `w${n}`, group: app.id })));
     for (const { task } of placements) scheduler.removeTask(task);
@@ -41,7 +41,7 @@ it("an image that more than 64 nodes hold draws nobody, and draws again once few
   expect(holders()).toBe(64);
   scheduler.upsertNode({ ...aNode("n64"), images: ["app:1"] });
   expect(holders()).toBeLessThan(40);
-  scheduler.removeTask("t0");
+  scheduler.removeTask("on-n0");
   scheduler.removeNode("n0");
   expect(holders()).toBe(64);
 });
@@ -54,7 +54,7 @@ describe("each score", () => {
     ["load: the other way round for binpack", { strategy: "binpack" }, {}, { load: 2_000 - load }],
     ["service: a task of the service is there", { service: "db" }, {}, { load, service: 1_000 }],
     ["image: missing", { image: "app:1" }, {}, { load }],
-    ["image: there", { image: "app:1" }, { images: ["app:1"] }, { load, image: -100 }],
+    ["image: there", { image: "app:1" }, { images: ["app:1"] }, { load, image: -5 }],
     ["taint: advises against", {}, { taints: [{ key: "x", effect: "prefer-no-schedule" }] }, { load, taint: 800 }],
     [
       "scarce: keeps a generic resource for those that need it",

@@ -122,7 +122,13 @@ export interface SessionUp {
   message: { $case: "hello"; value: SessionHello } | { $case: "heartbeat"; value: Heartbeat } | {
     $case: "statuses";
     value: TaskStatuses;
-  } | undefined;
+  } | //
+  /** when the session has begun, and when they have changed; a minute apart at least */
+  { $case: "images"; value: NodeImages } | undefined;
+}
+
+export interface NodeImages {
+  images: number[];
 }
 
 export interface SessionHello {
@@ -1479,6 +1485,9 @@ export const SessionUp: MessageFns<SessionUp> = {
       case "statuses":
         TaskStatuses.encode(message.message.value, writer.uint32(26).fork()).join();
         break;
+      case "images":
+        NodeImages.encode(message.message.value, writer.uint32(34).fork()).join();
+        break;
     }
     return writer;
   },
@@ -1520,6 +1529,14 @@ export const SessionUp: MessageFns<SessionUp> = {
             message.message = { $case: "statuses", value: TaskStatuses.decode(reader, reader.uint32()) };
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.message = { $case: "images", value: NodeImages.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1540,6 +1557,8 @@ export const SessionUp: MessageFns<SessionUp> = {
         ? { $case: "heartbeat", value: Heartbeat.fromJSON(object.heartbeat) }
         : isSet(object.statuses)
         ? { $case: "statuses", value: TaskStatuses.fromJSON(object.statuses) }
+        : isSet(object.images)
+        ? { $case: "images", value: NodeImages.fromJSON(object.images) }
         : undefined,
     };
   },
@@ -1552,6 +1571,8 @@ export const SessionUp: MessageFns<SessionUp> = {
       obj.heartbeat = Heartbeat.toJSON(message.message.value);
     } else if (message.message?.$case === "statuses") {
       obj.statuses = TaskStatuses.toJSON(message.message.value);
+    } else if (message.message?.$case === "images") {
+      obj.images = NodeImages.toJSON(message.message.value);
     }
     return obj;
   },
@@ -1580,7 +1601,96 @@ export const SessionUp: MessageFns<SessionUp> = {
         }
         break;
       }
+      case "images": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "images", value: NodeImages.fromPartial(object.message.value) };
+        }
+        break;
+      }
     }
+    return message;
+  },
+};
+
+function createBaseNodeImages(): NodeImages {
+  return { images: [] };
+}
+
+export const NodeImages: MessageFns<NodeImages> = {
+  encode(message: NodeImages, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.images.length !== 0) {
+      writer.uint32(10).fork();
+      for (const v of message.images) {
+        writer.fixed32(v);
+      }
+      writer.join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NodeImages {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNodeImages();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag === 13) {
+              message.images.push(reader.fixed32());
+
+              continue;
+            }
+
+            if (tag === 10) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.images.push(reader.fixed32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  fromJSON(object: any): NodeImages {
+    return {
+      images: globalThis.Array.isArray(object?.images) ? object.images.map((e: any) => globalThis.Number(e)) : [],
+    };
+  },
+
+  toJSON(message: NodeImages): unknown {
+    const obj: any = {};
+    if (message.images?.length) {
+      obj.images = message.images.map((e) => Math.round(e));
+    }
+    return obj;
+  },
+
+  create(base?: DeepPartial<NodeImages>): NodeImages {
+    return NodeImages.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NodeImages>): NodeImages {
+    const message = createBaseNodeImages();
+    message.images = object.images?.map((e) => e) || [];
     return message;
   },
 };

@@ -638,6 +638,8 @@ export interface NodeStatus {
   busyPorts: BusyPort[];
   /** why its disk counts as nearly full, as its noded says; empty: it does not. Says no amount that changes from one moment to the next */
   diskProblem: string;
+  /** those it holds of 100 MB or more, the 64 largest: fingerprints of their references, ascending */
+  images: number[];
 }
 
 /** A port that something is to be published at, and that a program of the host has: the program keeps it. */
@@ -3302,6 +3304,7 @@ function createBaseNodeStatus(): NodeStatus {
     networkProblem: "",
     busyPorts: [],
     diskProblem: "",
+    images: [],
   };
 }
 
@@ -3336,6 +3339,13 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     }
     if (message.diskProblem !== "") {
       writer.uint32(82).string(message.diskProblem);
+    }
+    if (message.images.length !== 0) {
+      writer.uint32(90).fork();
+      for (const v of message.images) {
+        writer.fixed32(v);
+      }
+      writer.join();
     }
     return writer;
   },
@@ -3433,6 +3443,24 @@ export const NodeStatus: MessageFns<NodeStatus> = {
             message.diskProblem = reader.string();
             continue;
           }
+          case 11: {
+            if (tag === 93) {
+              message.images.push(reader.fixed32());
+
+              continue;
+            }
+
+            if (tag === 90) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.images.push(reader.fixed32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3473,6 +3501,9 @@ export const NodeStatus: MessageFns<NodeStatus> = {
         : isSet(object.disk_problem)
         ? globalThis.String(object.disk_problem)
         : "",
+      images: globalThis.Array.isArray(object?.images)
+        ? object.images.map((e: any) => globalThis.Number(e))
+        : [],
     };
   },
 
@@ -3508,6 +3539,9 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     if (message.diskProblem !== undefined) {
       obj.diskProblem = message.diskProblem;
     }
+    if (message.images?.length) {
+      obj.images = message.images.map((e) => Math.round(e));
+    }
     return obj;
   },
 
@@ -3528,6 +3562,7 @@ export const NodeStatus: MessageFns<NodeStatus> = {
     message.networkProblem = object.networkProblem ?? "";
     message.busyPorts = object.busyPorts?.map((e) => BusyPort.fromPartial(e)) || [];
     message.diskProblem = object.diskProblem ?? "";
+    message.images = object.images?.map((e) => e) || [];
     return message;
   },
 };

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { formatReference, normalizeReference, parseReference } from "./reference.ts";
+import { formatReference, imageFingerprint, normalizeReference, parseReference } from "./reference.ts";
 
 const digest = `sha256:${"a".repeat(64)}`;
 
@@ -52,4 +52,10 @@ describe("references", () => {
       { seed: 1 },
     );
   });
+});
+
+it("have one fingerprint however they are written", () => {
+  expect(imageFingerprint("redis")).toBe(imageFingerprint("docker.io/library/redis:latest"));
+  expect(imageFingerprint("redis:7")).not.toBe(imageFingerprint("redis"));
+  expect(imageFingerprint("Not A Reference")).toBe(0);
 });

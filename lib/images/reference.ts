@@ -1,4 +1,5 @@
-import { ClusterError } from "../../lib/errors/errors.ts";
+import { createHash } from "node:crypto";
+import { ClusterError } from "../errors/errors.ts";
 
 /** Where an image is: a registry, a repository in it, and a tag, a digest or both. */
 export interface Reference {
@@ -59,4 +60,16 @@ export function formatReference(reference: Reference): string {
 /** The reference as written by a user, in full: "redis" -> "docker.io/library/redis:latest". Throws `invalid`. */
 export function normalizeReference(text: string): string {
   return formatReference(parseReference(text));
+}
+
+/**
+ * What stands for an image where a whole reference would take too much room: the same for all ways to write it. Two images in four thousand
+ * million may have the same. 0 for what is no reference.
+ */
+export function imageFingerprint(text: string): number {
+  try {
+    return createHash("sha256").update(normalizeReference(text)).digest().readUInt32LE();
+  } catch {
+    return 0;
+  }
 }
