@@ -1241,6 +1241,20 @@ describe("a drain that may not stop a task yet", () => {
 });
 
 describe("exec", () => {
+  it("-e NAME takes the caller's value, and nothing where the caller has none", async () => {
+    const result = await clusterctl(["exec", "-e", "HOME", "-e", "UNSET", "-e", "A=b=c", "-e", "EMPTY=", "web", "env"]);
+    expect(result).toMatchObject({ code: 7, stderr: "" });
+    expect(answers.started?.environment).toEqual({ HOME: directory, A: "b=c", EMPTY: "" });
+  });
+
+  it.each(["", "=x"])("-e %j is refused before anything is connected to", async (word) => {
+    const nowhere = { ...admin, endpoints: ["127.0.0.1:1"] };
+    const result = await clusterctl(["exec", "-e", word, "web", "env"], { context: nowhere });
+    expect(result.code).toBe(1);
+    expect(result.stderr).toMatch(/^error: --env ".*" has no name\nGive NAME=VALUE/);
+    expect(answers.started).toBeUndefined();
+  });
+
   it("passes stdin on and exits with the command's code", async () => {
     const result = await clusterctl(["exec", "-i", "shop_web.1", "--", "tr", "a-z", "A-Z"], { input: "hello" });
     expect(result).toEqual({ code: 7, stdout: "HELLO", stderr: "" });

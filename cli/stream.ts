@@ -1,12 +1,28 @@
 import type { ClientReadableStream } from "@grpc/grpc-js";
 import { errorOf } from "../lib/grpc/status.ts";
 
-/** The messages of a server's stream. Throws a ClusterError when it fails, the signal's reason when it is aborted. */
-export async function* messages<T>(stream: ClientReadableStream<T>, signal: AbortSignal): AsyncGenerator<T> {
+/**
+ * The messages of a server's stream. Throws a ClusterError when it fails, the signal's reason when it is aborted. Call it as soon
+ * as the stream is open: it fails by itself when its client is closed, also before its reader has begun and after it has ended,
+ * and a failure that nobody listens to ends the process.
+ */
+export function messages<T>(stream: ClientReadableStream<T>, signal: AbortSignal): AsyncGenerator<T> {
+  const failures: unknown[] = [];
+  stream.on("error", (error) => failures.push(error));
+  return read(stream, signal, failures);
+}
+
+async function* read<T>(
+  stream: ClientReadableStream<T>,
+  signal: AbortSignal,
+  failures: readonly unknown[],
+): AsyncGenerator<T> {
   const stop = () => stream.cancel();
   signal.addEventListener("abort", stop, { once: true });
   try {
     for await (const message of stream) yield message as T;
+    // What failed before this began looks like one that has ended.
+    if (failures.length > 0) throw failures[0];
   } catch (error) {
     signal.throwIfAborted();
     throw errorOf(error);

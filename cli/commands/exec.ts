@@ -24,7 +24,11 @@ export const registerExec: Register = (program, cli) => {
     .argument("<command...>", "command and its arguments")
     .option("-i, --interactive", "pass stdin on")
     .option("-t, --tty", "give it a terminal")
-    .option("-e, --env <name=value>", "environment variable; may be given again", collect)
+    .option(
+      "-e, --env <name[=value]>",
+      "environment variable, without a value that of this shell; may be given again",
+      collect,
+    )
     .option("-u, --user <user>", "run as this user")
     .option("-w, --workdir <path>", "directory to run in")
     .action(async (target: string, command: string[], options: ExecOptions, self) => {
@@ -32,8 +36,11 @@ export const registerExec: Register = (program, cli) => {
       if (tty && !cli.stdin.isTTY) {
         throw new ClusterError("-t needs a terminal, and stdin is none", { code: "invalid", hint: "Leave -t out." });
       }
+      const environment = environmentOf(options.env ?? [], tty, cli.environment);
       await withCluster(cli, globalOptions(self), async (client) => {
+        const { messages } = await import("../stream.ts");
         const stream = client.exec();
+        const outputs = messages(stream, cli.signal);
         const start: ExecInput = {
           message: {
             $case: "start",
@@ -42,7 +49,7 @@ export const registerExec: Register = (program, cli) => {
               command,
               tty,
               stdin: options.interactive === true,
-              environment: environmentOf(options.env ?? [], tty, cli.environment),
+              environment,
               user: options.user ?? "",
               workingDir: options.workdir ?? "",
               size: sizeOf(cli),
@@ -50,19 +57,26 @@ export const registerExec: Register = (program, cli) => {
           },
         };
         stream.write(start);
-        cli.exitCode = await converse(cli, stream, options.interactive === true, tty);
+        cli.exitCode = await converse(cli, stream, outputs, options.interactive === true, tty);
       });
     });
 };
 
-function environmentOf(pairs: readonly string[], tty: boolean, own: NodeJS.ProcessEnv): Record<string, string> {
+/** NAME=VALUE as it is; of NAME alone the caller's value, or nothing where the caller has none. Throws `invalid`. */
+function environmentOf(words: readonly string[], tty: boolean, own: NodeJS.ProcessEnv): Record<string, string> {
   const term = tty && own["TERM"] ? { TERM: own["TERM"] } : {};
-  const given = pairs.map((pair): [string, string] => {
-    const equals = pair.indexOf("=");
-    if (equals < 1) {
-      throw new ClusterError(`--env ${pair} is not NAME=VALUE`, { code: "invalid", subject: "--env" });
+  const given = words.flatMap((word): [string, string][] => {
+    const equals = word.indexOf("=");
+    if (equals === 0 || word === "") {
+      throw new ClusterError(`--env ${JSON.stringify(word)} has no name`, {
+        code: "invalid",
+        subject: "--env",
+        hint: "Give NAME=VALUE, or NAME alone for the value that it has in this shell.",
+      });
     }
-    return [pair.slice(0, equals), pair.slice(equals + 1)];
+    if (equals > 0) return [[word.slice(0, equals), word.slice(equals + 1)]];
+    const value = own[word];
+    return value === undefined ? [] : [[word, value]];
   });
   return { ...term, ...Object.fromEntries(given) };
 }
@@ -75,17 +89,14 @@ function sizeOf(cli: Cli): { rows: number; columns: number } {
 async function converse(
   cli: Cli,
   stream: ClientDuplexStream<ExecInput, ExecOutput>,
+  outputs: AsyncIterable<ExecOutput>,
   interactive: boolean,
   tty: boolean,
 ): Promise<number> {
-  const { errorOf } = await import("../../lib/grpc/status.ts");
   const { stdin, stdout, stderr } = cli;
   const resize = () => {
     stream.write({ message: { $case: "resize", value: sizeOf(cli) } });
   };
-  // Without a terminal, our SIGINT ends the command; with one, control-C is a byte like any other.
-  const stop = () => stream.cancel();
-  cli.signal.addEventListener("abort", stop, { once: true });
   const pump = async () => {
     if (!interactive) {
       stream.write({ message: { $case: "stdinClosed", value: true } });
@@ -103,19 +114,15 @@ async function converse(
   pump().catch(() => {});
   try {
     let exitCode: number | undefined;
-    for await (const output of stream) {
-      const { message } = output as ExecOutput;
+    // Without a terminal, our SIGINT ends the command; with one, control-C is a byte like any other.
+    for await (const { message } of outputs) {
       if (message?.$case === "stdout") await write(stdout, message.value);
       else if (message?.$case === "stderr") await write(stderr, message.value);
       else if (message?.$case === "exitCode") exitCode = message.value;
     }
     if (exitCode !== undefined) return exitCode;
     throw new ClusterError("the connection ended before the command did", { code: "unavailable" });
-  } catch (error) {
-    cli.signal.throwIfAborted();
-    throw errorOf(error);
   } finally {
-    cli.signal.removeEventListener("abort", stop);
     stdout.off("resize", resize);
     if (tty && interactive) stdin.setRawMode(false);
     stream.end();

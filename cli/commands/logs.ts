@@ -1,5 +1,4 @@
 import { once } from "node:events";
-import type { ClientReadableStream } from "@grpc/grpc-js";
 import { InvalidArgumentError, Option } from "commander";
 import type { Run } from "../../lib/logs/batches.ts";
 import type { LogBatch, LogChunk } from "../../proto/gen/embassy/v1/api.ts";
@@ -38,15 +37,15 @@ export const registerLogs: Register = (program, cli) => {
         const { chunksOf, mergedByTime } = await import("../../lib/logs/batches.ts");
         const request = { follow: options.follow === true, tail: options.tail, sinceMs: options.since ?? 0 };
         const { followed, Outages } = await import("../followed-logs.ts");
-        const batches = async function* (stream: ClientReadableStream<LogBatch>): AsyncGenerator<LogChunk[]> {
-          for await (const batch of messages(stream, cli.signal)) yield chunksOf(batch);
+        const batches = async function* (read: AsyncIterable<LogBatch>): AsyncGenerator<LogChunk[]> {
+          for await (const batch of read) yield chunksOf(batch);
         };
         const say = (text: string) => cli.err.write(`${styled(cli.err, "yellow", "warning:")} ${text}\n`);
         const outages = new Outages(say);
         const streams = [...new Set(targets)].map((target) =>
           request.follow
             ? followed((resume) => client.logs({ ...request, target, resume }), outages, cli.signal)
-            : batches(client.logs({ ...request, target, resume: undefined })),
+            : batches(messages(client.logs({ ...request, target, resume: undefined }), cli.signal)),
         );
         // A task that two targets mean writes once.
         const ownerOf = new Map<string, number>();
