@@ -39,7 +39,9 @@ Docker's words for some commands are understood too: ${dockerWords.map(([theirs,
 give (\`rm\`, \`node drain\`, \`context use\`), nothing at all. Fields are those of
 [\`api.proto\`](../proto/embassy/v1/api.proto), each of them always present; what can only be one of several things is a plain word
 (\`"running"\`, \`"drain"\`, \`"stop-first"\`), times are milliseconds since 1970. These forms are stable: fields and words are added, not
-changed.
+changed. \`config\` prints the stack in the form of a stack file, and with \`--services\`, \`--images\` and the like one object with a key for
+each of them: \`{"services": [...], "hashes": {"web": "..."}}\`. \`completion\` always prints a script, and \`exec\` and \`lab exec\` what their command
+prints.
 
 ## Exit codes
 

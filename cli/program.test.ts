@@ -1210,6 +1210,24 @@ describe("node drain", () => {
   });
 });
 
+describe("a drain of a node that is down", () => {
+  it("does not say that no task runs there, and says what is replaced", async () => {
+    const lost = (name: string) => ({ ...task(name, TaskStates.TASK_STATE_ORPHANED), nodeName: "host-1" });
+    const successor = (name: string, replaces: string) => {
+      const view = task(name, TaskStates.TASK_STATE_RUNNING);
+      return { ...view, task: view.task && { ...view.task, replaces } };
+    };
+    const stopped = { ...task("moved", TaskStates.TASK_STATE_SHUTDOWN), nodeName: "host-1" };
+    answers.tasks = [lost("old"), lost("db"), stopped, successor("web", "idold"), successor("api", "idmoved")];
+    answers.node = { state: NodeState.NODE_STATE_DOWN };
+    const { code, stderr } = await clusterctl(["node", "drain", "host-1"]);
+    expect(stderr).toBe(
+      "warning: host-1 is drained and down: what still runs there cannot be told, and is stopped when it comes back\nreplaced: shop_web.1 on host-2\n",
+    );
+    expect(code).toBe(0);
+  });
+});
+
 describe("a drain that may not stop a task yet", () => {
   const kept = "shop_web has to keep 2 up (x-disruption.min_available), and has 2";
 
@@ -1237,6 +1255,25 @@ describe("a drain that may not stop a task yet", () => {
     expect(answers.updated).toMatchObject({ node: "host-1", force: false });
     await clusterctl(["node", "drain", "host-1", "--force", "--dry-run"]);
     expect(answers.simulated).toMatchObject({ drain: ["host-1"], force: true });
+  });
+});
+
+describe("config -o json", () => {
+  it("prints one document, also of lists", async () => {
+    const flags = ["--services", "--volumes", "--networks", "--images", "--hash", "--environment"];
+    const { stdout, stderr } = await clusterctl(["config", "-f", stackFile(), ...flags, "-o", "json"]);
+    expect(JSON.parse(stdout)).toEqual({
+      services: ["web"],
+      volumes: [],
+      networks: ["default"],
+      images: ["registry.lab:5000/web:1"],
+      hashes: { web: expect.stringMatching(/^[0-9a-f]{64}$/) },
+      environment: [],
+    });
+    expect(stderr).toBe("");
+    expect(JSON.parse((await clusterctl(["config", "-f", stackFile(), "--images", "-o", "json"])).stdout)).toEqual({
+      images: ["registry.lab:5000/web:1"],
+    });
   });
 });
 

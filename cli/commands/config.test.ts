@@ -50,6 +50,14 @@ it.each([
   expect(await run(stack(), ...flags)).toEqual({ out: expected, err: "", exitCode: 0 });
 });
 
+it("warns of a profile that no service has", async () => {
+  const { out, err, exitCode } = await run(stack(), "--services", "--profile", "ful", "--profile", "full");
+  expect({ out, exitCode }).toEqual({ out: "db\nweb\n", exitCode: 0 });
+  expect(err).toBe(
+    'warning: no service has the profile "ful"\n   = did you mean full?\n   = Profiles of the files: full.\n',
+  );
+});
+
 it("--hash gives a hash that changes with the service and with nothing else", async () => {
   const hashes = async (...flags: string[]) => (await run(stack(), "--hash", ...flags)).out;
   expect(await hashes()).toMatch(/^web [0-9a-f]{64}\n$/);

@@ -90,15 +90,31 @@ function printDiagnostics(loader: StackLoader, diagnostics: readonly Diagnostic[
 
 function textOf(loader: StackLoader, loaded: LoadedStack, options: ConfigOptions): string {
   const { stack } = loaded;
-  const lists: string[] = [];
-  if (options.services) lists.push(...Object.keys(stack.services));
-  if (options.volumes) lists.push(...Object.keys(stack.volumes));
-  if (options.networks) lists.push(...Object.keys(stack.networks));
-  if (options.images) lists.push(...new Set(Object.values(stack.services).map((service) => service.image)));
-  if (options.hash) lists.push(...[...loader.serviceHashes(stack)].map(([name, hash]) => `${name} ${hash}`));
-  if (options.environment) lists.push(...variableLines(loaded));
-  if (wantsLists(options)) return lists.map((line) => `${line}\n`).join("");
-  return loader.formatStack(stack, options.output === "json" ? "json" : options.format);
+  const isJson = options.output === "json";
+  if (!wantsLists(options)) return loader.formatStack(stack, isJson ? "json" : options.format);
+  const images = [...new Set(Object.values(stack.services).map((service) => service.image))];
+  const hashes = options.hash ? loader.serviceHashes(stack) : new Map<string, string>();
+  if (isJson) {
+    const lists = {
+      ...(options.services && { services: Object.keys(stack.services) }),
+      ...(options.volumes && { volumes: Object.keys(stack.volumes) }),
+      ...(options.networks && { networks: Object.keys(stack.networks) }),
+      ...(options.images && { images }),
+      ...(options.hash && { hashes: Object.fromEntries(hashes) }),
+      ...(options.environment && {
+        environment: [...loaded.variables].map(([name, { value, file = "" }]) => ({ name, value, file })),
+      }),
+    };
+    return `${JSON.stringify(lists, null, 2)}\n`;
+  }
+  const lines: string[] = [];
+  if (options.services) lines.push(...Object.keys(stack.services));
+  if (options.volumes) lines.push(...Object.keys(stack.volumes));
+  if (options.networks) lines.push(...Object.keys(stack.networks));
+  if (options.images) lines.push(...images);
+  for (const [name, hash] of hashes) lines.push(`${name} ${hash}`);
+  if (options.environment) lines.push(...variableLines(loaded));
+  return lines.map((line) => `${line}\n`).join("");
 }
 
 /** An env file of what was used: each group under the name of where it comes from. */

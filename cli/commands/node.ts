@@ -59,7 +59,7 @@ export const registerNode: Register = (program, cli) => {
   node
     .command("drain")
     .description(
-      "Moves nodes' tasks away, gives them no new ones, and waits until none runs there. Of several, none's tasks move to another of them. A service keeps as many tasks up as its x-disruption.min_available says: what may not stop yet goes on, and the drain waits and says why.",
+      "Moves nodes' tasks away, gives them no new ones, and waits until none runs there. Of several, none's tasks move to another of them. A service keeps as many tasks up as its x-disruption.min_available says: what may not stop yet goes on, and the drain waits and says why. Of a node that is down nobody can tell what still runs there: it is stopped when the node comes back.",
     )
     .argument("<name...>", "node's name or id")
     .option("--timeout <time>", "how long to wait", parseDuration, 300_000)
@@ -79,14 +79,21 @@ export const registerNode: Register = (program, cli) => {
         return;
       }
       const work = async (client: ClusterClient) => {
-        const { unplacedTasks, untilDrained } = await import("../convergence/drained.ts");
+        const { replacedOfDown, unplacedTasks, untilDrained } = await import("../convergence/drained.ts");
         const limits = { timeoutMs: options.timeout, screen: cli.err, signal: cli.signal };
         for (const name of names) {
           await untilDrained(client, name, limits);
-          say(command, `${name} is drained: no task runs there`);
-          for (const { name: task, why } of await unplacedTasks(client, name, cli.signal)) {
-            say(command, `warning: ${task} has no place: ${why}`);
+          const unplaced = await unplacedTasks(client, name, cli.signal);
+          const replaced = await replacedOfDown(client, name, cli.signal);
+          if (replaced === undefined) say(command, `${name} is drained: no task runs there`);
+          else {
+            say(
+              command,
+              `warning: ${name} is drained and down: what still runs there cannot be told, and is stopped when it comes back`,
+            );
+            if (replaced.length > 0) say(command, `replaced: ${replaced.join(", ")}`);
           }
+          for (const { name: task, why } of unplaced) say(command, `warning: ${task} has no place: ${why}`);
         }
       };
       const hint = () =>

@@ -1,7 +1,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { call } from "../../lib/grpc/client.ts";
 import type { ClusterClient, TaskView } from "../../proto/gen/embassy/v1/api.ts";
-import { TaskState } from "../../proto/gen/embassy/v1/state.ts";
+import { NodeState, TaskState } from "../../proto/gen/embassy/v1/state.ts";
 import { CommandFailure, exitCodes } from "../exit.ts";
 import { taskName } from "../names.ts";
 import { formatSeconds } from "../render/format.ts";
@@ -56,6 +56,30 @@ function keptWords(left: readonly TaskView[]): string {
 
 function hasEnded({ status }: TaskView): boolean {
   return (status?.state ?? TaskState.TASK_STATE_PENDING) >= TaskState.TASK_STATE_COMPLETE;
+}
+
+/**
+ * Of a node that is down: which of its tasks that were given up are replaced elsewhere, sorted ("shop_web.1 on host-2"). Whether
+ * they still run there, nobody can tell. Undefined: the node is not down, and what its tasks are is known.
+ */
+export async function replacedOfDown(
+  client: ClusterClient,
+  node: string,
+  signal: AbortSignal,
+): Promise<string[] | undefined> {
+  const { nodes } = await call(client.listNodes.bind(client), {}, { signal });
+  const named = nodes.find(({ spec }) => spec?.name === node) ?? nodes.find(({ spec }) => spec?.id.startsWith(node));
+  if (named?.status?.state !== NodeState.NODE_STATE_DOWN) return undefined;
+  const list = async (request: { node: string; all: boolean }) =>
+    (await call(client.listTasks.bind(client), { stack: "", service: "", ...request }, { signal })).tasks;
+  const givenUp = (await list({ node, all: true })).filter(
+    ({ status }) => status?.state === TaskState.TASK_STATE_ORPHANED,
+  );
+  const ids = new Set(givenUp.map(({ task }) => task?.id));
+  return (await list({ node: "", all: false }))
+    .filter(({ task, nodeName }) => nodeName !== "" && task !== undefined && ids.has(task.replaces))
+    .map((view) => `${taskName(view)} on ${view.nodeName}`)
+    .toSorted((a, b) => a.localeCompare(b, "en", { numeric: true }));
 }
 
 /** How long the scheduler may take to say that a task fits nowhere. */

@@ -1,5 +1,6 @@
 import { basename, dirname, isAbsolute, join } from "node:path";
 import { compareTexts } from "../../lib/words/compare.ts";
+import { nearest } from "../../lib/words/nearest.ts";
 import { checkStack } from "./checks.ts";
 import { type Diagnostic, Report, sortDiagnostics } from "./diagnostics.ts";
 import { FileProblem, type Files, STANDARD_INPUT } from "./files.ts";
@@ -134,6 +135,7 @@ export function loadStack(options: LoadOptions): LoadResult {
     ...(variables("COMPOSE_PROFILES") ?? "").split(",").filter((name) => name !== ""),
   ]);
   const chosen = chooseServices(merged, profiles);
+  warnOfProfiles(options.profiles ?? [], chosen.known, report);
   const name = stackName(given, chosen.tree, directory, report);
   const positionOf = (path: Path): Position | undefined => positionIn(chosen.tree, path);
   const raw = finish(chosen.tree, stackType, [], report, new Set(options.ignoreUnsupported ?? [])) as RawStack;
@@ -158,6 +160,19 @@ export function loadStack(options: LoadOptions): LoadResult {
     warnings: sortDiagnostics(report.warnings),
     variables: new Map([...context.used].toSorted(([a], [b]) => compareTexts(a, b))),
   };
+}
+
+/** Of those of COMPOSE_PROFILES nothing is said: that may be meant for other stacks too. */
+function warnOfProfiles(named: readonly string[], known: ReadonlySet<string>, report: Report): void {
+  for (const name of new Set(named)) {
+    if (name === "*" || known.has(name)) continue;
+    const suggestion = nearest(name, known);
+    const all = [...known].toSorted(compareTexts).join(", ");
+    report.warn([], undefined, `no service has the profile ${JSON.stringify(name)}`, {
+      ...(suggestion !== undefined && { suggestion }),
+      hint: all === "" ? "No service has a profile: leave --profile out." : `Profiles of the files: ${all}.`,
+    });
+  }
 }
 
 function failed(report: Report): FailedLoad {
