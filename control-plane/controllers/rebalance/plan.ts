@@ -78,8 +78,6 @@ export function planRebalancing(
   nowMs: number,
   settings: RebalanceSettings,
 ): RebalancePassPlan {
-  const nodes = nodesOf(index.view);
-  const memory = nodes === before.nodes ? before : { ...before, nodes, sinceMs: nowMs };
   let wakeAtMs = nowMs + settings.rebalanceIntervalMs;
   const wakeAt = (atMs: number) => {
     wakeAtMs = Math.min(wakeAtMs, atMs);
@@ -87,6 +85,7 @@ export function planRebalancing(
   const ended: RebalanceAction[] = [];
   const ready: Ready[] = [];
   let underWay = 0;
+  let asked = false;
   for (const service of index.view.services.values()) {
     const status = index.view.serviceStatuses.get(service.id);
     if ((status?.rebalance?.taskId ?? "") !== "") {
@@ -95,11 +94,16 @@ export function planRebalancing(
       wakeAt(untilMs);
       underWay++;
     } else if (asksForIt(service)) {
+      asked = true;
       const one = readiness(index, service, nowMs, settings);
       if (one.wakeAtMs !== undefined) wakeAt(one.wakeAtMs);
       if (one.ready !== undefined) ready.push(one.ready);
     }
   }
+  // Where nobody asks for it a change of a node costs no look at the others.
+  if (!asked && underWay === 0) return { actions: [], wakeAtMs, memory: before };
+  const nodes = nodesOf(index.view);
+  const memory = nodes === before.nodes ? before : { ...before, nodes, sinceMs: nowMs };
   if (ended.length > 0) return { actions: ended, wakeAtMs, memory };
   const restsAtMs = memory.sinceMs + settings.rebalanceSettleMs;
   if (nowMs < restsAtMs) {
