@@ -748,7 +748,7 @@ describe("deploy", () => {
     };
     const result = await clusterctl(["deploy", stackFile()]);
     expect(result.code).toBe(5);
-    expect(result.stderr).toBe("error: port 80/tcp is taken by shop2_web\nPublish another.\n");
+    expect(result.stderr).toBe("error: port 80/tcp is taken by shop2_web\nPublish another.\nNothing was changed.\n");
   });
 
   it("says when it is interrupted that the cluster goes on, and how to undo that", async () => {
@@ -1255,6 +1255,33 @@ describe("a drain that may not stop a task yet", () => {
     expect(answers.updated).toMatchObject({ node: "host-1", force: false });
     await clusterctl(["node", "drain", "host-1", "--force", "--dry-run"]);
     expect(answers.simulated).toMatchObject({ drain: ["host-1"], force: true });
+  });
+});
+
+describe("a deploy that the cluster refuses", () => {
+  it("has the place in the file, and says that nothing was changed", async () => {
+    const refusal = (code: "conflict" | "unavailable", subject: string) => () => {
+      throw new ClusterError("port 80/tcp is taken by other_web", { code, subject, hint: "Publish another." });
+    };
+    answers.deploy = refusal("conflict", "services.web.image");
+    const placed = await clusterctl(["deploy", stackFile()]);
+    expect(placed.code).toBe(5);
+    expect(
+      placed.stderr.replace(/--> .*stack\.yml/, "--> stack.yml"),
+    ).toBe(`error: services.web.image: port 80/tcp is taken by other_web
+ --> stack.yml:4:12
+  |
+4 |     image: registry.lab:5000/web:1
+  |            ^^^^^^^^^^^^^^^^^^^^^^^
+  = Publish another.
+
+Nothing was changed.
+`);
+    answers.deploy = refusal("conflict", "network/shop_default");
+    const other = await clusterctl(["deploy", stackFile()]);
+    expect(other.stderr).toBe("error: port 80/tcp is taken by other_web\nPublish another.\nNothing was changed.\n");
+    answers.deploy = refusal("unavailable", "services.web.ports");
+    expect((await clusterctl(["deploy", stackFile()])).stderr).not.toContain("Nothing was changed");
   });
 });
 

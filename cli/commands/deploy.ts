@@ -6,7 +6,7 @@ import { type Cli, globalOptions, printJson, type Register, withCluster } from "
 import { parseDuration } from "../duration.ts";
 import { CommandFailure, exitCodes, goingOn } from "../exit.ts";
 import { jsonOf } from "../json.ts";
-import type { Diagnostic } from "../stack/index.ts";
+import type { Diagnostic, LoadedStack } from "../stack/index.ts";
 import { loadOptions, type StackOptions, withStackOptions } from "./stack-options.ts";
 
 interface DeployOptions extends StackOptions {
@@ -30,11 +30,14 @@ export const registerDeploy: Register = (program, cli) => {
     .action(async (first: string | undefined, second: string | undefined, _options: unknown, command: Command) => {
       const startedMs = performance.now();
       const options = command.opts<DeployOptions>();
-      const spec = await load(cli, [first, second], options);
+      const { spec, placed } = await load(cli, [first, second], options);
       const global = globalOptions(command);
       const work = async (client: ClusterClient) => {
         const { call } = await import("../../lib/grpc/client.ts");
-        const response = await call(client.deploy.bind(client), { spec }, { deadlineMs: 30_000, signal: cli.signal });
+        const limits = { deadlineMs: 30_000, signal: cli.signal };
+        const response = await call(client.deploy.bind(client), { spec }, limits).catch((error: unknown) => {
+          throw placed(error);
+        });
         const { summary } = await import("../convergence/deployed.ts");
         cli.err.write(`${summary(spec.name, response)}\n`);
         const { untilDeployed } = await import("../convergence/deployed.ts");
@@ -69,19 +72,49 @@ function wordsOf(words: readonly (string | undefined)[], options: StackOptions):
   return name === undefined ? { files } : { files, name };
 }
 
+interface Loaded {
+  readonly spec: StackSpec;
+  /** What the cluster refuses, as what is wrong in a file: with its place. Any other failure as it is. */
+  readonly placed: (error: unknown) => unknown;
+}
+
 /** The stack that files declare. Prints its warnings; throws with every error, each with its place. */
-async function load(cli: Cli, words: readonly (string | undefined)[], options: DeployOptions): Promise<StackSpec> {
+async function load(cli: Cli, words: readonly (string | undefined)[], options: DeployOptions): Promise<Loaded> {
   const { files, ...named } = wordsOf(words, options);
   const loader = await import("../stack/index.ts");
   const { formatDiagnostics, loadStack, toStackSpec } = loader;
   const loaded = loadStack(loadOptions(loader, files, { ...options, ...named }, cli.environment));
   if (loaded.warnings.length > 0) cli.err.write(`${formatDiagnostics(loaded.warnings)}\n`);
   const converted = loaded.ok ? toStackSpec(loaded) : loaded;
-  if (converted.ok) return converted.spec;
+  if (converted.ok && loaded.ok) return { spec: converted.spec, placed: (error) => refused(error, loaded, loader) };
   // Each says what it is; for the first, what prints a failure says it.
-  const message = formatDiagnostics(converted.errors).replace(/^error: /, "");
-  const wayOut = withoutThem(converted.errors, loader);
+  const errors = converted.ok ? [] : converted.errors;
+  const message = formatDiagnostics(errors).replace(/^error: /, "");
+  const wayOut = withoutThem(errors, loader);
   throw new CommandFailure(message, exitCodes.error, { hint: `\nNothing was changed.${wayOut}` });
+}
+
+/** A deploy is one transaction: what the cluster refuses for what it is has changed nothing. */
+function refused(
+  error: unknown,
+  loaded: LoadedStack,
+  { formatDiagnostic }: typeof import("../stack/index.ts"),
+): unknown {
+  if (!(error instanceof ClusterError) || !["invalid", "not-found", "conflict", "exhausted"].includes(error.code)) {
+    return error;
+  }
+  const { code, subject = "", cause, hint } = error;
+  const unchanged = "Nothing was changed.";
+  // "services.web.ports": names have no dots.
+  const path = /^(services|networks|volumes|configs|secrets)\./.test(subject) ? subject.split(".") : [];
+  const at = path.length === 0 ? undefined : loaded.positionOf(path);
+  if (at === undefined) {
+    const told = hint === undefined ? unchanged : `${hint}\n${unchanged}`;
+    return new ClusterError(error.message, { code, subject, hint: told, cause });
+  }
+  const diagnostic = { severity: "error", code: "conflict", path, at, message: error.message } as const;
+  const told = formatDiagnostic(hint === undefined ? diagnostic : { ...diagnostic, hint });
+  return new ClusterError(told.replace(/^error: /, ""), { code, subject, hint: `\n${unchanged}`, cause });
 }
 
 /** How to deploy the stack all the same, when that is all that stands against it. */

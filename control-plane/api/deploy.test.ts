@@ -57,6 +57,31 @@ describe("a deploy", () => {
     });
   });
 
+  it("says what becomes of configs and secrets", async () => {
+    using cluster = new TestCluster();
+    const stack = (contents: Record<string, string>): StackSpec => ({
+      ...aStack("s", [aService("web")]),
+      configs: Object.entries(contents).map(([name, text]) => BlobSpec.create({ name, content: Buffer.from(text) })),
+      secrets: [BlobSpec.create({ name: "key", content: Buffer.from(contents["page"] ?? "") })],
+    });
+    const first = stack({ page: "1", same: "2", gone: "3" });
+    expect(plan(cluster, first).created).toEqual([
+      "config/gone",
+      "config/page",
+      "config/same",
+      "network/default",
+      "secret/key",
+      "service/web",
+    ]);
+    await cluster.deploy(first);
+    expect(plan(cluster, stack({ page: "4", same: "2", fresh: "3" }))).toMatchObject({
+      created: ["config/fresh"],
+      updated: ["config/page", "secret/key"],
+      removed: ["config/gone"],
+      unchanged: ["config/same", "network/default", "service/web"],
+    });
+  });
+
   it("gives each service an address on each of its networks at once, which stays", async () => {
     using cluster = new TestCluster();
     await cluster.deploy(aStack("s", [aService("web"), aService("db")]));

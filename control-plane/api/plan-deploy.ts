@@ -58,7 +58,7 @@ export interface DeployPlan {
   readonly writes: readonly Write[];
   /** What the plan read and does not write. */
   readonly expect: NonNullable<CommitOptions["expect"]>;
-  /** "service/web", "network/default", sorted. */
+  /** "service/web", "network/default", "config/page", "secret/key", sorted. */
   readonly created: readonly string[];
   readonly updated: readonly string[];
   readonly removed: readonly string[];
@@ -295,8 +295,13 @@ class DeployPlanner {
       const present = kind === "config" ? newest?.configs : newest?.secrets;
       const isNamed = (sha256: string) =>
         present?.some(({ content }) => Buffer.from(content).toString("hex") === sha256);
+      const before = new Map(present?.map(({ name, content }) => [name, Buffer.from(content).toString("hex")]));
       for (const { name, content } of kind === "config" ? this.#spec.configs : this.#spec.secrets) {
         const sha256 = this.#digest(kind, content);
+        const known = before.get(name);
+        const outcome = known === undefined ? "created" : known === sha256 ? "unchanged" : "updated";
+        this.#outcome[outcome].push(`${kind}/${name}`);
+        before.delete(name);
         digests[`${kind}/${name}`] = sha256;
         const id = `${kind}/${sha256}`;
         // One that is there and that this stack does not name may be about to be swept: it is written again.
@@ -307,6 +312,7 @@ class DeployPlanner {
           this.#writes.push({ table: "blobs", id, value: { kind, sha256, content: Buffer.from(content) } });
         }
       }
+      for (const name of before.keys()) this.#outcome.removed.push(`${kind}/${name}`);
     }
     return digests;
   }

@@ -102,7 +102,7 @@ export interface DeployRequest {
 export interface DeployResponse {
   /** of the stack */
   revision: number;
-  /** "service/web", "network/default" */
+  /** "service/web", "network/default", "config/page", "secret/key" */
   created: string[];
   updated: string[];
   removed: string[];
