@@ -106,3 +106,24 @@ it.each([
 ])("%j is read alike or left to the whole parser", (text) => {
   compare(text);
 });
+
+it.each([
+  ["a:\n  ports:\n    - {published: @{P:-9090}, target: 80}\n  b: {image: x}\n", "@{P:-9090}"],
+  ["a: {command: [a, @{B}, c]}\n", "@{B}"],
+  ["a: {image: reg/@{APP}:@{TAG:-1}, c: 1}\n", "reg/@{APP}:@{TAG:-1}"],
+  ["a: [@{X}]\n", "@{X}"],
+])("a bare variable in a flow mapping is one error, with what to write: %j", (...words) => {
+  const [text = "", variable = ""] = words.map((word) => word.replaceAll("@", "$"));
+  const report = new Report();
+  parseWholeYaml(new Source("a.yml", "/a.yml", text), report);
+  expect(report.errors).toHaveLength(1);
+  const [error] = report.errors;
+  expect(error).toMatchObject({
+    message: expect.stringMatching(/^a variable between .* needs quotes/),
+    hint: `Write "${variable}".`,
+  });
+  expect(text.slice(error?.at?.start, error?.at?.end)).toBe(variable);
+  const quoted = new Report();
+  parseWholeYaml(new Source("a.yml", "/a.yml", text.replace(variable, `"${variable}"`)), quoted);
+  expect(quoted.errors).toEqual([]);
+});

@@ -49,7 +49,11 @@ export function parseWholeYaml(source: Source, report: Report): Tree[] {
   const trees: Tree[] = [];
   for (const document of documents) {
     if (document.errors.length > 0) {
-      for (const { pos, message, code } of untilTab(document.errors).slice(0, MAX_SYNTAX_ERRORS)) {
+      for (const { pos, message, code } of untilCause(document.errors, text).slice(0, MAX_SYNTAX_ERRORS)) {
+        if (isVariable(text, pos)) {
+          reportVariable(source, pos[0], report);
+          continue;
+        }
         const friendly = code === "BAD_INDENT" && message.startsWith("Flow") ? UNCLOSED : SYNTAX[code];
         report.error(
           "syntax",
@@ -69,10 +73,32 @@ export function parseWholeYaml(source: Source, report: Report): Tree[] {
   return trees;
 }
 
-/** The errors as they come, up to the first tab: what follows one says the same again, or what comes of it. */
-function untilTab<E extends { readonly code: string }>(errors: readonly E[]): readonly E[] {
-  const tab = errors.findIndex(({ code }) => code === "TAB_AS_INDENT");
-  return tab < 0 ? errors : errors.slice(0, tab + 1);
+/** The errors as they come, up to the first tab or bare variable: what follows one says the same again, or what comes of it. */
+function untilCause<E extends { readonly code: string; readonly pos: readonly [number, number] }>(
+  errors: readonly E[],
+  text: string,
+): readonly E[] {
+  const cause = errors.findIndex(({ code, pos }) => code === "TAB_AS_INDENT" || isVariable(text, pos));
+  return cause < 0 ? errors : errors.slice(0, cause + 1);
+}
+
+/** Does the brace of a `${` stand there, that YAML takes for the beginning of a mapping? */
+function isVariable(text: string, [at]: readonly [number, number]): boolean {
+  return text[at] === "{" && text[at - 1] === "$";
+}
+
+function reportVariable(source: Source, brace: number, report: Report): void {
+  const { text } = source;
+  const before = /[^\s,[\]{}]*\$$/.exec(text.slice(Math.max(0, brace - 200), brace))?.[0] ?? "$";
+  const start = brace - before.length;
+  const whole = /^(?:[^\s,[\]{}]*\$\{[^{}\n]*\})+[^\s,[\]{}]*/.exec(text.slice(start, start + 1_000))?.[0];
+  report.error(
+    "syntax",
+    [],
+    { source, start, end: start + (whole ?? before).length },
+    "a variable between { } or [ ] needs quotes: YAML reads its brace as the beginning of a mapping",
+    { hint: whole === undefined || whole.includes('"') ? "Put the value in quotes." : `Write "${whole}".` },
+  );
 }
 
 const SYNTAX: Readonly<Record<string, { readonly message: string; readonly hint?: string }>> = {
