@@ -105,6 +105,25 @@ host-1 would not take shop_web.1:
     );
   });
 
+  it("says of a service how its tasks ended, the last three first", () => {
+    const failed = (slot: number, finishedAtMs: number) => {
+      const view = task(slot, "host-3", TaskState.TASK_STATE_REJECTED);
+      return { ...view, status: { ...view.status, finishedAtMs, message: `port 909${slot} is in use` } };
+    };
+    const ended = [failed(2, 20), failed(3, 40), failed(4, 10), failed(5, 30)];
+    const response = {
+      ...ran,
+      subject: "",
+      tasks: [task(1, "host-1"), ...ended],
+      nodes: 0,
+      fitting: 0,
+      candidates: [],
+    };
+    expect(text({ ...response, refusals: [], present: undefined }, 200)).toContain(
+      "shop_web has 5 tasks: 1 on host-1, 4 ended.\nshop_web.3 has ended on host-3, rejected: port 9093 is in use.\nshop_web.5 has ended on host-3, rejected: port 9095 is in use.\nshop_web.2 has ended on host-3, rejected: port 9092 is in use.\n",
+    );
+  });
+
   it("has one sentence for a task that has ended", () => {
     const ended = { service: "shop_web", tasks: [task(2, "host-3", TaskState.TASK_STATE_FAILED)] };
     expect(text(ended)).toBe("shop_web.2 has ended on host-3, failed (1).\n");

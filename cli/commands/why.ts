@@ -73,8 +73,9 @@ function taskLine(view: TaskView, { why, nowMs }: WhyResponse): string {
   return `${name} is on ${nodeName}, ${stateOf(view)}${and}.`;
 }
 
-/** "shop_web has 5 tasks: 2 on host-1, 1 on host-2, 2 waiting.", and why those wait. */
-function serviceLines({ service, tasks, subject, why }: WhyResponse): string[] {
+/** "shop_web has 5 tasks: 2 on host-1, 1 on host-2, 2 waiting.", why those wait, and how the last that ended did. */
+function serviceLines(response: WhyResponse): string[] {
+  const { service, tasks, subject, why } = response;
   const perNode = new Map<string, number>();
   const places = tasks.filter((view) => !hasEnded(view)).map(({ nodeName }) => nodeName);
   for (const node of places) perNode.set(node, (perNode.get(node) ?? 0) + 1);
@@ -90,6 +91,10 @@ function serviceLines({ service, tasks, subject, why }: WhyResponse): string[] {
   const lines = [`${service} has ${count(tasks.length, "task")}${words.length > 0 ? `: ${words.join(", ")}` : ""}.`];
   if (waiting > 1) lines.push(`${subject} and ${waiting - 1} more wait: ${oneLine(why)}.`);
   if (waiting === 1) lines.push(`${subject} waits: ${oneLine(why)}.`);
+  const ended = tasks
+    .filter(hasEnded)
+    .toSorted((a, b) => (b.status?.finishedAtMs ?? 0) - (a.status?.finishedAtMs ?? 0));
+  for (const view of ended.slice(0, 3)) lines.push(taskLine(view, response));
   return lines;
 }
 

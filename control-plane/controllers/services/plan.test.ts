@@ -321,8 +321,9 @@ describe("an update", () => {
       using cluster = await crashingUpdate(policy);
       expect(oldOnes(cluster)).toBe(left);
       const { updateMessage } = plan(cluster);
-      if (left === 3) expect(updateMessage).toBe("update paused, 4 of 4 to go: web.1 failed");
-      else if (left > 0) expect(updateMessage).toContain("update paused, 4 of 4 to go: web.1, web.2 failed");
+      if (left === 3) expect(updateMessage).toBe("update paused, 4 of 4 to go: web.1 failed: exit code 0");
+      else if (left > 0)
+        expect(updateMessage).toContain("update paused, 4 of 4 to go: web.1, web.2 failed (web.1: exit code 0)");
     });
 
     it("pauses for one that was never healthy, however long that took to see", async () => {
@@ -344,7 +345,7 @@ describe("an update", () => {
       await cluster.report(task, TaskState.TASK_STATE_FAILED, { message: "unhealthy: no answer", upAtMs: 0 });
       cluster.frozen = false;
       await cluster.settle();
-      expect(plan(cluster).updateMessage).toBe("update paused, 2 of 2 to go: web.1 failed");
+      expect(plan(cluster).updateMessage).toBe("update paused, 2 of 2 to go: web.1 failed: unhealthy: no answer");
       expect(oldOnes(cluster)).toBe(1);
     });
 
@@ -561,7 +562,7 @@ describe("an update", () => {
       expect(upSlots(cluster)).toEqual([2]);
       expect(latest(cluster, 2).serviceVersion).toBe(2 - left);
       const { updateMessage } = planService(cluster.index, cluster.service("s", "web"), cluster.nowMs);
-      expect(updateMessage).toBe(left === 0 ? "" : "update paused, 2 of 2 to go: web.1 failed");
+      expect(updateMessage).toBe(left === 0 ? "" : "update paused, 2 of 2 to go: web.1 failed: exit code 0");
     });
 
     it("takes none while new slots are not up either", async () => {
@@ -756,7 +757,7 @@ describe("an update that goes back when it fails", () => {
     await cluster.settle();
     expect(status(cluster)).toMatchObject({
       updateState: UpdateState.UPDATE_STATE_ROLLBACK_PAUSED,
-      updateMessage: "rollback paused, 1 of 4 to go: web.1 failed",
+      updateMessage: "rollback paused, 1 of 4 to go: web.1 failed: exit code 0",
       convergedVersion: 0,
     });
   });

@@ -191,14 +191,17 @@ function restOf({ rollback }: Service): Told {
   return { state: UpdateState.UPDATE_STATE_ROLLED_BACK, message: `rolled back: ${rollback.why}` };
 }
 
-/** "web.1, web.2 failed; web.3 has no place: no node fits". Of those without a place the first says why. */
+/**
+ * "web.1, web.2 failed (web.2: exit code 1); web.3 has no place: no node fits". Of those that failed the newest says why, of
+ * those without a place the first.
+ */
 function troubleOf(index: ClusterIndex, tasks: readonly Task[]): string {
   const namesOf = (some: readonly Task[]) => some.map((task) => nameOf(index, task)).join(", ");
   const unplaced = tasks.filter(isUnplaced);
   const waiting = tasks.filter((task) => !isUnplaced(task) && task.waitsFor !== "" && !hasFailed(index, task));
   const failed = tasks.filter((task) => !unplaced.includes(task) && !waiting.includes(task));
   return [
-    ...(failed.length > 0 ? [`${namesOf(failed)} failed`] : []),
+    ...(failed.length > 0 ? [`${namesOf(failed)} ${failedWords(index, failed)}`] : []),
     ...(unplaced.length > 0
       ? [`${namesOf(unplaced)} ${unplaced.length === 1 ? "has" : "have"} no place: ${unplaced[0]?.unplaced}`]
       : []),
@@ -208,12 +211,28 @@ function troubleOf(index: ClusterIndex, tasks: readonly Task[]): string {
 
 /** Why an update is given up: the newest failure, in the words of its node. */
 function failureOf(index: ClusterIndex, tasks: readonly Task[]): UpdateFailure | undefined {
-  const task = tasks.toSorted((a, b) => b.createdAtMs - a.createdAtMs || a.slot - b.slot)[0];
+  const task = newestOf(tasks);
   if (task === undefined) return undefined;
-  const { message, exitCode } = observedStatus(index.view, task);
-  const words = message === "" ? `exit code ${exitCode}` : message;
-  const why = isUnplaced(task) ? `has no place: ${task.unplaced}` : `failed: ${words}`;
+  const why = isUnplaced(task) ? `has no place: ${task.unplaced}` : `failed: ${endOf(index, task)}`;
   return { why: `${nameOf(index, task)} ${why}`, taskId: task.id };
+}
+
+/** "failed: exit code 1", of several "failed (web.2: exit code 1)". */
+function failedWords(index: ClusterIndex, failed: readonly Task[]): string {
+  const newest = newestOf(failed);
+  if (newest === undefined) return "failed";
+  const why = endOf(index, newest);
+  return failed.length === 1 ? `failed: ${why}` : `failed (${nameOf(index, newest)}: ${why})`;
+}
+
+function newestOf(tasks: readonly Task[]): Task | undefined {
+  return tasks.toSorted((a, b) => b.createdAtMs - a.createdAtMs || a.slot - b.slot)[0];
+}
+
+/** How a task failed, in the words of its node. */
+function endOf(index: ClusterIndex, task: Task): string {
+  const { message, exitCode } = observedStatus(index.view, task);
+  return message === "" ? `exit code ${exitCode}` : message;
 }
 
 function nameOf(index: ClusterIndex, task: Task): string {
