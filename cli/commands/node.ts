@@ -5,6 +5,7 @@ import { Availability, type Taint } from "../../proto/gen/embassy/v1/state.ts";
 import { globalOptions, type Register, withCluster } from "../cli.ts";
 import { parseDuration } from "../duration.ts";
 import { goingOn } from "../exit.ts";
+import { oneLine } from "../render/style.ts";
 import { formatTaint, parseTaint, taintEffects } from "../taints.ts";
 
 interface DrainOptions {
@@ -54,7 +55,7 @@ export const registerNode: Register = (program, cli) => {
     });
   };
   const say = (command: Command, text: string) => {
-    if (globalOptions(command).output !== "json") cli.err.write(`${text}\n`);
+    if (globalOptions(command).output !== "json") cli.err.write(`${oneLine(text)}\n`);
   };
   node
     .command("drain")

@@ -45,3 +45,19 @@ it("a wrong name among several changes none", () => {
   const request = UpdateNodeRequest.create({ node: "a", more: ["nope"] });
   expect(() => planNodeUpdate(cluster.index, request)).toThrow("there is no node a");
 });
+
+it.each([
+  ["bad key", "x", '"bad key" cannot be a label\'s key'],
+  ["k".repeat(300), "x", "(300 characters) cannot be a label's key"],
+  ["a<b", "x", "cannot be a label's key"],
+  ["\u001b[31m", "x", '"\\u001b[31m" cannot be a label\'s key'],
+  ["a", "\u001b[31mred", '"\\u001b[31mred" cannot be the value of label a'],
+  ["a", "v".repeat(257), "cannot be the value of label a"],
+])("the label %j=%j is refused", async (key, value, message) => {
+  using cluster = new SteppedCluster();
+  await cluster.addNodes("a");
+  const plan = (setLabels: Record<string, string>) => () =>
+    planNodeUpdate(cluster.index, UpdateNodeRequest.create({ node: "a", setLabels }));
+  expect(plan({ [key]: value })).toThrow(message);
+  expect(plan({ "example.com/rack-1_é": "two words, é" })).not.toThrow();
+});

@@ -4,7 +4,7 @@ import type { ClusterIndex } from "../domain/index.ts";
 import { changeTaints } from "../domain/taints.ts";
 import type { Write } from "../store/types.ts";
 import { resolveNode } from "./resolve.ts";
-import { checkTaints } from "./validate.ts";
+import { checkLabels, checkTaints } from "./validate.ts";
 
 export interface NodeUpdate {
   /** The nodes as they are then, in the order in which they are named. */
@@ -19,6 +19,7 @@ export function planNodeUpdate(index: ClusterIndex, request: UpdateNodeRequest):
   const specs = nodes.map((node): NodeSpec => {
     const labels = { ...node.labels, ...request.setLabels };
     for (const name of request.removeLabels) delete labels[name];
+    checkLabels(request.setLabels, `node/${node.name}`);
     checkTaints(request.setTaints, `node/${node.name}`);
     const taints = changeTaints(node.taints, request.removeTaints, request.setTaints);
     const { availability, force } = request;

@@ -92,6 +92,29 @@ export function checkTaints(taints: readonly Taint[], subject: string): void {
   }
 }
 
+// What a constraint can name: node.labels.KEY ends at a space or an operator.
+const labelKey = /^[^\s=!<>~\p{C}]{1,128}$/u;
+const labelValue = /^[^\p{Cc}]{0,256}$/u;
+
+/** Checks labels that a node is to have. Throws `invalid`. */
+export function checkLabels(labels: Readonly<Record<string, string>>, subject: string): void {
+  for (const [key, value] of Object.entries(labels)) {
+    require(labelKey.test(
+      key,
+    ), subject, `${shown(key)} cannot be a label's key`, "Use 1-128 characters without spaces, control characters and = ! < > ~, so that a constraint can name it.");
+    require(labelValue.test(
+      value,
+    ), subject, `${shown(value)} cannot be the value of label ${key}`, "Use up to 256 characters, none of them a control character.");
+  }
+}
+
+/** As JSON, which has no control characters, and not all of what is very long. */
+function shown(text: string): string {
+  return text.length > 64
+    ? `${JSON.stringify(text.slice(0, 60))}... (${text.length} characters)`
+    : JSON.stringify(text);
+}
+
 /** An update of it could never begin: it may stop no task, and may not start a second one beside what the first writes to. */
 function checkBudget(service: ServiceSpec, subject: string): void {
   const { minAvailable = 0 } = importanceOf(service);
