@@ -1,5 +1,6 @@
+import { rm } from "node:fs/promises";
 import { systemClock } from "../lib/clock/clock.ts";
-import { asClusterError, hasCode } from "../lib/errors/errors.ts";
+import { asClusterError, ClusterError, hasCode } from "../lib/errors/errors.ts";
 import { serveStatus } from "../lib/http/status.ts";
 import { createLog } from "../lib/log/log.ts";
 import { version } from "../lib/version/version.ts";
@@ -8,8 +9,10 @@ import { cleanup } from "./kernel/cleanup.ts";
 import { Netd } from "./netd.ts";
 import { serveNetd } from "./server/grpc.ts";
 import { NetworkSession } from "./session/session.ts";
+import { stateFilePath } from "./session/state-file.ts";
 
-async function run(config: Config, signal: AbortSignal): Promise<void> {
+/** Resolves with "removed" when the host is no node any more; what was built stands until `leave`. */
+async function run(config: Config, signal: AbortSignal): Promise<"stopped" | "removed"> {
   const log = createLog("netd", config.logLevel);
   await using stack = new AsyncDisposableStack();
   const session: NetworkSession = new NetworkSession({
@@ -47,8 +50,20 @@ async function run(config: Config, signal: AbortSignal): Promise<void> {
     }),
   );
   log.info("netd serves", { socket: config.socket, attachments: netd.attachments().length });
-  await session.run(signal);
-  log.info("netd stops; what it built stays");
+  const end = await session.run(signal);
+  log.info(end === "removed" ? "this node was removed: what netd built goes" : "netd stops; what it built stays");
+  return end;
+}
+
+/** Takes away what netd built for a node that was removed. Killed in between, the next netd does it again. */
+async function leave({ runDir, stateDir }: Config): Promise<never> {
+  await cleanup(runDir);
+  // Last: a netd that finds it builds by it, and comes here again.
+  await rm(stateFilePath(stateDir), { force: true });
+  throw new ClusterError("this host's node was removed from its cluster, and its tasks are stopped", {
+    code: "not-found",
+    hint: "netd's part is taken away. Run `noded join` to join again, then start noded and netd.",
+  });
 }
 
 async function main(): Promise<void> {
@@ -68,11 +83,11 @@ async function main(): Promise<void> {
   }
   const stop = new AbortController();
   for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => stop.abort());
-  await run(config, stop.signal);
+  if ((await run(config, stop.signal)) === "removed") await leave(config);
 }
 
 main().catch((error: unknown) => {
   const { message, hint } = asClusterError(error);
   process.stderr.write(`netd: ${message}\n${hint === undefined ? "" : `${hint}\n`}`);
-  process.exitCode = hasCode(error, "invalid") ? 2 : 1;
+  process.exitCode = hasCode(error, "invalid") || hasCode(error, "not-found") ? 2 : 1;
 });

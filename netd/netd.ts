@@ -21,7 +21,7 @@ import { mtuOfAddress } from "./kernel/observe.ts";
 import { gatewayAddress } from "./kernel/ruleset.ts";
 import { type BusyPort, claimOf, describeBusy, PortClaims } from "./publish/claims.ts";
 import { Metrics } from "./server/metrics.ts";
-import { StateFile } from "./session/state-file.ts";
+import { StateFile, stateFilePath } from "./session/state-file.ts";
 
 export interface NetdOptions {
   readonly log: Log;
@@ -118,7 +118,7 @@ export class Netd implements AsyncDisposable {
       },
       onApplied: ({ actions, durationMs, drifts }) => this.metrics.pass(actions, durationMs, drifts),
     });
-    this.#stateFile = new StateFile(join(stateDir, "network-state.bin"), log);
+    this.#stateFile = new StateFile(stateFilePath(stateDir), log);
     this.#names = new Names(this.#path.cluster);
     this.#forwarder = new Forwarder({ log, resolvConf: options.resolvConf, never: [gatewayAddress] });
     this.#dns = new DnsServer({

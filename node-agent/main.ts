@@ -17,6 +17,7 @@ import { describeNode } from "./describe/describe.ts";
 import { DiskWatch } from "./disk/watch.ts";
 import { openImageStore } from "./images/store.ts";
 import { toldImages } from "./images/told.ts";
+import { leaveCluster, removedHost } from "./join/leave.ts";
 import { identityFiles, readNodeFile, writeNodeFile } from "./join/node.ts";
 import { keepRotating } from "./logs/rotation.ts";
 import { Netd } from "./network/client.ts";
@@ -49,7 +50,11 @@ async function run(config: RunConfig): Promise<void> {
     process.exit(1);
   });
 
+  await using owned = new AsyncDisposableStack();
+  await mkdir(config.stateDir, { recursive: true, mode: 0o711 });
+  owned.use(await lockDirectory(config.stateDir, "noded"));
   const node = await readNodeFile(config.stateDir);
+  if (node.removed === "done") throw removedHost(node);
   let { managers } = node;
   const files = identityFiles(config.stateDir);
   let identity: TlsIdentity = await loadIdentity(files);
@@ -60,9 +65,6 @@ async function run(config: RunConfig): Promise<void> {
     });
   }
 
-  await using owned = new AsyncDisposableStack();
-  await mkdir(config.stateDir, { recursive: true, mode: 0o711 });
-  owned.use(await lockDirectory(config.stateDir, "noded"));
   const metrics = new Metrics();
   let adopted = false;
   const sessionUp = () => session?.state.kind === "established";
@@ -74,7 +76,7 @@ async function run(config: RunConfig): Promise<void> {
       health: () => ({
         healthy: adopted,
         node: node.name,
-        session: session?.state.kind ?? "none",
+        session: node.removed === undefined ? (session?.state.kind ?? "none") : "removed",
         tasks: tasks?.statuses().length ?? 0,
       }),
       metrics: () =>
@@ -123,7 +125,7 @@ async function run(config: RunConfig): Promise<void> {
     }),
   );
   tasks = manager;
-  await manager.adopt();
+  await manager.adopt(node.removed !== undefined);
   adopted = true;
 
   const listen = config.agentListen ?? { host: node.underlay, port: defaultPorts.agent.port };
@@ -148,6 +150,7 @@ async function run(config: RunConfig): Promise<void> {
     log,
     clock,
     chance: Math,
+    nodeId: node.nodeId,
     managers: () => managers,
     managersChanged: async (addresses) => {
       if (addresses.length === 0 || addresses.join() === managers.join()) return;
@@ -166,8 +169,16 @@ async function run(config: RunConfig): Promise<void> {
     assign: (assignments) => manager.assign(assignments),
   });
   log.info("started", { node: node.name, nodeId: node.nodeId, ...facts.probe, agentAddress });
+  let left = false;
+  const membership = async (member: Session) => {
+    if (node.removed === undefined) await member.run(stop.signal);
+    if (node.removed === undefined && member.state.kind !== "removed") return;
+    await leaveCluster({ log, stateDir: config.stateDir, node: { ...node, managers }, tasks: manager }, stop.signal);
+    left = !stop.signal.aborted;
+    stop.abort(removedHost(node));
+  };
   await Promise.all([
-    session.run(stop.signal),
+    membership(session),
     manager.sweepNetwork(stop.signal),
     networkWatch.run(stop.signal),
     diskWatch.run(stop.signal),
@@ -189,6 +200,7 @@ async function run(config: RunConfig): Promise<void> {
     keepRotating({ log, clock, logs: () => manager.runningLogs(), reopen: (id) => runtime.reopenLog(id) }, stop.signal),
     keepCollecting({ log, clock, images, used }, stop.signal),
   ]);
+  if (left) throw removedHost(node);
 }
 
 async function main(): Promise<void> {

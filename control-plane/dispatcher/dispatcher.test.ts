@@ -82,7 +82,7 @@ describe("a session", () => {
   it("is refused to a node that the cluster does not know, and to other certificates", async () => {
     await using one = await oneTask();
     const stranger = (await one.server.node("stranger")).hello();
-    await expect(stranger.open()).rejects.toMatchObject({ code: "denied" });
+    await expect(stranger.open()).rejects.toMatchObject({ code: "not-found", subject: "node/stranger" });
     const admin = await one.server.client("admin", "admin");
     const stream = admin.session();
     const failure = new Promise<unknown>((resolve) => stream.on("error", resolve));
@@ -154,7 +154,7 @@ describe("a session", () => {
     await using one = await oneTask();
     const node = await (await one.server.node("a")).hello().open();
     await one.cluster.store.commit([{ table: "nodes", id: "a", value: undefined }]);
-    await expect(node.until(() => undefined)).rejects.toMatchObject({ code: "denied" });
+    await expect(node.until(() => undefined)).rejects.toMatchObject({ code: "not-found", subject: "node/a" });
   });
 
   it("is registered again when its lease ended although the node was heard", async () => {

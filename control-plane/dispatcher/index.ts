@@ -3,6 +3,7 @@ import type { Clock } from "../../lib/clock/clock.ts";
 import { asClusterError, ClusterError } from "../../lib/errors/errors.ts";
 import { requirePeer, streaming, unary } from "../../lib/grpc/server.ts";
 import type { Log } from "../../lib/log/log.ts";
+import { removedNode } from "../../lib/membership/removed.ts";
 import type {
   DispatcherServer,
   NetworkDown,
@@ -19,7 +20,7 @@ import type { Change, Store } from "../store/types.ts";
 import { CutOver, untilRevision } from "./cutover.ts";
 import { NetworkHub, type NetworkProgress } from "./network.ts";
 import { Presence } from "./presence.ts";
-import { removedNode, Session, type SessionDeps, type SessionSettings } from "./session.ts";
+import { Session, type SessionDeps, type SessionSettings, unknownNode } from "./session.ts";
 import { StatusBatcher } from "./statuses.ts";
 import { Vigils } from "./vigils.ts";
 
@@ -121,12 +122,12 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   const service = {
     session: streaming<ServerDuplexStream<SessionUp, SessionDown>, SessionUp, SessionDown>(async (call, signal) => {
       const nodeId = requirePeer(call, ["node"]).name;
-      if (index.view.nodes.get(nodeId) === undefined) throw removedNode(nodeId);
+      if (index.view.nodes.get(nodeId) === undefined) throw await unknownNode(store, nodeId);
       await serveSession(sessionDeps, sessions, call, nodeId, signal);
     }),
     network: streaming<ServerDuplexStream<NetworkUp, NetworkDown>, NetworkUp, NetworkDown>(async (call, signal) => {
       const nodeId = requirePeer(call, ["node"]).name;
-      if (index.view.nodes.get(nodeId) === undefined) throw removedNode(nodeId);
+      if (index.view.nodes.get(nodeId) === undefined) throw await unknownNode(store, nodeId);
       await network.serve(call, nodeId, signal);
     }),
     renew: unary<RenewRequest, RenewResponse>(

@@ -2,6 +2,7 @@ import type { ServerDuplexStream } from "@grpc/grpc-js";
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { send } from "../../lib/grpc/server.ts";
 import type { Log } from "../../lib/log/log.ts";
+import { removedNode } from "../../lib/membership/removed.ts";
 import type { NetworkAck, NetworkDown, NetworkState, NetworkUp } from "../../proto/gen/embassy/v1/dispatcher.ts";
 import type { BusyPort } from "../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../domain/index.ts";
@@ -70,8 +71,11 @@ export class NetworkHub {
     }
   }
 
-  /** Tells every host what the changes mean for it. */
+  /** Tells every host what the changes mean for it. Nodes that were removed are told so. */
   apply(changes: readonly Change[]): void {
+    for (const { table, id, after } of changes) {
+      if (table === "nodes" && after === undefined) this.#streams.get(id)?.end(removedNode(id));
+    }
     for (const { table, id } of changes)
       if (table === "nodeStatuses" && !this.#counts(id)) this.#streams.get(id)?.release();
     if (this.#streams.size === 0) {
@@ -176,12 +180,14 @@ class NetworkStream {
     this.#waiters.clear();
   }
 
-  end(): void {
+  /** With why, the host is told. */
+  end(why?: ClusterError): void {
     if (this.#isOver) return;
     this.#isOver = true;
     this.release();
     clearTimeout(this.#noteAgain);
-    this.#over.resolve();
+    if (why === undefined) this.#over.resolve();
+    else this.#over.reject(why);
   }
 
   async ended(): Promise<void> {

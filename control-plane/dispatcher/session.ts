@@ -1,9 +1,10 @@
 import type { ServerDuplexStream } from "@grpc/grpc-js";
 import type { Clock } from "../../lib/clock/clock.ts";
-import { ClusterError, hasCode } from "../../lib/errors/errors.ts";
+import { asClusterError, ClusterError, hasCode } from "../../lib/errors/errors.ts";
 import { send } from "../../lib/grpc/server.ts";
 import { newId } from "../../lib/ids/ids.ts";
 import type { Log } from "../../lib/log/log.ts";
+import { isRemovedNode, removedNode } from "../../lib/membership/removed.ts";
 import type {
   Assignments,
   Heartbeat,
@@ -96,7 +97,7 @@ export class Session {
     else this.#over.reject(why);
   }
 
-  /** Writes the session into the store, and sends the node everything it should hold. Throws `denied` for unknown nodes. */
+  /** Writes the session into the store, and sends the node everything it should hold. Throws `not-found` for a node that was removed. */
   async open(hello: SessionHello): Promise<void> {
     const { presence, index, settings, clusterId, statuses } = this.#deps;
     if (hello.description === undefined) {
@@ -222,7 +223,7 @@ export class Session {
     try {
       await this.#register();
     } catch (error) {
-      if (hasCode(error, "denied")) this.close(error);
+      if (isRemovedNode(error, this.nodeId)) this.close(asClusterError(error));
       else this.#log.warn("cannot register the session again", { error });
     } finally {
       this.#renewing = false;
@@ -233,7 +234,7 @@ export class Session {
     const { store, index, clock, member, settings, presence, vigils } = this.#deps;
     const { view } = index;
     for (let attempt = 1; ; attempt++) {
-      if (view.nodes.get(this.nodeId) === undefined) throw removedNode(this.nodeId);
+      if (view.nodes.get(this.nodeId) === undefined) throw await unknownNode(store, this.nodeId);
       const lease = await store.grantLease(settings.leaseTtlMs);
       const nowMs = clock.nowMs();
       const known = view.nodeStatuses.get(this.nodeId);
@@ -334,11 +335,21 @@ function sameNumbers(a: readonly number[], b: readonly number[]): boolean {
   return a.length === b.length && a.every((one, i) => one === b[i]);
 }
 
-/** For a node whose certificate is good but which the cluster does not know. */
-export function removedNode(nodeId: string): ClusterError {
-  return new ClusterError(`node ${nodeId} is not part of the cluster`, {
-    code: "denied",
-    subject: `node/${nodeId}`,
-    hint: "It was removed: join it again with `noded join`.",
-  });
+/**
+ * Why a node that the view does not know is turned away. The view may be behind, and the node have joined by another member
+ * just now: etcd is asked. Resolves with `removedNode`, or with `unavailable` when the node is known there or etcd does not answer.
+ */
+export async function unknownNode(store: Pick<Store, "commit">, nodeId: string): Promise<ClusterError> {
+  const subject = `node/${nodeId}`;
+  try {
+    await store.commit([], { expect: [{ table: "nodes", id: nodeId, revision: 0 }] });
+    return removedNode(nodeId);
+  } catch (cause) {
+    if (!hasCode(cause, "conflict")) return asClusterError(cause);
+    return new ClusterError(`this manager has not heard of node ${nodeId} yet`, {
+      code: "unavailable",
+      subject,
+      cause,
+    });
+  }
 }

@@ -44,9 +44,11 @@ const firstStateMs = 5_000;
 /** A state that is not in the kernel after this long is reported as in trouble. */
 const troubleAfterMs = 2_000;
 
-/** The managers that node.json names. Throws `invalid`. */
-function parseManagers(text: string, path: string): string[] {
+/** The managers that node.json names; "stopping" or "done" of a node that was removed. Throws `invalid`. */
+function parseNodeFile(text: string, path: string): string[] | "stopping" | "done" {
   const file: unknown = JSON.parse(text);
+  const removed = typeof file === "object" && file !== null && "removed" in file ? file.removed : undefined;
+  if (removed === "stopping" || removed === "done") return removed;
   const managers = typeof file === "object" && file !== null && "managers" in file ? file.managers : undefined;
   const isText = (value: unknown): value is string => typeof value === "string";
   if (Array.isArray(managers) && managers.length > 0 && managers.every(isText)) return managers;
@@ -89,20 +91,24 @@ export class NetworkSession {
     this.#tellBusy?.();
   }
 
-  /** Runs until the signal is aborted; never rejects. */
-  async run(signal: AbortSignal): Promise<void> {
+  /**
+   * Runs until the signal is aborted, or until the host's node was removed and noded has stopped all its tasks: "removed". Never
+   * rejects.
+   */
+  async run(signal: AbortSignal): Promise<"stopped" | "removed"> {
     const { log, clock, random } = this.#deps;
     let failures = 0;
     let turn = Math.floor(random() * 16);
     while (!signal.aborted) {
       try {
         const membership = await this.#membership(signal);
+        if (membership === undefined) return "removed";
         const manager = membership.managers[turn % membership.managers.length] ?? "";
         await this.#stream(manager, membership.identity, signal, () => {
           failures = 0;
         });
       } catch (error) {
-        if (signal.aborted) return;
+        if (signal.aborted) break;
         if (failures < 3 || failures % 20 === 0) log.warn("no network stream", { error: messageOf(error), failures });
       }
       if (this.#connected) {
@@ -114,15 +120,25 @@ export class NetworkSession {
       const ceiling = Math.min(maxRetryMs, firstRetryMs * 2 ** Math.min(failures++, 10));
       await clock.sleep(ceiling * (0.5 + random() / 2), signal).catch(() => {});
     }
+    return "stopped";
   }
 
-  /** Read each time, as noded renews the certificate. Waits until the host has joined a cluster. */
-  async #membership(signal: AbortSignal): Promise<Membership> {
+  /**
+   * Read each time, as noded renews the certificate. Waits until the host has joined a cluster, and of a node that was removed
+   * until noded has stopped its tasks, which needs this netd; resolves with nothing then.
+   */
+  async #membership(signal: AbortSignal): Promise<Membership | undefined> {
     const { nodedDir, log, clock } = this.#deps;
     for (let tries = 0; ; tries++) {
       try {
         const path = join(nodedDir, "node.json");
-        const managers = parseManagers(await readFile(path, "utf8"), path);
+        const managers = parseNodeFile(await readFile(path, "utf8"), path);
+        if (managers === "done") return undefined;
+        if (managers === "stopping") {
+          if (tries === 0) log.info("this node was removed: waiting until noded has stopped its tasks", { nodedDir });
+          await clock.sleep(joinedPollMs, signal);
+          continue;
+        }
         const directory = join(nodedDir, "identity");
         const identity = await loadIdentity({
           ca: join(directory, "ca.pem"),

@@ -1,8 +1,13 @@
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
-import { dirname } from "node:path";
+import { dirname, join } from "node:path";
 import { isErrno, messageOf } from "../../lib/errors/errors.ts";
 import type { Log } from "../../lib/log/log.ts";
 import { NetworkState } from "../../proto/gen/embassy/v1/dispatcher.ts";
+
+/** Where the last state is kept, in netd's state directory. */
+export function stateFilePath(stateDir: string): string {
+  return join(stateDir, "network-state.bin");
+}
 
 /** A write that takes longer is one of a large state. */
 const largeMs = 10;

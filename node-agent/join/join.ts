@@ -1,5 +1,6 @@
 import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
 import { call, channelOptions } from "../../lib/grpc/client.ts";
+import { lockDirectory } from "../../lib/lock/lock.ts";
 import type { Log } from "../../lib/log/log.ts";
 import { localAddressTowards } from "../../lib/net/local-address.ts";
 import { defaultPorts } from "../../lib/net/ports.ts";
@@ -14,12 +15,16 @@ import { identityFiles, type NodeFile, nodeFilePath, readNodeFile, writeNodeFile
 
 /**
  * Makes this host a node: gets a certificate for a key that never leaves the host, from the control plane that the token
- * names and from no other. node.json is written last, so a host that has it has joined.
- * Throws `conflict` when the host has joined before, `denied` (wrong token or wrong cluster), `unavailable` (no answer).
+ * names and from no other. node.json is written last, so a host that has it has joined. A host whose node was removed joins
+ * again once its tasks have been stopped; what lies in volumes/ and images/ stays.
+ * Throws `conflict` when the host is a node, or still stops the tasks of one that was removed; `denied` (wrong token or wrong cluster), `unavailable` (no answer).
  */
 export async function joinCluster(config: JoinConfig, log: Log): Promise<NodeFile> {
   const token = parseToken(config.token);
-  await refuseSecondJoin(config.stateDir);
+  // Of a host that was a node, noded may still be at work.
+  await using _lock = (await refuseSecondJoin(config.stateDir))
+    ? await lockDirectory(config.stateDir, "noded")
+    : undefined;
 
   const { host, port } = config.manager;
   const ca = await fetchPinnedCa({ host, port, caFingerprint: token.caFingerprint });
@@ -63,16 +68,25 @@ function formatHost(host: string, port: number): string {
   return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
-async function refuseSecondJoin(stateDir: string): Promise<void> {
+/** Resolves with whether the host was a node, which was removed and has left nothing of its tasks. */
+async function refuseSecondJoin(stateDir: string): Promise<boolean> {
   try {
     const file = await readNodeFile(stateDir);
-    throw new ClusterError(`this host is node ${file.name} (${file.nodeId}) of cluster ${file.clusterId} already`, {
-      code: "conflict",
-      subject: nodeFilePath(stateDir),
-      hint: `To join again, stop noded and netd, remove ${stateDir} and forget the node with \`clusterctl node rm ${file.name}\`.`,
-    });
+    if (file.removed === "done") return true;
+    const node = `node ${file.name} (${file.nodeId}) of cluster ${file.clusterId}`;
+    const stopping = file.removed === "stopping";
+    throw new ClusterError(
+      stopping ? `this host was ${node}, and its tasks are not stopped yet` : `this host is ${node} already`,
+      {
+        code: "conflict",
+        subject: nodeFilePath(stateDir),
+        hint: stopping
+          ? "Wait until noded has ended, or start noded and netd when they do not run: they stop what is left. Then join."
+          : `To join again, forget the node with \`clusterctl node rm ${file.name}\` and leave noded and netd running, or start them: they learn of it, stop what is left and end. Volumes stay. Then join.`,
+      },
+    );
   } catch (error) {
-    if (error instanceof ClusterError && error.code === "not-found") return;
+    if (error instanceof ClusterError && error.code === "not-found") return false;
     if (isErrno(error, "ENOTDIR") || isErrno(error, "EACCES")) {
       throw new ClusterError(`${stateDir} cannot be used: ${messageOf(error)}`, {
         code: "invalid",

@@ -13,6 +13,11 @@ export interface NodeFile {
   readonly managers: readonly string[];
   /** IPv4 address that other hosts reach this one by. */
   readonly underlay: string;
+  /**
+   * Absent while it is a member. It was told that it was removed: "stopping" while its tasks are being stopped, "done" once
+   * nothing of them is left on the host. netd takes its part away then, and the host may join again.
+   */
+  readonly removed?: "stopping" | "done";
 }
 
 export function nodeFilePath(stateDir: string): string {

@@ -11,12 +11,15 @@ export type SessionState =
       readonly sessionId: string;
       readonly heartbeatIntervalMs: number;
     }
-  | { readonly kind: "stopped" };
+  | { readonly kind: "stopped" }
+  | { readonly kind: "removed" };
 
 export type SessionEvent =
   | { readonly kind: "waited" }
   | { readonly kind: "welcomed"; readonly sessionId: string; readonly heartbeatIntervalMs: number }
   | { readonly kind: "lost"; readonly why: string }
+  /** The control plane has said that the node is not part of its cluster any more. */
+  | { readonly kind: "removed" }
   | { readonly kind: "stop" };
 
 /** What varies between nodes, so that they do not all come at once. */
@@ -50,7 +53,9 @@ export function heartbeatDelayMs(intervalMs: number, chance: Chance): number {
  * for the chance that it is given.
  */
 export function nextState(state: SessionState, event: SessionEvent, chance: Chance): SessionState {
-  if (state.kind === "stopped" || event.kind === "stop") return { kind: "stopped" };
+  if (state.kind === "stopped" || state.kind === "removed") return state;
+  if (event.kind === "stop") return { kind: "stopped" };
+  if (event.kind === "removed") return { kind: "removed" };
   const { turn } = state;
   switch (state.kind) {
     case "waiting":

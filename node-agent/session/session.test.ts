@@ -31,6 +31,7 @@ function start(
     log: silentLog,
     clock: systemClock,
     chance: { random: () => 0 },
+    nodeId: "aaaaaaaaaaaa",
     identity: () => node,
     describe: async () => await Promise.resolve(NodeDescription.create({ hostname: "h" })),
     statuses: () => [],

@@ -5,6 +5,7 @@ import { channelOptions, clientCredentials } from "../../lib/grpc/client.ts";
 import { errorOf } from "../../lib/grpc/status.ts";
 import type { TlsIdentity } from "../../lib/grpc/tls.ts";
 import type { Log } from "../../lib/log/log.ts";
+import { isRemovedNode } from "../../lib/membership/removed.ts";
 import {
   type Assignments,
   DispatcherClient,
@@ -28,6 +29,7 @@ export interface SessionDeps {
   readonly log: Log;
   readonly clock: Clock;
   readonly chance: Chance;
+  readonly nodeId: string;
   /** host:port of each control-plane member; never empty. */
   readonly managers: () => readonly string[];
   /** Keeps the control plane's word on who its members are. */
@@ -84,7 +86,10 @@ export class Session {
     this.#sender?.wake();
   }
 
-  /** Resolves when the signal is aborted and the stream is closed. */
+  /**
+   * Resolves when the signal is aborted and the stream is closed; or, in the state "removed", when the control plane has said
+   * that the node was removed: everything that it assigned before is taken by then.
+   */
   async run(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
       const state = this.#state;
@@ -92,8 +97,8 @@ export class Session {
         await this.#deps.clock.sleep(state.forMs, signal).catch(() => undefined);
         this.#transition({ kind: "waited" }, "time to connect");
       } else if (state.kind === "connecting") {
-        const why = await this.#connect(managerOf(state.turn, this.#deps.managers()), signal);
-        this.#transition({ kind: "lost", why }, why);
+        const { why, removed } = await this.#connect(managerOf(state.turn, this.#deps.managers()), signal);
+        this.#transition(removed ? { kind: "removed" } : { kind: "lost", why }, why);
       } else break;
     }
     this.#transition({ kind: "stop" }, "noded stops");
@@ -104,7 +109,7 @@ export class Session {
     const after = nextState(before, event, this.#deps.chance);
     if (after === before || after.kind === before.kind) return;
     this.#state = after;
-    const manager = after.kind === "stopped" ? undefined : managerOf(after.turn, this.#deps.managers());
+    const manager = "turn" in after ? managerOf(after.turn, this.#deps.managers()) : undefined;
     const fields = { from: before.kind, to: after.kind, why, manager };
     // The first failure and every tenth: an absent control plane must not fill the log.
     const quiet = "failures" in after && after.failures % 10 > 1;
@@ -118,8 +123,9 @@ export class Session {
   }
 
   /** One stream from connect to end. Resolves with why it ended; never rejects. */
-  async #connect(manager: string, signal: AbortSignal): Promise<string> {
+  async #connect(manager: string, signal: AbortSignal): Promise<{ readonly why: string; readonly removed: boolean }> {
     let client: DispatcherClient | undefined;
+    let removed = false;
     const work = new AbortController();
     const stop = () => work.abort("noded stops");
     signal.addEventListener("abort", stop, { once: true });
@@ -130,7 +136,12 @@ export class Session {
       const fail = (why: string) => work.abort(why);
       const welcome = setTimeout(() => fail(`no welcome within ${welcomeTimeoutMs} ms`), welcomeTimeoutMs);
       try {
-        stream.on("error", (error) => fail(messageOf(errorOf(error))));
+        stream.on("error", (caught) => {
+          const error = errorOf(caught);
+          // By a manager of this cluster, which its certificate shows. Not once noded stops: the next one is told again.
+          removed = isRemovedNode(error, this.#deps.nodeId) && !work.signal.aborted;
+          fail(messageOf(error));
+        });
         stream.on("end", () => fail("the control plane closed the session"));
         const received = new Inbox<SessionDown>(async (message) => {
           if (message.message?.$case === "welcome") {
@@ -153,6 +164,7 @@ export class Session {
           message: { $case: "hello", value: { description, tasks: [...this.#deps.statuses()] } },
         });
         await aborted(work.signal);
+        if (removed) await received.idle();
       } finally {
         clearTimeout(welcome);
         stream.cancel();
@@ -165,7 +177,7 @@ export class Session {
       this.#sender = undefined;
       client?.close();
     }
-    return String(work.signal.reason);
+    return { why: String(work.signal.reason), removed };
   }
 }
 
@@ -250,6 +262,11 @@ class Inbox<T> {
     this.#last = this.#last
       .then(() => this.#handle(message))
       .catch((error: unknown) => this.#fail(`an assignment could not be taken: ${messageOf(error)}`));
+  }
+
+  /** Resolves once what has come so far is handled. */
+  async idle(): Promise<void> {
+    await this.#last;
   }
 }
 

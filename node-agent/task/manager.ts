@@ -70,6 +70,7 @@ export class TaskManager implements AsyncDisposable {
   readonly #stopped = new AbortController();
   #exits: Disposable | undefined;
   #sequence: number;
+  #onForgotten: (() => void) | undefined;
 
   constructor(deps: TaskManagerDeps) {
     this.#deps = deps;
@@ -196,10 +197,14 @@ export class TaskManager implements AsyncDisposable {
 
   // ---- from one process to the next
 
-  /** Takes over what an earlier process left: tasks go on where they were, what belongs to none is removed. Once, first. */
-  async adopt(): Promise<void> {
+  /**
+   * Takes over what an earlier process left: tasks go on where they were, what belongs to none is removed. Once, first. Of a
+   * node that was removed, every task is to be removed.
+   */
+  async adopt(nodeRemoved = false): Promise<void> {
     const { runtime, records, log } = this.#deps;
-    for (const { assignment, record } of await records.load()) {
+    for (const { assignment: stored, record } of await records.load()) {
+      const assignment = nodeRemoved ? { ...stored, desired: DesiredState.DESIRED_STATE_REMOVED } : stored;
       const known = record ?? { ...newRecord(), ...this.#stamp() };
       this.#sequence = Math.max(this.#sequence, known.sequence);
       this.#tasks.set(assignment.taskId, newTask(assignment, known, assignment.secrets.length === 0));
@@ -274,6 +279,16 @@ export class TaskManager implements AsyncDisposable {
         log.debug("netd does not answer", { error });
       }
       await clock.sleep(delayMs, signal).catch(() => undefined);
+    }
+  }
+
+  /** Resolves once the node holds no task, and nothing of one is left on the host; or when the signal is aborted. */
+  async untilEmpty(signal: AbortSignal): Promise<void> {
+    while (this.#tasks.size > 0 && !signal.aborted) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      this.#onForgotten = resolve;
+      signal.addEventListener("abort", () => resolve(), { once: true });
+      await promise;
     }
   }
 
@@ -617,6 +632,7 @@ export class TaskManager implements AsyncDisposable {
     await removeLogs(dirname(runtime.logPath(task.id)), (taskId) => taskId === task.id);
     await records.remove(task.id);
     this.#tasks.delete(task.id);
+    this.#onForgotten?.();
   }
 
   // ---- what is written down and told
