@@ -1,12 +1,14 @@
-import { readFile } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { Metadata } from "@grpc/grpc-js";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { ExecInput, ExecOutput, LogBatch } from "../proto/gen/embassy/v1/api.ts";
 import { Assignment } from "../proto/gen/embassy/v1/dispatcher.ts";
-import type { ContainerSpec } from "../proto/gen/embassy/v1/stack.ts";
+import { type ContainerSpec, Mount, MountType } from "../proto/gen/embassy/v1/stack.ts";
 import { DesiredState, TaskState } from "../proto/gen/embassy/v1/state.ts";
 import { busyboxImage } from "../test/images/busybox.ts";
 import { pushImage, startRegistry, type TestRegistry } from "../test/images/registry.ts";
+import { readNodeFile } from "./join/node.ts";
 import { TestNode } from "./testing/node.ts";
 
 const { DESIRED_STATE_READY, DESIRED_STATE_RUNNING, DESIRED_STATE_SHUTDOWN } = DesiredState;
@@ -330,5 +332,47 @@ describe.runIf(root)("noded with real containers", { timeout: 120_000 }, () => {
     await expect(exec(node, { ...waits, taskId: "unknownaaaaa" }, ["true"])).rejects.toThrow(
       /has no task unknownaaaaa/,
     );
+  });
+
+  it("told that its node was removed, stops its tasks as on shutdown, killed in between too; keeps volumes, and ends", async () => {
+    await using node = await startNode();
+    // Slow to stop: noded is killed meanwhile.
+    const script =
+      "trap 'sleep 2; echo stopped >>/data/rows; exit 0' TERM; echo up >>/data/rows; while :; do sleep 0.1; done";
+    const mounts = [Mount.create({ type: MountType.MOUNT_TYPE_VOLUME, source: "s_data", target: "/data" })];
+    const db = task(["sh", "-c", script], { mounts, stopGraceMs: 30_000 });
+    const rows = async () => await readFile(join(node.stateDir, "volumes/s_data/_data/rows"), "utf8").catch(() => "");
+    await node.until("hello", () => node.hellos.length > 0);
+    node.assign(db);
+    const { pid } = await reaches(node, db, TaskState.TASK_STATE_RUNNING);
+    await node.until("it has written", async () => (await rows()) === "up\n");
+
+    // An absent control plane says nothing, however long it is away.
+    await node.cutOff();
+    await node.until("the session is lost", () => node.log.includes('"from":"established"'));
+    expect(await alive(pid)).not.toBe("");
+
+    await node.remove();
+    const record = async () => await readFile(join(node.stateDir, "tasks", db.taskId, "record.json"), "utf8");
+    await node.until("the stop signal is sent", async () => (await record()).includes('"stopSentAtMs"'));
+    expect(node.log).toContain("this node was removed from its cluster");
+    expect(JSON.parse(await node.http("/healthz"))).toMatchObject({ session: "removed", tasks: 1 });
+    await node.end("SIGKILL");
+    expect((await readNodeFile(node.stateDir)).removed).toBe("stopping");
+
+    // The control plane need not say it again.
+    await node.cutOff();
+    node.start();
+    expect(await node.ended()).toBe(2);
+    expect((await readNodeFile(node.stateDir)).removed).toBe("done");
+    expect(await rows()).toBe("up\nstopped\n");
+    expect(await alive(pid)).toBe("");
+    expect(await readdir(join(node.stateDir, "tasks"))).toEqual([]);
+    expect([...node.netd.attached.keys()]).toEqual([]);
+
+    // Started again, it says so and ends.
+    node.start();
+    expect(await node.ended()).toBe(2);
+    expect(node.log).toContain("and was removed from it");
   });
 });

@@ -7,6 +7,7 @@ import { createControllers } from "../controllers/index.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { aService, aStack, replicas, TestCluster } from "../domain/testing.ts";
 import { CutOver } from "./cutover.ts";
+import { unknownNode } from "./session.ts";
 import { DispatcherServer } from "./testing.ts";
 
 /** Resolves once the view holds what is looked for. */
@@ -88,6 +89,13 @@ describe("a session", () => {
     const failure = new Promise<unknown>((resolve) => stream.on("error", resolve));
     stream.on("data", () => undefined);
     expect(await failure).toMatchObject({ details: expect.stringContaining("role node") });
+  });
+
+  it("is refused for a while, and not for good, by a manager that has not heard of the node yet", async () => {
+    using cluster = new TestCluster();
+    await cluster.addNodes("a");
+    expect(await unknownNode(cluster.store, "a")).toMatchObject({ code: "unavailable", subject: "node/a" });
+    expect(await unknownNode(cluster.store, "b")).toMatchObject({ code: "not-found", subject: "node/b" });
   });
 
   it("begins with a welcome and everything the node should hold, and goes on with what changes", async () => {

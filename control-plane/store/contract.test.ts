@@ -107,6 +107,17 @@ describe.each(backends)("the store's contract, $name", ({ open }) => {
     expect(store.view.nodes.revisionOf("n2")).toBe(0);
   });
 
+  it("a commit of nothing compares all the same, and changes nothing", async () => {
+    await using opened = await open();
+    const { store } = opened;
+    const revision = await store.commit([{ table: "nodes", id: "n1", value: node("n1") }]);
+    const expectAbsent = async (id: string) =>
+      await store.commit([], { expect: [{ table: "nodes", id, revision: 0 }] });
+    expect(await expectAbsent("n2")).toBe(revision);
+    await expect(expectAbsent("n1")).rejects.toMatchObject({ code: "conflict", subject: "nodes/n1" });
+    expect(store.view.revision).toBe(revision);
+  });
+
   it("takes a value's row from an author who has it, and finds another one that is there meanwhile", async () => {
     await using opened = await open();
     const { store } = opened;

@@ -1,11 +1,12 @@
 import { X509Certificate } from "node:crypto";
-import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { Server, ServerCredentials } from "@grpc/grpc-js";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ClusterError } from "../../lib/errors/errors.ts";
 import { unary } from "../../lib/grpc/server.ts";
+import { lockDirectory } from "../../lib/lock/lock.ts";
 import { silentLog } from "../../lib/log/log.ts";
 import { Authority, createAuthority } from "../../lib/pki/authority.ts";
 import { loadIdentity } from "../../lib/pki/identity.ts";
@@ -13,7 +14,7 @@ import { formatToken, newSecret } from "../../lib/pki/token.ts";
 import { type EnrollRequest, JoinService } from "../../proto/gen/embassy/v1/dispatcher.ts";
 import type { JoinConfig } from "../config.ts";
 import { joinCluster } from "./join.ts";
-import { identityFiles, readNodeFile } from "./node.ts";
+import { identityFiles, readNodeFile, writeNodeFile } from "./node.ts";
 
 let stateDir: string;
 beforeEach(async () => {
@@ -104,6 +105,32 @@ describe("joinCluster", () => {
     });
     expect(await readFile(identityFiles(stateDir).key)).toEqual(key);
     expect(server.asked).toHaveLength(1);
+  });
+
+  it("joins again once the node was removed and its tasks are stopped, and keeps volumes and images", async () => {
+    const authority = await newAuthority();
+    await using server = await serve(authority);
+    const joined = config(server.port, formatToken({ caFingerprint: authority.fingerprint, secret }));
+    const before = await joinCluster(joined, silentLog);
+    const data = join(stateDir, "volumes/s_db/_data/rows");
+    await mkdir(dirname(data), { recursive: true });
+    await writeFile(data, "kept");
+    const old = { ...before, nodeId: "oldnodeaaaaa" };
+    await writeNodeFile(stateDir, { ...old, removed: "stopping" });
+    await expect(joinCluster(joined, silentLog)).rejects.toMatchObject({
+      code: "conflict",
+      message: "this host was node host-1 (oldnodeaaaaa) of cluster clusteraaaaa, and its tasks are not stopped yet",
+    });
+    await writeNodeFile(stateDir, { ...old, removed: "done" });
+    {
+      await using _ = await lockDirectory(stateDir, "noded");
+      await expect(joinCluster(joined, silentLog)).rejects.toMatchObject({ code: "conflict", subject: stateDir });
+    }
+    const key = await readFile(identityFiles(stateDir).key);
+    await joinCluster({ ...joined, name: "host-2" }, silentLog);
+    expect(await readNodeFile(stateDir)).toEqual({ ...before, name: "host-2" });
+    expect(await readFile(identityFiles(stateDir).key)).not.toEqual(key);
+    expect(await readFile(data, "utf8")).toBe("kept");
   });
 
   it("says nothing to a control plane of another CA, and writes nothing", async () => {

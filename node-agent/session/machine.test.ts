@@ -38,11 +38,15 @@ describe("the session's machine", () => {
     });
   });
 
-  it("ignores what means nothing, and never leaves `stopped`", () => {
+  it("ignores what means nothing, and never leaves `stopped` and `removed`", () => {
     const waiting: SessionState = { kind: "waiting", turn: 0, failures: 0, forMs: 5 };
     expect(nextState(waiting, welcome, half)).toBe(waiting);
     const stopped = nextState(waiting, { kind: "stop" }, half);
     expect(nextState(stopped, welcome, half)).toEqual({ kind: "stopped" });
+    const removed = nextState(nextState(waiting, { kind: "waited" }, half), { kind: "removed" }, half);
+    for (const event of [welcome, { kind: "stop" }, { kind: "waited" }] as const) {
+      expect(nextState(removed, event, half)).toEqual({ kind: "removed" });
+    }
   });
 
   it("waits at most 5 s and beats at most an interval apart, whatever the chance", () => {

@@ -1,6 +1,7 @@
 import { Server, type ServerDuplexStream } from "@grpc/grpc-js";
 import { requirePeer, serverCredentials, streaming, unary } from "../../lib/grpc/server.ts";
 import type { TlsIdentity } from "../../lib/grpc/tls.ts";
+import { removedNode } from "../../lib/membership/removed.ts";
 import type { Authority } from "../../lib/pki/authority.ts";
 import {
   DispatcherService,
@@ -48,6 +49,8 @@ export class Dispatcher implements AsyncDisposable {
   readonly #authority: Authority;
   readonly #identity: TlsIdentity;
   port = 0;
+  /** Nodes are told that they were removed, from their next stream on. */
+  removing = false;
 
   constructor(authority: Authority, identity: TlsIdentity) {
     this.#authority = authority;
@@ -60,6 +63,7 @@ export class Dispatcher implements AsyncDisposable {
     this.#server.addService(DispatcherService, {
       session: streaming(async (stream: Stream, signal) => {
         const peer = requirePeer(stream, ["node"]).name;
+        if (this.removing) throw removedNode(peer);
         const said = new Mailbox<SessionUp>();
         stream.on("data", (message: SessionUp) => said.put(message));
         this.streams.put({ stream, said, peer });

@@ -156,6 +156,13 @@ export class TestNode implements AsyncDisposable {
     return child.exitCode;
   }
 
+  /** Resolves with the exit code once noded has ended by itself. */
+  async ended(): Promise<number | null> {
+    const child = this.#child;
+    if (child !== undefined && child.exitCode === null && child.signalCode === null) await once(child, "exit");
+    return child?.exitCode ?? null;
+  }
+
   /** Has the node hold this from now on, and nothing else. */
   assign(...assignments: Assignment[]): void {
     const set = new Map(assignments.map((assignment) => [assignment.taskId, assignment]));
@@ -194,6 +201,13 @@ export class TestNode implements AsyncDisposable {
   /** The control plane is away until `reconnect`. */
   async cutOff(): Promise<void> {
     await this.#control.close();
+  }
+
+  /** The control plane is there again, and says that the node was removed. */
+  async remove(): Promise<void> {
+    this.#control.removing = true;
+    await this.#control.close();
+    await this.#control.listen(this.#control.port);
   }
 
   async reconnect(): Promise<void> {
