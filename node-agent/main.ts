@@ -234,7 +234,7 @@ try {
   const error = asClusterError(caught);
   const words = error.hint === undefined ? error.message : `${error.message}\n${error.hint}`;
   process.stderr.write(`noded: ${words}\n`);
-  // 2: started wrongly, and starting it again would change nothing.
+  // 2: started wrongly, or removed, and starting it again would change nothing.
   const hopeless = hasCode(error, "invalid") || hasCode(error, "not-found") || hasCode(error, "conflict");
   process.exit(hopeless ? 2 : 1);
 }

@@ -14,19 +14,23 @@ services:
 volumes: {data: {}}
 `;
 
+const onGone = writing('replicas: 1, placement: {constraints: ["node.hostname == host-2"]}');
+
 describe("a node that is removed while its host is cut off", () => {
   let cluster: Cluster;
   beforeAll(async () => {
     cluster = await startCluster({ hosts: 2 });
     await pushBusybox(cluster);
     await cluster.deployText("s", writing("mode: global"));
+    await cluster.deployText("d", onGone);
+    await cluster.deployText("d", writing("replicas: 1"));
   });
   afterAll(async () => await cluster?.[Symbol.asyncDispose]());
 
   const gone = "host-2";
   const onHost = async (...command: string[]) => (await cluster.exec(gone, command)).stdout;
   const runs = async (pattern: string) => Number(await onHost("pgrep", "--count", "--full", pattern)) > 0;
-  const rows = async () => await onHost("cat", "/var/lib/embassy/noded/volumes/s_data/_data/rows");
+  const rows = async (volume = "s_data") => await onHost("cat", `/var/lib/embassy/noded/volumes/${volume}/_data/rows`);
   const overlay = async () => (await onHost("ip", "-brief", "link")) + (await onHost("nft", "list", "tables"));
   const noded = [process.execPath, join(import.meta.dirname, "../../dist/noded.mjs")];
 
@@ -68,7 +72,19 @@ describe("a node that is removed while its host is cut off", () => {
     await cluster.untilTrue("the task finds its data", async () => (await rows()) === "up\nstopped\nup\n");
     await cluster.until(
       "it runs on both hosts",
-      (tasks) => tasks.filter(({ status }) => status?.state === "running").length === 2,
+      (tasks) => tasks.filter(({ task, status }) => task.stack === "s" && status?.state === "running").length === 2,
     );
+  });
+
+  it("is no home of the volumes that lie on it, until its user has them used there again", async () => {
+    expect(await rows("d_data")).toMatch(/^up\n(stopped\nup\n)*stopped\n$/);
+    const before = await rows("d_data");
+    await cluster.until("its task began anew elsewhere", (tasks) =>
+      tasks.some(({ task, nodeName }) => task.stack === "d" && nodeName === "host-1"),
+    );
+    await cluster.run(["rm", "d"]);
+    await cluster.run(["volume", "rm", "d_data", "--node", "host-1"]);
+    await cluster.deployText("d", onGone);
+    await cluster.untilTrue("the task finds its data", async () => (await rows("d_data")) === `${before}up\n`);
   });
 });

@@ -5006,7 +5006,10 @@ export const ManagerClient = makeGenericClientConstructor(ManagerService, "embas
 /** Between hosts and the control plane. Every call needs a certificate with OU=node; the node is the certificate's CN. */
 export type DispatcherService = typeof DispatcherService;
 export const DispatcherService = {
-  /** noded's session. First message hello, answered by welcome and a complete assignment set, then deltas. */
+  /**
+   * noded's session. First message hello, answered by welcome and a complete assignment set, then deltas.
+   * Errors: not-found with subject node/<its id> (it was removed: it stops its tasks; definite), unavailable (try another member).
+   */
   session: {
     path: "/embassy.v1.Dispatcher/Session" as const,
     requestStream: true as const,
@@ -5039,7 +5042,10 @@ export const DispatcherService = {
 } as const;
 
 export interface DispatcherServer extends UntypedServiceImplementation {
-  /** noded's session. First message hello, answered by welcome and a complete assignment set, then deltas. */
+  /**
+   * noded's session. First message hello, answered by welcome and a complete assignment set, then deltas.
+   * Errors: not-found with subject node/<its id> (it was removed: it stops its tasks; definite), unavailable (try another member).
+   */
   session: handleBidiStreamingCall<SessionUp, SessionDown>;
   /** netd's stream. First message hello, answered by a complete network state, then deltas; each is acknowledged. */
   network: handleBidiStreamingCall<NetworkUp, NetworkDown>;
@@ -5048,7 +5054,10 @@ export interface DispatcherServer extends UntypedServiceImplementation {
 }
 
 export interface DispatcherClient extends Client {
-  /** noded's session. First message hello, answered by welcome and a complete assignment set, then deltas. */
+  /**
+   * noded's session. First message hello, answered by welcome and a complete assignment set, then deltas.
+   * Errors: not-found with subject node/<its id> (it was removed: it stops its tasks; definite), unavailable (try another member).
+   */
   session(): ClientDuplexStream<SessionUp, SessionDown>;
   session(options: Partial<CallOptions>): ClientDuplexStream<SessionUp, SessionDown>;
   session(metadata: Metadata, options?: Partial<CallOptions>): ClientDuplexStream<SessionUp, SessionDown>;
