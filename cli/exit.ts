@@ -24,7 +24,7 @@ export const exitMeanings: Readonly<Record<keyof typeof exitCodes, string>> = {
     "`deploy` or `rollback`: the cluster has taken the change, the update of a service failed, and the service is again as it was before (`update_config.failure_action: rollback`).",
   timeout: "What was waited for did not happen within `--timeout`. It may still happen.",
   conflict:
-    "Something is in the way: another deploy of the stack came first or it was removed meanwhile, a published port is taken, a volume is in use, a node is still up.",
+    "Something is in the way: another deploy of the stack came first, it was removed meanwhile, or deployed again while it was removed, a published port is taken, a volume is in use, a node is still up.",
   unreachable: "No cluster is chosen, none answers, or it cannot do the work at present. Trying again may help.",
   denied: "The cluster does not accept this certificate, or its role may not do this.",
   interrupted:

@@ -54,13 +54,13 @@ interface History {
 
 const reconnectMs = 300;
 const lookMs = 100;
-/** How long a manager may take to hear of a stack that another has taken. */
+/** How long a manager may take to hear of a deploy or a removal that another has taken. */
 const hearMs = 10_000;
 
 /**
  * Follows a stack until it is as wanted, showing how each service goes. Lost connections are made again until the time
  * is over. Throws CommandFailure with exit code 2 when a service fails for good, 3 when one has gone back to what it was before and
- * 4 when the time is over, each with the causes; `conflict` when the stack was removed meanwhile.
+ * 4 when the time is over, each with the causes; `conflict` when the stack was removed meanwhile, or one that is to go was deployed again.
  */
 export async function follow(client: ClusterClient, options: FollowOptions): Promise<StackProgress> {
   const follower = new Follower(options);
@@ -119,9 +119,10 @@ class Follower {
   readonly #deadlineMs: number;
   #last: StackProgress | undefined;
   #holdsSinceMs: number | undefined;
-  /** Has this stream shown the stack at the revision that is waited for? */
-  #isThere = false;
-  #absentSinceMs: number | undefined;
+  /** Has this stream shown the stack at the revision that is waited for, or gone? */
+  #wasAsWanted = false;
+  /** Since when it has been there although it is to go, or not though it is to be there. */
+  #contrarySinceMs: number | undefined;
 
   constructor(options: FollowOptions) {
     this.#options = options;
@@ -134,7 +135,7 @@ class Follower {
     const { signal, stack } = this.#options;
     signal.throwIfAborted();
     // Another manager may answer this one, and know less.
-    this.#isThere = false;
+    this.#wasAsWanted = false;
     const stream = client.watchStack({ stack });
     return await new Promise<StackProgress | undefined>((resolve, reject) => {
       const settle = (finish: () => void) => {
@@ -217,29 +218,32 @@ class Follower {
     this.#draw(progress);
   }
 
-  /** Throws `conflict` when the stack was there and is no more. */
+  /** Throws `conflict` when the stack was as wanted, there or gone, and is no more. */
   #seeRevision({ revision }: StackProgress, nowMs: number): void {
     const { revision: wanted } = this.#options;
-    if (wanted === undefined) return;
-    if (this.#isThere && revision < wanted) throw this.#removed();
-    this.#isThere = revision >= wanted;
-    this.#absentSinceMs = revision === 0 ? (this.#absentSinceMs ?? nowMs) : undefined;
+    const isAsWanted = wanted === undefined ? revision === 0 : revision >= wanted;
+    if (this.#wasAsWanted && !isAsWanted) throw this.#overtaken(revision);
+    this.#wasAsWanted = isAsWanted;
+    const isContrary = wanted === undefined ? revision > 0 : revision === 0;
+    this.#contrarySinceMs = isContrary ? (this.#contrarySinceMs ?? nowMs) : undefined;
   }
 
-  #removed(): ClusterError {
+  #overtaken(revision: number): ClusterError {
     this.#progress.done();
     const { stack } = this.#options;
-    return new ClusterError(`stack ${stack} was removed meanwhile`, {
-      code: "conflict",
-      subject: `stack/${stack}`,
-      hint: "If it is to run, deploy it again.",
-    });
+    const [what, hint] =
+      this.#options.revision === undefined
+        ? [`was deployed again meanwhile (revision ${revision})`, "If it is to go, remove it again."]
+        : ["was removed meanwhile", "If it is to run, deploy it again."];
+    return new ClusterError(`stack ${stack} ${what}`, { code: "conflict", subject: `stack/${stack}`, hint });
   }
 
   #check(): void {
     const progress = this.#last;
     const nowMs = performance.now();
-    if (this.#absentSinceMs !== undefined && nowMs - this.#absentSinceMs >= hearMs) throw this.#removed();
+    if (this.#contrarySinceMs !== undefined && nowMs - this.#contrarySinceMs >= hearMs) {
+      throw this.#overtaken(progress?.revision ?? 0);
+    }
     if (progress !== undefined) this.#checkRolledBack(progress);
     if (progress !== undefined && this.#options.judged) {
       const failures = progress.services.flatMap((service) => {
