@@ -865,6 +865,17 @@ describe("scale", () => {
     expect(result.stderr).toMatch(
       /\nerror: web\.1 has no place: no node fits\n.*Scale it back, mend it and deploy again, look at it/,
     );
+    expect(result.stderr).toContain("`clusterctl logs shop_web`");
+    expect(result.stderr).not.toContain("old");
+  });
+
+  it("says nothing of services that it does not change when the time is over", async () => {
+    const job = { name: "job", desired: 1, problems: [task("job", TaskStates.TASK_STATE_REJECTED)] };
+    answers.progress = [{ revision: 1, services: [job, { name: "web", desired: 4, running: 2 }] }];
+    const { code, stderr } = await clusterctl(["scale", "shop_web=4", "--timeout", "300ms"]);
+    expect(code).toBe(4);
+    expect(stderr).toMatch(/error: shop_web has not reached 4 tasks within 0\.3 s\nweb {2}2\/4 running\n/);
+    expect(stderr).not.toContain("job");
   });
 
   it("names its services when the time is over", async () => {
@@ -882,6 +893,24 @@ describe("scale", () => {
       { revision: 0, removed: true },
     ];
     expect(await clusterctl(["scale", "shop_web=4"])).toMatchObject({ code: 5 });
+  });
+});
+
+describe("rm", () => {
+  const service = { name: "web", desired: 1, running: 1 };
+
+  it("ends with exit code 5 when the stack is deployed again meanwhile", async () => {
+    answers.progress = [
+      { revision: 4, services: [service] },
+      { revision: 0, services: [{ ...service, desired: 0, old: 1 }] },
+      { revision: 1, services: [service] },
+    ];
+    expect(await clusterctl(["rm", "shop", "--timeout", "3s"])).toMatchObject({
+      code: 5,
+      stderr: expect.stringMatching(
+        /error: stack shop was deployed again meanwhile \(revision 1\)\nIf it is to go, remove it again\.\n$/,
+      ),
+    });
   });
 });
 

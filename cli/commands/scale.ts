@@ -48,13 +48,12 @@ export const registerScale: Register = (program, cli) => {
             revision: 1,
             // The first state sent may be from before the change.
             until: ({ services }) =>
-              services
-                .filter(({ name }) => numbers.has(name))
-                .every((progress) => progress.desired === numbers.get(progress.name) && isSettled(progress)),
+              services.every((progress) => progress.desired === numbers.get(progress.name) && isSettled(progress)),
             late: lateWords(stack, numbers),
             timeoutMs: options.timeout,
             judged: true,
-            isUnchanged: (service) => !numbers.has(service),
+            concerns: (service) => numbers.has(service),
+            isUnchanged: () => false,
             remedy: "Scale it back, mend it and deploy again",
             screen: cli.err,
             signal: cli.signal,
