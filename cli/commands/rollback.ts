@@ -12,7 +12,7 @@ export const registerRollback: Register = (program, cli) => {
     .command("rollback")
     .summary("bring a stack back to an earlier revision")
     .description(
-      "Brings a whole stack back to the last revision before that ran as a whole, or to the one that is named: services, networks, configs, secrets and links, as one new revision. Done again, it goes further back. Waits until every service runs so.",
+      "Brings a whole stack back to the last revision before that ran as a whole and differs from the present one, or to the one that is named: services, networks, configs, secrets and links, as one new revision. Done again, it goes further back. Waits until every service runs so.",
     )
     .argument("<stack[@revision]>", "stack, and the revision that it is to be like: `clusterctl revisions` lists them")
     .option("--timeout <time>", "how long to wait", parseDuration, 300_000)

@@ -17,6 +17,7 @@ import {
   type WatchStackRequest,
 } from "../../proto/gen/embassy/v1/api.ts";
 import { NodeState, type Service } from "../../proto/gen/embassy/v1/state.ts";
+import { planRevision } from "../controllers/revisions/plan.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { serviceFullName } from "../domain/tasks.ts";
@@ -328,10 +329,12 @@ function removal(index: ClusterIndex, stack: string): Write[] {
   ];
 }
 
-async function scale({ index, store }: ApiDeps, word: string, replicas: number): Promise<Service> {
+async function scale({ index, store, clock }: ApiDeps, word: string, replicas: number): Promise<Service> {
   const service = scaled(index, word, replicas);
   const ifRevision = index.view.services.revisionOf(service.id);
-  await store.commit([{ table: "services", id: service.id, value: service, ifRevision }]);
+  // What ran until now counts, though the leader may not have noted it yet.
+  const { writes } = planRevision(index, service.stack, clock.nowMs());
+  await store.commit([...writes, { table: "services", id: service.id, value: service, ifRevision }]);
   return service;
 }
 

@@ -33,6 +33,7 @@ import {
   StackRecord,
   UpdateState,
 } from "../../proto/gen/embassy/v1/state.ts";
+import { planRevision } from "../controllers/revisions/plan.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { isLive, serviceFullName } from "../domain/tasks.ts";
 import { hasGoneBack, nextVersion, unplacedNow } from "../domain/updates.ts";
@@ -138,6 +139,8 @@ class DeployPlanner {
     ) {
       return { revision: newest.revision, writes: [], expect: [], ...this.#outcome };
     }
+    // The leader may be about to: what is replaced now would never count.
+    this.#writes.push(...planRevision(this.#index, this.#spec.name, this.#facts.nowMs).writes);
     const revision = (newest?.revision ?? 0) + 1;
     this.#writes.push({
       table: "stacks",

@@ -1,18 +1,22 @@
 import { describe, expect, it } from "vitest";
+import { ClusterError } from "../../lib/errors/errors.ts";
 import {
   BlobMount,
   BlobSpec,
   ContainerSpec,
   Link,
   NetworkSpec,
+  Placement,
   ServiceNetwork,
   type StackSpec,
 } from "../../proto/gen/embassy/v1/stack.ts";
 import { planRevision } from "../controllers/revisions/plan.ts";
 import { SteppedCluster } from "../controllers/testing.ts";
+import { stackProgress } from "../domain/progress.ts";
 import { aService, aStack, replicas, testPools, testSecretDigest } from "../domain/testing.ts";
 import { planDeploy } from "./plan-deploy.ts";
 import { keptRevision, listRevisions } from "./revisions.ts";
+import { scaled } from "./scale.ts";
 
 const on = (...networks: string[]) => networks.map((network) => ServiceNetwork.create({ network }));
 
@@ -39,15 +43,19 @@ function stack(n: number): StackSpec {
   );
 }
 
+async function note(cluster: SteppedCluster, name: string): Promise<void> {
+  const { writes } = planRevision(cluster.index, name, cluster.nowMs);
+  if (writes.length > 0) await cluster.store.commit(writes);
+}
+
 /** Deploys, waits, and notes what became of it, as the leader does. */
 async function deploy(cluster: SteppedCluster, spec: StackSpec, restores = 0): Promise<void> {
   const facts = { by: "t", nowMs: cluster.nowMs, mintId: mint, settings: testPools, secretDigest: testSecretDigest };
   const { writes, expect: expected } = planDeploy(cluster.index, spec, { ...facts, restores });
   await cluster.store.commit(writes, { expect: expected });
   await cluster.settleFor(10);
-  const noted = planRevision(cluster.index, spec.name, cluster.nowMs);
-  if (noted.length > 0) await cluster.store.commit(noted);
-  expect(planRevision(cluster.index, spec.name, cluster.nowMs)).toEqual([]);
+  await note(cluster, spec.name);
+  expect(planRevision(cluster.index, spec.name, cluster.nowMs).writes).toEqual([]);
 }
 let minted = 0;
 const mint = () => `id${minted++}`;
@@ -86,12 +94,27 @@ describe("a stack that is brought back", () => {
   it("goes further back each time, and says when there is nothing more", async () => {
     using cluster = await withRevisions(3);
     expect([await rollBack(cluster), await rollBack(cluster)]).toEqual([2, 1]);
-    expect(() => keptRevision(cluster.index, "s", 0)).toThrow("no revision before 1 of stack s is kept");
+    expect(() => keptRevision(cluster.index, "s", 0)).toThrow("no revision of stack s before 1 is kept that ran as");
     expect(() => keptRevision(cluster.index, "s", 9)).toThrow("revision 9 of stack s is not kept");
     expect(() => keptRevision(cluster.index, "nope", 0)).toThrow("there is no stack nope");
   });
 
-  it("goes to the last that ran as a whole, and only if none did to the one before", async () => {
+  it("passes over what is the same as now, and says when nothing else ran", async () => {
+    using cluster = await withRevisions(2);
+    cluster.crashing.add("db3");
+    await deploy(cluster, stack(3));
+    await deploy(cluster, stack(2));
+    expect(await rollBack(cluster)).toBe(1);
+    expect(() => keptRevision(cluster.index, "s", 0)).toThrow(ClusterError);
+
+    using other = await withRevisions(1);
+    other.crashing.add("db2");
+    await deploy(other, stack(2));
+    await deploy(other, stack(1));
+    expect(() => keptRevision(other.index, "s", 0)).toThrow("ran as a whole and differs from the present one");
+  });
+
+  it("goes to the last that ran as a whole, and nowhere if none did", async () => {
     using cluster = await withRevisions(1);
     cluster.crashing.add("db2").add("db3").add("db4");
     await deploy(cluster, stack(2));
@@ -107,7 +130,8 @@ describe("a stack that is brought back", () => {
     await other.addNodes("a");
     other.crashing.add("db1").add("db2").add("db3");
     for (const n of [1, 2, 3]) await deploy(other, stack(n));
-    expect(keptRevision(other.index, "s", 0).revision).toBe(2);
+    expect(() => keptRevision(other.index, "s", 0)).toThrow("no revision of stack s before 3 is kept that ran as");
+    expect(keptRevision(other.index, "s", 2).revision).toBe(2);
   });
 
   it("is one of the last ten, with its contents, which are swept with their last revision", async () => {
@@ -142,6 +166,63 @@ describe("a stack that is brought back", () => {
       }
     }
     expect(() => keptRevision(cluster.index, "s", 1)).toThrow("what secret key held at that revision is not kept");
+  });
+});
+
+describe("a revision that ran", () => {
+  const web = (count: number) => aStack("s", [aService("web", { mode: replicas(count) })]);
+  const ran = (cluster: SteppedCluster) =>
+    cluster.index.stackRevisions("s").map(({ convergedAtMs }) => convergedAtMs > 0);
+
+  async function withWeb(count: number): Promise<SteppedCluster> {
+    const cluster = new SteppedCluster();
+    await cluster.addNodes("a", "b");
+    await deploy(cluster, web(count));
+    return cluster;
+  }
+
+  it("is one that another replaces as soon as `deploy` can say that it runs, and no sooner", async () => {
+    using cluster = await withWeb(3);
+    await cluster.deploy(web(2));
+    // Its third task has to go first.
+    expect(stackProgress(cluster.index, "s").converged).toBe(false);
+    await note(cluster, "s");
+    expect(ran(cluster)).toEqual([true, false]);
+    await cluster.settle();
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    await cluster.deploy(web(4));
+    expect(ran(cluster)).toEqual([true, true, false]);
+    await cluster.settle();
+    // What has just started may end at once.
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    expect(planRevision(cluster.index, "s", cluster.nowMs).wakeAtMs).toBe(cluster.nowMs + 1_000);
+    await cluster.deploy(web(1));
+    expect(ran(cluster)).toEqual([true, true, false, false]);
+  });
+
+  it("has had as many tasks as it declares, however it was scaled", async () => {
+    using cluster = await withWeb(3);
+    const scale = async (count: number) => {
+      const value = scaled(cluster.index, "web", count);
+      await cluster.store.commit([{ table: "services", id: value.id, value }]);
+      await cluster.settleFor(2);
+      await note(cluster, "s");
+    };
+    await cluster.deploy(web(4));
+    await scale(2);
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    expect(ran(cluster)).toEqual([true, false]);
+    await scale(5);
+    expect(ran(cluster)).toEqual([true, true]);
+  });
+
+  it("is one whose global service has no node to run on, as nothing is missing", async () => {
+    using cluster = new SteppedCluster();
+    await cluster.addNodes("a");
+    const placement = Placement.create({ constraints: ["node.hostname == b"] });
+    await deploy(cluster, aStack("s", [aService("web", { mode: { $case: "global", value: {} }, placement })]));
+    expect(stackProgress(cluster.index, "s").converged).toBe(true);
+    expect(ran(cluster)).toEqual([true]);
   });
 });
 

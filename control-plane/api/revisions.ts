@@ -14,29 +14,33 @@ export interface KeptRevision {
 
 /**
  * What a revision of a stack was, with the contents of its configs and secrets. `wanted` 0: of those before the newest the last
- * that ran as a whole, or if none did the last; where the newest brought an earlier one back, of those before that, so that each
+ * that ran as a whole and differs from it; where the newest brought an earlier one back, of those before that, so that each
  * rollback goes further and none returns to what was left. Throws `not-found` (no such stack or revision, or a content that is not kept).
  */
 export function keptRevision(index: ClusterIndex, stack: string, wanted: number): KeptRevision {
   const kept = index.stackRevisions(stack);
   const newest = newestOf(index, stack, kept);
   const from = newest.restores > 0 ? newest.restores : newest.revision;
-  const before = kept.filter(({ revision }) => revision < from);
-  const last = before.findLast(({ convergedAtMs }) => convergedAtMs > 0) ?? before.at(-1);
-  const found = wanted === 0 ? last : kept.find(({ revision }) => revision === wanted);
+  const found =
+    wanted === 0
+      ? kept.findLast(
+          ({ revision, convergedAtMs, spec }) =>
+            revision < from && convergedAtMs > 0 && changes(spec, newest.spec).length > 0,
+        )
+      : kept.find(({ revision }) => revision === wanted);
   if (found?.spec === undefined) {
-    const what =
+    const there = list(
+      kept.map(({ revision }) => `revision ${revision}`),
+      "Nothing is deployed.",
+    );
+    const [what, hint] =
       wanted === 0
-        ? `no revision before ${from} of stack ${stack} is kept`
-        : `revision ${wanted} of stack ${stack} is not kept`;
-    throw new ClusterError(what, {
-      code: "not-found",
-      subject: `stack/${stack}`,
-      hint: list(
-        kept.map(({ revision }) => `revision ${revision}`),
-        "Nothing is deployed.",
-      ),
-    });
+        ? [
+            `no revision of stack ${stack} before ${from} is kept that ran as a whole and differs from the present one`,
+            `${there} \`clusterctl revisions ${stack}\` says what became of each; \`clusterctl rollback ${stack}@N\` brings any of them back.`,
+          ]
+        : [`revision ${wanted} of stack ${stack} is not kept`, there];
+    throw new ClusterError(what, { code: "not-found", subject: `stack/${stack}`, hint });
   }
   const { spec, revision } = found;
   return {

@@ -3,7 +3,16 @@ import { Protocol, type PublishedPort, PublishMode } from "../../proto/gen/embas
 import { NodeState, type Service, type Task, TaskState, UpdateState } from "../../proto/gen/embassy/v1/state.ts";
 import { KeptTasks } from "./disruption.ts";
 import type { ClusterIndex } from "./index.ts";
-import { hasFailed, isComplete, isSatisfied, lastEnded, restartOf, type SeatTasks, seatsOf } from "./service-tasks.ts";
+import {
+  hasFailed,
+  isComplete,
+  isSatisfied,
+  lastEnded,
+  restartOf,
+  runsSince,
+  type SeatTasks,
+  seatsOf,
+} from "./service-tasks.ts";
 import { isUp, observedStatus } from "./tasks.ts";
 import { goesBack } from "./updates.ts";
 import { awaitsNode } from "./volumes.ts";
@@ -39,9 +48,12 @@ function isHeldBack(index: ClusterIndex, task: Task): boolean {
  * How far a service is from what it wants. Its problems are the tasks that failed or have no node, then those that wait or
  * are not healthy.
  */
-export function serviceProgress(index: ClusterIndex, service: Service): ServiceProgress {
+export function serviceProgress(
+  index: ClusterIndex,
+  service: Service,
+  seats: readonly SeatTasks[] = seatsOf(index, service),
+): ServiceProgress {
   const status = index.view.serviceStatuses.get(service.id);
-  const seats = seatsOf(index, service);
   const wanted = seats.filter((seat) => seat.wanted);
   const unsatisfied = wanted.filter((seat) => !isSatisfied(index, service, seat));
   const count = (tasks: (seat: SeatTasks) => readonly Task[]) =>
@@ -120,12 +132,13 @@ export function stackProgress(index: ClusterIndex, stack: string): StackProgress
   const revision = index.stack(stack)?.revision ?? 0;
   const services = index.servicesOfStack(stack);
   const progress = services
-    .map((service) => ({ service, progress: serviceProgress(index, service) }))
+    .map((service) => {
+      const seats = seatsOf(index, service);
+      const runs = runsSince(index, service, seats) !== undefined;
+      return { runs, progress: serviceProgress(index, service, seats) };
+    })
     .sort((a, b) => (a.progress.name < b.progress.name ? -1 : 1));
-  const present = progress.every(
-    ({ service, progress: { desired, running, old } }) =>
-      !service.removed && service.rollback === undefined && running === desired && old === 0,
-  );
+  const present = progress.every(({ runs }) => runs);
   return {
     revision,
     services: progress.map((one) => one.progress),

@@ -149,3 +149,40 @@ export function hasFailed(index: ClusterIndex, task: Task): boolean {
   if (state === TaskState.TASK_STATE_COMPLETE) return !mayEnd(index.view.services.get(task.serviceId));
   return endedByItself(state);
 }
+
+const none: ReadonlySet<SeatTasks> = new Set();
+
+/**
+ * Has each wanted seat that is not excused what it wants, and is nothing else left? If so, since when: since the last of them was up, 0
+ * when none had to be. undefined: no.
+ */
+export function fullSince(
+  index: ClusterIndex,
+  service: Service,
+  seats: readonly SeatTasks[],
+  excused: ReadonlySet<SeatTasks> = none,
+): number | undefined {
+  let sinceMs = 0;
+  for (const seat of seats) {
+    const more = seat.wanted ? seat.good.slice(1) : seat.good;
+    if (seat.stale.length + seat.going.length + more.length > 0) return undefined;
+    if (!seat.wanted || excused.has(seat)) continue;
+    if (!isSatisfied(index, service, seat)) return undefined;
+    const [task] = seat.good;
+    if (task !== undefined) sinceMs = Math.max(sinceMs, index.view.taskStatuses.get(task.id)?.upAtMs ?? 0);
+  }
+  return sinceMs;
+}
+
+/**
+ * Since when a service runs as it was deployed, as `fullSince`; undefined: it does not, is being removed, or has gone back. A stack of which this
+ * holds for every service has converged.
+ */
+export function runsSince(
+  index: ClusterIndex,
+  service: Service,
+  seats: readonly SeatTasks[] = seatsOf(index, service),
+): number | undefined {
+  if (service.removed || service.rollback !== undefined) return undefined;
+  return fullSince(index, service, seats);
+}

@@ -1,14 +1,7 @@
 import { UpdateFailureAction } from "../../../proto/gen/embassy/v1/stack.ts";
 import { DesiredState, type Service, type Task, UpdateState } from "../../../proto/gen/embassy/v1/state.ts";
 import type { ClusterIndex } from "../../domain/index.ts";
-import {
-  hasFailed,
-  isComplete,
-  isDrained,
-  isSatisfied,
-  restartOf,
-  type SeatTasks,
-} from "../../domain/service-tasks.ts";
+import { fullSince, hasFailed, isComplete, isDrained, restartOf, type SeatTasks } from "../../domain/service-tasks.ts";
 import { isNodeLost, isUp, observedStatus, slotName } from "../../domain/tasks.ts";
 import { goesBack, hasConverged, hasGoneBack, isUpdating, updatePolicyOf } from "../../domain/updates.ts";
 
@@ -328,7 +321,9 @@ export function planConvergence(
   nowMs: number,
 ): { readonly converges: boolean; readonly stays: boolean; readonly wakeAtMs: number | undefined } {
   const isNew = !hasConverged(index, service);
-  const sinceMs = isNew || service.stable !== undefined ? convergedSince(index, service, seats, excused) : undefined;
+  const isAny = seats.some((seat) => seat.wanted && !excused.has(seat));
+  const mayBe = isAny && (isNew || service.stable !== undefined);
+  const sinceMs = mayBe ? fullSince(index, service, seats, excused) : undefined;
   if (sinceMs === undefined) return { converges: false, stays: false, wakeAtMs: undefined };
   const { monitorMs } = updatePolicyOf(service);
   const convergesAtMs = sinceMs + (hasGoneBack(service) ? monitorMs : Math.min(settleMs, monitorMs));
@@ -340,28 +335,4 @@ export function planConvergence(
     stays: service.stable !== undefined && nowMs >= staysAtMs,
     wakeAtMs: next.length === 0 ? undefined : Math.min(...next),
   };
-}
-
-/**
- * Has each seat that is not excused what it wants at the newest version, and is nothing else left? If so, since when: since the last of them was up.
- * undefined: no, or there is no such seat.
- */
-function convergedSince(
-  index: ClusterIndex,
-  service: Service,
-  seats: readonly SeatTasks[],
-  excused: ReadonlySet<SeatTasks>,
-): number | undefined {
-  let sinceMs = 0;
-  let wanted = 0;
-  for (const seat of seats) {
-    const more = seat.wanted ? seat.good.slice(1) : seat.good;
-    if (seat.stale.length + seat.going.length + more.length > 0) return undefined;
-    if (!seat.wanted || excused.has(seat)) continue;
-    if (!isSatisfied(index, service, seat)) return undefined;
-    wanted++;
-    const [task] = seat.good;
-    if (task !== undefined) sinceMs = Math.max(sinceMs, index.view.taskStatuses.get(task.id)?.upAtMs ?? 0);
-  }
-  return wanted === 0 ? undefined : sinceMs;
 }

@@ -452,7 +452,7 @@ export interface StackRecord {
   deployedBy: string;
   /** revision that it brought back; 0: it was deployed from a file */
   restores: number;
-  /** when it first had all that it wants; 0: not while it was the newest. By the leader */
+  /** when all of it had run for a moment the first time; 0: not while it was the newest. By the leader, or what replaces it */
   convergedAtMs: number;
   /** services whose update failed and that went back by themselves. By the leader */
   rolledBack: string[];
