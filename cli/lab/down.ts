@@ -1,10 +1,10 @@
 import { existsSync, readdirSync, readFileSync, rmdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { isErrno, messageOf } from "../../lib/errors/errors.ts";
+import { isErrno } from "../../lib/errors/errors.ts";
 import type { LabPaths, ProcessRecord } from "./layout.ts";
 import { isAlive, processesOfLab, signalProcess, untilGone } from "./processes.ts";
-import { lock, readRecord } from "./record.ts";
+import { lock, readRecord, removeIfEmpty, removeRoot } from "./record.ts";
 import { releaseSubnet } from "./subnet.ts";
 import { deleteMachineLink } from "./underlay.ts";
 
@@ -50,7 +50,8 @@ export async function takeDown(paths: LabPaths): Promise<boolean> {
   await removeDirectory(paths.directory);
   if (record !== undefined) releaseSubnet(paths, record.subnet);
   // Others may have labs here.
-  for (const directory of [join(paths.root, ".subnets"), paths.root]) removeIfEmpty(directory);
+  removeIfEmpty(join(paths.root, ".subnets"));
+  removeRoot(paths);
   return true;
 }
 
@@ -109,16 +110,6 @@ async function eventually(action: () => void, ...passing: readonly string[]): Pr
       if (isErrno(error, "ENOENT")) return;
       if (!passing.some((code) => isErrno(error, code)) || performance.now() > deadline) throw error;
       await delay(20);
-    }
-  }
-}
-
-function removeIfEmpty(directory: string): void {
-  try {
-    rmdirSync(directory);
-  } catch (error) {
-    if (!["ENOTEMPTY", "ENOENT", "EBUSY"].some((code) => isErrno(error, code))) {
-      throw new Error(`${directory} cannot be removed: ${messageOf(error)}`, { cause: error });
     }
   }
 }

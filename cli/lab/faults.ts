@@ -44,12 +44,14 @@ export function resume(paths: LabPaths, target: FaultTarget): void {
 /** Takes a host off the underlay. What runs on it does not notice until it sends. */
 export async function cut(paths: LabPaths, target: FaultTarget): Promise<void> {
   requireWholeHost(target, "cut");
+  requireInit(paths, target.host); // One that is down has no link.
   await setLink(requireInit(paths, underlayName), target.host, "down");
 }
 
 /** Puts a host back on the underlay. */
 export async function heal(paths: LabPaths, target: FaultTarget): Promise<void> {
   requireWholeHost(target, "heal");
+  requireInit(paths, target.host); // One that is down has no link.
   await setLink(requireInit(paths, underlayName), target.host, "up");
 }
 

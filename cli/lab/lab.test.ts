@@ -1,11 +1,21 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { parseCidr } from "../../lib/cidr/cidr.ts";
+import { cut, heal } from "./faults.ts";
 import { hostAddress, LabPaths, labRoot, parseTarget, registryAddress } from "./layout.ts";
 import { findProcess, isAlive } from "./processes.ts";
-import { listLabs, lock, readRecord, requireRecord, unnamedLab, writeRecord } from "./record.ts";
+import {
+  listLabs,
+  lock,
+  makeDirectory,
+  readRecord,
+  removeRoot,
+  requireRecord,
+  unnamedLab,
+  writeRecord,
+} from "./record.ts";
 import { missingPrograms } from "./requirements.ts";
 import { clashOf, parseRoutes } from "./subnet.ts";
 
@@ -90,7 +100,33 @@ describe("records", () => {
     expect(unnamedLab(root)).toBe("lab");
     rmSync(new LabPaths(root, "lab").directory, { recursive: true });
     add("six");
-    expect(unnamedLab(root)).toBe("lab");
+    expect(() => unnamedLab(root)).toThrow(
+      expect.objectContaining({ message: "there are 2 labs: five, six", hint: "Say which: --name five" }),
+    );
+  });
+
+  it("are below a directory that goes with the last lab when a lab has made it, and stays when it was there", () => {
+    const down = (paths: LabPaths) => {
+      rmSync(paths.directory, { recursive: true });
+      removeRoot(paths);
+    };
+    const [one, two] = [new LabPaths(join(root, "made"), "one"), new LabPaths(join(root, "made"), "two")];
+    makeDirectory(one);
+    makeDirectory(two);
+    down(one);
+    expect(existsSync(one.root)).toBe(true);
+    down(two);
+    expect(existsSync(one.root)).toBe(false);
+    const own = new LabPaths(root, "one");
+    makeDirectory(own);
+    down(own);
+    expect(existsSync(root)).toBe(true);
+  });
+
+  it("say of a host that is down that it cannot be cut or healed", async () => {
+    const paths = new LabPaths(root, "lab");
+    const target = { host: "host-1", process: undefined };
+    for (const change of [cut, heal]) await expect(change(paths, target)).rejects.toThrow("host-1 of lab lab is down");
   });
 
   it("are changed by one command at a time, and a killed one's lock is taken over", () => {

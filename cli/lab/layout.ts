@@ -75,6 +75,10 @@ export class LabPaths {
   get record(): string {
     return join(this.directory, "lab.json");
   }
+  /** There when a lab has made the root itself. */
+  get rootMade(): string {
+    return join(this.root, ".made");
+  }
   get lock(): string {
     return join(this.directory, "lock");
   }

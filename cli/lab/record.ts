@@ -1,4 +1,13 @@
-import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { ClusterError, isErrno, messageOf } from "../../lib/errors/errors.ts";
 import { defaultLab, LabPaths, type LabRecord, type ProcessRecord } from "./layout.ts";
 import { findProcess, isAlive } from "./processes.ts";
@@ -46,12 +55,48 @@ export function listLabs(root: string): string[] {
     .sort();
 }
 
-/** The lab that is meant when none is named: the default one if there is anything of it, else the only one that is up. */
+/**
+ * The lab that is meant when none is named: the default one if there is anything of it, else the only one that is up. Throws
+ * `invalid`, with their names, when there are several others.
+ */
 export function unnamedLab(root: string): string {
-  const [only, ...others] = listLabs(root);
   // What an interrupted `lab up` leaves has no record.
-  if (existsSync(new LabPaths(root, defaultLab).directory) || others.length > 0) return defaultLab;
-  return only ?? defaultLab;
+  if (existsSync(new LabPaths(root, defaultLab).directory)) return defaultLab;
+  const labs = listLabs(root);
+  if (labs.length > 1) {
+    throw new ClusterError(`there are ${labs.length} labs: ${labs.join(", ")}`, {
+      code: "invalid",
+      subject: "--name",
+      hint: `Say which: --name ${labs[0]}`,
+    });
+  }
+  return labs[0] ?? defaultLab;
+}
+
+/** Makes a lab's directory, and notes whether the root was made with it. */
+export function makeDirectory(paths: LabPaths): void {
+  if (mkdirSync(paths.root, { recursive: true }) !== undefined) writeFileSync(paths.rootMade, "");
+  mkdirSync(paths.directory, { recursive: true });
+}
+
+/** Removes the root when nothing else is in it, and a lab has made it: not a directory that somebody has made for labs. */
+export function removeRoot(paths: LabPaths): void {
+  if (!existsSync(paths.rootMade) || readdirSync(paths.root).length > 1) return;
+  rmSync(paths.rootMade, { force: true });
+  removeIfEmpty(paths.root);
+  // Another lab came into it meanwhile, and is to remove it in its turn.
+  if (existsSync(paths.root)) writeFileSync(paths.rootMade, "");
+}
+
+/** Removes a directory that is empty, and leaves any other. */
+export function removeIfEmpty(directory: string): void {
+  try {
+    rmdirSync(directory);
+  } catch (error) {
+    if (!["ENOTEMPTY", "ENOENT", "EBUSY"].some((code) => isErrno(error, code))) {
+      throw new Error(`${directory} cannot be removed: ${messageOf(error)}`, { cause: error });
+    }
+  }
 }
 
 /** Keeps other `lab up` and `lab down` of the same lab out until it is disposed. Throws `conflict`. */

@@ -23,7 +23,7 @@ import {
   registryPort,
 } from "./layout.ts";
 import { boot, outsidePath, readInit, requireInit, runInside } from "./namespaces.ts";
-import { lock, readRecord, writeRecord } from "./record.ts";
+import { lock, makeDirectory, readRecord, writeRecord } from "./record.ts";
 import { checkMachine } from "./requirements.ts";
 import { claimSubnet } from "./subnet.ts";
 import { attachHost, ensureRegistry, ensureUnderlay, underlayName } from "./underlay.ts";
@@ -50,7 +50,7 @@ export interface UpOptions {
 export async function bringUp(paths: LabPaths, options: UpOptions): Promise<LabRecord> {
   checkMachine();
   for (const name of daemonNames) bundle(name);
-  mkdirSync(paths.directory, { recursive: true });
+  makeDirectory(paths);
   let isNew = false;
   try {
     using _lock = lock(paths);
