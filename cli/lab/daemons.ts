@@ -1,12 +1,16 @@
 import { spawn } from "node:child_process";
 import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
+import { connect } from "node:net";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { ClusterError } from "../../lib/errors/errors.ts";
 import {
   type DaemonName,
   daemonsOf,
+  hostAddress,
   type LabPaths,
   type LabRecord,
+  managerPort,
   type ProcessName,
   type ProcessRecord,
   registryAddress,
@@ -106,6 +110,52 @@ export async function ensureDaemon(paths: LabPaths, lab: LabRecord, host: string
 /** Daemons of a host that do not run. */
 export function missingDaemons(lab: LabRecord, init: ProcessRecord, host: string): DaemonName[] {
   return daemonsOf(lab, host).filter((name) => findNamed(init, name) === undefined);
+}
+
+/**
+ * An error for a daemon that ended or does not serve, with what it said last: a daemon that gives up prints message and hint
+ * beneath its log.
+ */
+export function daemonError(
+  paths: LabPaths,
+  host: string,
+  name: DaemonName,
+  what: string,
+  cause?: unknown,
+): ClusterError {
+  const lines = logTail(paths, host, name).split("\n");
+  const [message, ...hints] = lines.slice(lines.findLastIndex((line) => line.startsWith("{")) + 1);
+  const log = `Its log: ${paths.log(host, name)}`;
+  return new ClusterError(message ? `${what}: ${message}` : what, {
+    code: "internal",
+    subject: `${host}:${name}`,
+    hint: [...hints, log].join("\n"),
+    cause,
+  });
+}
+
+/** How long a daemon that has been started is watched for its end. */
+const watchMs = 2_000;
+
+/** Waits until a clusterd that was started answers. Throws `internal` when it ends instead; one that waits for others is left to that. */
+export async function untilListens(paths: LabPaths, lab: LabRecord, host: string): Promise<void> {
+  const deadline = performance.now() + watchMs;
+  const address = { host: hostAddress(lab, host), port: managerPort, timeout: 500 };
+  while (performance.now() < deadline) {
+    if (findNamed(requireInit(paths, host), "clusterd") === undefined) {
+      throw daemonError(paths, host, "clusterd", `clusterd ended on ${host}`);
+    }
+    const listens = await new Promise<boolean>((resolve) => {
+      const socket = connect(address);
+      const end = (answer: boolean) => () => {
+        socket.destroy();
+        resolve(answer);
+      };
+      socket.on("connect", end(true)).on("error", end(false)).on("timeout", end(false));
+    });
+    if (listens) return;
+    await delay(50);
+  }
 }
 
 /** The last lines of a process's log, for people. */

@@ -1,5 +1,5 @@
 import { ClusterError } from "../../lib/errors/errors.ts";
-import { ensureDaemon, findNamed } from "./daemons.ts";
+import { ensureDaemon, findNamed, untilListens } from "./daemons.ts";
 import { daemonsOf, type FaultTarget, hostNames, type LabPaths, type LabRecord, processNames } from "./layout.ts";
 import { readInit, requireInit } from "./namespaces.ts";
 import { type Process, processesOf, signalProcess, untilGone } from "./processes.ts";
@@ -75,6 +75,8 @@ export async function start(paths: LabPaths, lab: LabRecord, target: FaultTarget
   for (const name of target.process === undefined ? daemonsOf(lab, target.host) : [target.process]) {
     if (await ensureDaemon(paths, lab, target.host, name)) started.push(`${target.host}:${name}`);
   }
+  // After the others: one that ends at once must not keep them from their start.
+  if (started.includes(`${target.host}:clusterd`)) await untilListens(paths, lab, target.host);
   return started;
 }
 

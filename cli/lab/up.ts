@@ -6,7 +6,7 @@ import { call } from "../../lib/grpc/client.ts";
 import { ManagerState, NodeState } from "../../proto/gen/embassy/v1/state.ts";
 import { connect } from "../contexts/connect.ts";
 import { type Context, type Contexts, parseContext } from "../contexts/contexts.ts";
-import { bundle, ensureDaemon, findNamed, logTail, missingDaemons, nodeBinary } from "./daemons.ts";
+import { bundle, daemonError, ensureDaemon, findNamed, logTail, missingDaemons, nodeBinary } from "./daemons.ts";
 import { takeDown } from "./down.ts";
 import {
   daemonNames,
@@ -139,7 +139,7 @@ async function build(paths: LabPaths, lab: LabRecord, options: UpOptions): Promi
   const firstToken = await startControlPlane(paths, lab, step, signal);
   const context = saveContext(paths, lab, options.contexts);
   using client = closing(connect(context));
-  await addManagers(paths, lab, client.value, options);
+  const managers = await addManagers(paths, lab, client.value, options);
 
   const strangers = hosts.filter((host) => !existsSync(join(paths.host(host), "lib/noded/node.json")));
   if (strangers.length > 0) {
@@ -147,7 +147,8 @@ async function build(paths: LabPaths, lab: LabRecord, options: UpOptions): Promi
     const token =
       firstToken ??
       (await call(client.value.createJoinToken.bind(client.value), { ttlMs: 600_000, role: "node" }, { signal })).token;
-    await Promise.all(strangers.map((host) => enroll(paths, lab, host, token, signal)));
+    const through = managers[0] ?? "host-1";
+    await Promise.all(strangers.map((host) => enroll(paths, lab, host, { token, through }, signal)));
   }
 
   await registry;
@@ -157,7 +158,7 @@ async function build(paths: LabPaths, lab: LabRecord, options: UpOptions): Promi
     await ensureDaemon(paths, lab, host, "noded");
   }
   step("waiting until every node is ready");
-  await untilReady(paths, lab, hosts, client.value, signal);
+  await untilReady(paths, lab, { hosts, managers }, client.value, signal);
   return lab;
 }
 
@@ -205,18 +206,27 @@ async function startControlPlane(
     const words = await runInside(paths, host, command, signal);
     token = words.match(/EMB-1-\S+/)?.[0];
   }
-  const init = requireInit(paths, host);
-  if (findNamed(init, "clusterd") === undefined) {
-    step(`starting clusterd on ${host}`);
-    await ensureDaemon(paths, lab, host, "clusterd");
-  }
-  await untilAnswers(paths, signal);
+  const joined = managersOf(lab).filter((name) => name === host || hasJoined(paths, name));
+  const down = joined.filter((name) => findNamed(requireInit(paths, name), "clusterd") === undefined);
+  if (down.length > 0) step(`starting clusterd on ${down.join(", ")}`);
+  // All of them: one alone may have no quorum.
+  for (const name of down) await ensureDaemon(paths, lab, name, "clusterd");
+  await untilAnswers(paths, lab, joined, signal);
   return token;
 }
 
-/** Waits until clusterd says that it can serve. Throws `unavailable` with its log when it has ended. */
-async function untilAnswers(paths: LabPaths, signal: AbortSignal): Promise<void> {
-  using client = closing(connect(readContext(paths)));
+function hasJoined(paths: LabPaths, host: string): boolean {
+  return existsSync(join(paths.host(host), "lib/clusterd/cluster.json"));
+}
+
+/** Waits until one of the managers says that the cluster can serve. Throws `internal` with what clusterd said last when all have ended. */
+async function untilAnswers(
+  paths: LabPaths,
+  lab: LabRecord,
+  managers: readonly string[],
+  signal: AbortSignal,
+): Promise<void> {
+  using client = closing(connect({ ...readContext(paths), endpoints: endpointsOf(lab, managers) }));
   const deadline = performance.now() + 60_000;
   for (;;) {
     signal.throwIfAborted();
@@ -224,57 +234,62 @@ async function untilAnswers(paths: LabPaths, signal: AbortSignal): Promise<void>
       const info = await call(client.value.info.bind(client.value), {}, { deadlineMs: 2_000, signal });
       if (info.leader !== "") return;
     } catch (error) {
-      const init = requireInit(paths, "host-1");
-      if (performance.now() > deadline || findNamed(init, "clusterd") === undefined) {
-        throw new ClusterError(`clusterd does not serve: ${messageOf(error)}`, {
-          code: "internal",
-          subject: "clusterd",
-          hint: `Its log: ${paths.log("host-1", "clusterd")}`,
-          cause: error,
-        });
+      const running = managers.some((host) => findNamed(requireInit(paths, host), "clusterd") !== undefined);
+      if (performance.now() > deadline || !running) {
+        throw daemonError(paths, managers[0] ?? "host-1", "clusterd", "clusterd does not serve", error);
       }
     }
     await delay(50, undefined, { signal });
   }
 }
 
-/** Has the other managers join, and waits until all of them serve. */
+/**
+ * Has the other managers join, and waits until all of them serve. Returns those that do: one that was removed from the cluster
+ * ends by itself, and the lab goes on without it.
+ */
 async function addManagers(
   paths: LabPaths,
   lab: LabRecord,
   client: Client,
   { step, signal }: Pick<UpOptions, "step" | "signal">,
-): Promise<void> {
-  const others = managersOf(lab).slice(1);
-  if (others.length === 0) return;
-  const strangers = others.filter((host) => !existsSync(join(paths.host(host), "lib/clusterd/cluster.json")));
+): Promise<string[]> {
+  const all = managersOf(lab);
+  const strangers = all.filter((host) => !hasJoined(paths, host));
   if (strangers.length > 0) {
     step(`joining managers ${strangers.join(", ")}`);
     const { token } = await call(client.createJoinToken.bind(client), { ttlMs: 600_000, role: "manager" }, { signal });
+    const { managers } = await call(client.listManagers.bind(client), {}, { signal });
+    const through = managers.find(({ state }) => state === ManagerState.MANAGER_STATE_READY)?.name ?? "host-1";
     for (const host of strangers) {
-      const flags = ["--manager", hostAddress(lab, "host-1"), "--token", token];
+      const flags = ["--manager", hostAddress(lab, through), "--token", token];
       await runInside(paths, host, [nodeBinary, bundle("clusterd"), "join", ...flags], signal);
     }
   }
-  for (const host of others) await ensureDaemon(paths, lab, host, "clusterd");
+  for (const host of strangers) await ensureDaemon(paths, lab, host, "clusterd");
   const deadline = performance.now() + 60_000;
   for (;;) {
     signal.throwIfAborted();
     const { managers } = await call(client.listManagers.bind(client), {}, { signal });
     const ready = managers.filter(({ state, etcd }) => state === ManagerState.MANAGER_STATE_READY && etcd !== "down");
-    const waiting = others.filter((host) => !ready.some(({ name }) => name === host));
-    if (waiting.length === 0) return;
-    const ended = waiting.find((host) => findNamed(requireInit(paths, host), "clusterd") === undefined);
-    if (ended !== undefined || performance.now() > deadline) {
-      const host = ended ?? waiting[0] ?? "";
-      throw new ClusterError(`clusterd ${ended === undefined ? "does not serve" : "ended"} on ${host}`, {
-        code: "internal",
-        subject: host,
-        hint: `Its log: ${paths.log(host, "clusterd")}`,
-      });
+    const waiting = all.filter((host) => !ready.some(({ name }) => name === host));
+    const ended = waiting.filter((host) => findNamed(requireInit(paths, host), "clusterd") === undefined);
+    const removed = ended.filter((host) => !strangers.includes(host) && !managers.some(({ name }) => name === host));
+    if (waiting.length === removed.length) {
+      for (const host of removed) step(messageOf(daemonError(paths, host, "clusterd", `clusterd ended on ${host}`)));
+      return all.filter((host) => !removed.includes(host));
+    }
+    const bad = ended.find((host) => !removed.includes(host));
+    if (bad !== undefined || performance.now() > deadline) {
+      const host = bad ?? waiting[0] ?? "";
+      const what = `clusterd ${bad === undefined ? "does not serve" : "ended"} on ${host}`;
+      throw daemonError(paths, host, "clusterd", what);
     }
     await delay(50, undefined, { signal });
   }
+}
+
+function endpointsOf(lab: LabRecord, managers: readonly string[]): string[] {
+  return managers.map((host) => `${hostAddress(lab, host)}:${managerPort}`);
 }
 
 function readContext(paths: LabPaths): Context {
@@ -282,8 +297,7 @@ function readContext(paths: LabPaths): Context {
 }
 
 function saveContext(paths: LabPaths, lab: LabRecord, contexts: Contexts): Context {
-  const endpoints = managersOf(lab).map((host) => `${hostAddress(lab, host)}:${managerPort}`);
-  const context = { ...readContext(paths), endpoints };
+  const context = { ...readContext(paths), endpoints: endpointsOf(lab, managersOf(lab)) };
   contexts.save(context);
   contexts.use(context.name);
   return context;
@@ -293,10 +307,10 @@ async function enroll(
   paths: LabPaths,
   lab: LabRecord,
   host: string,
-  token: string,
+  { token, through }: { readonly token: string; readonly through: string },
   signal: AbortSignal,
 ): Promise<void> {
-  const options = { manager: hostAddress(lab, "host-1"), token, name: host, underlay: hostAddress(lab, host) };
+  const options = { manager: hostAddress(lab, through), token, name: host, underlay: hostAddress(lab, host) };
   const flags = Object.entries(options).flatMap(([flag, value]) => [`--${flag}`, value]);
   await runInside(paths, host, [nodeBinary, bundle("noded"), "join", ...flags], signal);
 }
@@ -306,10 +320,14 @@ type Client = ReturnType<typeof connect>;
 async function untilReady(
   paths: LabPaths,
   lab: LabRecord,
-  hosts: readonly string[],
+  { hosts, managers }: { readonly hosts: readonly string[]; readonly managers: readonly string[] },
   client: Client,
   signal: AbortSignal,
 ): Promise<void> {
+  const missing = (host: string) =>
+    missingDaemons(lab, requireInit(paths, host), host).filter(
+      (name) => name !== "clusterd" || managers.includes(host),
+    );
   const deadline = performance.now() + 60_000;
   for (;;) {
     signal.throwIfAborted();
@@ -319,9 +337,9 @@ async function untilReady(
     );
     const waiting = hosts.filter((host) => !ready.has(host));
     if (waiting.length === 0) return;
-    const host = waiting.find((name) => missingDaemons(lab, requireInit(paths, name), name).length > 0);
+    const host = waiting.find((name) => missing(name).length > 0);
     if (host !== undefined) {
-      const names = missingDaemons(lab, requireInit(paths, host), host);
+      const names = missing(host);
       throw new ClusterError(`${names.join(" and ")} ended on ${host}`, {
         code: "internal",
         subject: host,

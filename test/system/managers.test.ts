@@ -117,10 +117,12 @@ services:
   it("let a lost one be removed, which then ends itself, and take its host in again", async () => {
     await cluster.run(["manager", "rm", "host-2"]);
     expect((await managers()).map(({ name }) => name)).toEqual(["host-1", "host-3"]);
-    await cluster.start("host-2", "clusterd");
-    await cluster.untilTrue("its clusterd has ended", async () =>
-      cluster.logs(200).includes("manager host-2 was removed from the cluster"),
-    );
+    // The lab goes on with the others, and says so.
+    const { stdout: steps } = await cluster.run(["lab", "up", "--name", cluster.name]);
+    expect(steps).toContain("clusterd ended on host-2: manager host-2 was removed from the cluster\n");
+    expect(await cluster.clusterctl(["lab", "kill", "--name", cluster.name, "host-2:clusterd"])).toMatchObject({
+      code: 5,
+    });
     const { stdout: token } = await cluster.run(["token", "create", "--role", "manager"]);
     const address = cluster.hosts[0]?.address ?? "";
     const shell = async (line: string) => await cluster.exec("host-2", ["sh", "-c", line]);
@@ -189,7 +191,8 @@ services:
     );
 
     // One of the lost is there again after all: the cluster does not know it, and its nodes go on.
-    await cluster.start("host-3");
+    // Not `run`: it fails when it sees clusterd end.
+    await cluster.clusterctl(["lab", "start", "--name", cluster.name, "host-3"]);
     await cluster.untilTrue("its clusterd has ended", async () =>
       cluster.logs(200).includes("manager host-3 was removed from the cluster"),
     );
