@@ -17,7 +17,6 @@ import {
   type WatchStackRequest,
 } from "../../proto/gen/embassy/v1/api.ts";
 import { NodeState, type Service } from "../../proto/gen/embassy/v1/state.ts";
-import { planRevision } from "../controllers/revisions/plan.ts";
 import type { ClusterIndex } from "../domain/index.ts";
 import { stackProgress } from "../domain/progress.ts";
 import { serviceFullName } from "../domain/tasks.ts";
@@ -35,7 +34,7 @@ import { planNodeRemoval } from "./remove-node.ts";
 import { list } from "./resolve.ts";
 import { planRestart } from "./restart.ts";
 import { type KeptRevision, keptRevision, listRevisions } from "./revisions.ts";
-import { scaled } from "./scale.ts";
+import { planScale, scaled } from "./scale.ts";
 import { simulate } from "./simulate.ts";
 import { planNodeUpdate } from "./update-node.ts";
 import { validateStack } from "./validate.ts";
@@ -330,11 +329,8 @@ function removal(index: ClusterIndex, stack: string): Write[] {
 }
 
 async function scale({ index, store, clock }: ApiDeps, word: string, replicas: number): Promise<Service> {
-  const service = scaled(index, word, replicas);
-  const ifRevision = index.view.services.revisionOf(service.id);
-  // What ran until now counts, though the leader may not have noted it yet.
-  const { writes } = planRevision(index, service.stack, clock.nowMs());
-  await store.commit([...writes, { table: "services", id: service.id, value: service, ifRevision }]);
+  const { service, writes } = planScale(index, word, replicas, clock.nowMs());
+  await store.commit(writes);
   return service;
 }
 

@@ -16,7 +16,7 @@ import { stackProgress } from "../domain/progress.ts";
 import { aService, aStack, replicas, testPools, testSecretDigest } from "../domain/testing.ts";
 import { planDeploy } from "./plan-deploy.ts";
 import { keptRevision, listRevisions } from "./revisions.ts";
-import { scaled } from "./scale.ts";
+import { planScale } from "./scale.ts";
 
 const on = (...networks: string[]) => networks.map((network) => ServiceNetwork.create({ network }));
 
@@ -203,8 +203,7 @@ describe("a revision that ran", () => {
   it("has had as many tasks as it declares, however it was scaled", async () => {
     using cluster = await withWeb(3);
     const scale = async (count: number) => {
-      const value = scaled(cluster.index, "web", count);
-      await cluster.store.commit([{ table: "services", id: value.id, value }]);
+      await cluster.store.commit(planScale(cluster.index, "web", count, cluster.nowMs).writes);
       await cluster.settleFor(2);
       await note(cluster, "s");
     };
@@ -214,6 +213,10 @@ describe("a revision that ran", () => {
     expect(ran(cluster)).toEqual([true, false]);
     await scale(5);
     expect(ran(cluster)).toEqual([true, true]);
+    await cluster.deploy(web(6));
+    await cluster.settleFor(2);
+    await scale(1);
+    expect(ran(cluster)).toEqual([true, true, true]);
   });
 
   it("is one whose global service has no node to run on, as nothing is missing", async () => {
