@@ -1241,13 +1241,17 @@ describe("node drain", () => {
 
 describe("a drain of a node that is down", () => {
   it("does not say that no task runs there, and says what is replaced", async () => {
-    const lost = (name: string) => ({ ...task(name, TaskStates.TASK_STATE_ORPHANED), nodeName: "host-1" });
-    const successor = (name: string, replaces: string) => {
-      const view = task(name, TaskStates.TASK_STATE_RUNNING);
-      return { ...view, task: view.task && { ...view.task, replaces } };
+    const at = (name: string, state: TaskState, nodeName: string, epoch: number) => {
+      const view = task(name, state);
+      return { ...view, nodeName, task: view.task && { ...view.task, epoch } };
     };
-    const stopped = { ...task("moved", TaskStates.TASK_STATE_SHUTDOWN), nodeName: "host-1" };
-    answers.tasks = [lost("old"), lost("db"), stopped, successor("web", "idold"), successor("api", "idmoved")];
+    answers.tasks = [
+      at("web", TaskStates.TASK_STATE_ORPHANED, "host-1", 3),
+      at("web", TaskStates.TASK_STATE_RUNNING, "host-2", 4),
+      at("db", TaskStates.TASK_STATE_ORPHANED, "host-1", 3),
+      at("moved", TaskStates.TASK_STATE_SHUTDOWN, "host-1", 1),
+      at("moved", TaskStates.TASK_STATE_RUNNING, "host-3", 2),
+    ];
     answers.node = { state: NodeState.NODE_STATE_DOWN };
     const { code, stderr } = await clusterctl(["node", "drain", "host-1"]);
     expect(stderr).toBe(

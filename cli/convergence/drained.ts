@@ -72,14 +72,27 @@ export async function replacedOfDown(
   if (named?.status?.state !== NodeState.NODE_STATE_DOWN) return undefined;
   const list = async (request: { node: string; all: boolean }) =>
     (await call(client.listTasks.bind(client), { stack: "", service: "", ...request }, { signal })).tasks;
-  const givenUp = (await list({ node, all: true })).filter(
-    ({ status }) => status?.state === TaskState.TASK_STATE_ORPHANED,
-  );
-  const ids = new Set(givenUp.map(({ task }) => task?.id));
-  return (await list({ node: "", all: false }))
-    .filter(({ task, nodeName }) => nodeName !== "" && task !== undefined && ids.has(task.replaces))
-    .map((view) => `${taskName(view)} on ${view.nodeName}`)
-    .toSorted((a, b) => a.localeCompare(b, "en", { numeric: true }));
+  // What takes the place of a lost task is of the same name, and does not say what it replaces: that has not ended by itself.
+  const epochs = new Map<string, number>();
+  for (const view of await list({ node, all: true })) {
+    if (view.status?.state !== TaskState.TASK_STATE_ORPHANED) continue;
+    epochs.set(taskName(view), Math.max(epochs.get(taskName(view)) ?? 0, view.task?.epoch ?? 0));
+  }
+  const deadlineMs = performance.now() + placingMs;
+  for (;;) {
+    const successors = (await list({ node: "", all: false })).filter(
+      (view) => (view.task?.epoch ?? 0) > (epochs.get(taskName(view)) ?? Number.POSITIVE_INFINITY),
+    );
+    const isSettled = successors.every(({ task, nodeName }) => nodeName !== "" || task?.unplaced);
+    if (!isSettled && performance.now() < deadlineMs) {
+      await delay(100, undefined, { signal });
+      continue;
+    }
+    return successors
+      .filter(({ nodeName }) => nodeName !== "")
+      .map((view) => `${taskName(view)} on ${view.nodeName}`)
+      .toSorted((x, y) => x.localeCompare(y, "en", { numeric: true }));
+  }
 }
 
 /** How long the scheduler may take to say that a task fits nowhere. */
