@@ -1,5 +1,5 @@
-import { spawn } from "node:child_process";
-import { readFileSync, rmSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { describe, expect, it, vi } from "vitest";
@@ -100,6 +100,46 @@ describe.runIf(root)("after the agent was killed", () => {
     await vi.waitFor(() => expect(tracesOf(place)).toEqual([]), 10_000);
   });
 
+  it("one that was let go runs on, although the runtime still says that it waits", async () => {
+    using place = makeTestPlace();
+    const agent = await openTestRuntime(place);
+    await agent.adopt();
+    for (const id of ["gone", "waits"]) await agent.create(testRequest(place, id));
+    await agent.start("gone");
+    await agent[Symbol.asyncDispose]();
+    const [pid] = pidsOf(place, "gone");
+    // As when the agent was killed between the byte and the end of the fifo.
+    execFileSync("mkfifo", [join(place.runDir, "oci/gone/exec.fifo")]);
+
+    await using runtime = await openTestRuntime(place);
+    expect(await runtime.adopt()).toMatchObject([{ id: "gone", state: "running", pid }]);
+    expect(pidsOf(place, "gone")).toEqual([pid]);
+    expect(pidsOf(place, "waits")).toEqual([]);
+    await deleteAll(runtime);
+    await vi.waitFor(() => expect(tracesOf(place)).toEqual([]), 10_000);
+  });
+
+  it("one that was to be let go, and was not yet, is let go", async () => {
+    using place = makeTestPlace();
+    const agent = await openTestRuntime(place);
+    await agent.adopt();
+    await agent.create(testRequest(place, "next"));
+    await agent[Symbol.asyncDispose]();
+    const [waiting] = pidsOf(place, "next");
+    writeFileSync(join(place.runDir, "containers/next/let-go"), "");
+
+    await using runtime = await openTestRuntime(place);
+    const adopted = await runtime.adopt();
+    // With runc it was never asked to start, and is made again by whoever wants it.
+    const runs = adopted.length > 0;
+    expect(adopted).toMatchObject(runs ? [{ id: "next", state: "running", pid: waiting }] : []);
+    await vi.waitFor(() => {
+      expect(pidsOf(place, "next")).toEqual(runs ? [waiting] : []);
+    }, 10_000);
+    await deleteAll(runtime);
+    await vi.waitFor(() => expect(tracesOf(place)).toEqual([]), 10_000);
+  });
+
   it("containers of an earlier boot have ended, whatever has their pids now", async () => {
     using place = makeTestPlace();
     const agent = await openTestRuntime(place);
@@ -111,7 +151,7 @@ describe.runIf(root)("after the agent was killed", () => {
     await agent.delete("old");
     await agent[Symbol.asyncDispose]();
     // As after a reboot with a run directory that is no tmpfs: the bundle is there, and the pid is another's.
-    const { mkdirSync, writeFileSync } = await import("node:fs");
+    const { mkdirSync } = await import("node:fs");
     rmSync(place.runDir, { recursive: true });
     mkdirSync(join(place.runDir, "containers/old"), { recursive: true });
     writeFileSync(

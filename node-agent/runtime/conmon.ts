@@ -14,6 +14,8 @@ export function pathsOf(paths: RuntimePaths, id: string) {
   const persist = join(paths.runDir, "persist", id);
   return {
     bundle: join(paths.runDir, "containers", id),
+    /** There once it is to be let go: it may run from then on, whatever the runtime says. */
+    letGo: join(paths.runDir, "containers", id, "let-go"),
     persist,
     pidFile: join(persist, "pidfile"),
     conmonPidFile: join(persist, "conmon.pid"),

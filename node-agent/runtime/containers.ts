@@ -74,6 +74,8 @@ const sigkill = 9;
 const done: RunResult = { code: 0, stdout: "", stderr: "" };
 // Rounds of 10 ms.
 const conmonPatience = 30;
+// Rounds of 50 ms.
+const startPatience = 40;
 
 /** Containers as conmon and an OCI runtime hold them. */
 export class Containers implements Runtime {
@@ -105,10 +107,9 @@ export class Containers implements Runtime {
     for (const id of ids) {
       const record = await this.#readRecord(id);
       const exit = await this.#readExit(id);
-      if (
-        record === undefined ||
-        (exit === undefined && record.bootId === this.#deps.host.bootId && running.get(id) === "created")
-      ) {
+      const isCreated =
+        exit === undefined && record?.bootId === this.#deps.host.bootId && running.get(id) === "created";
+      if (record === undefined || (isCreated && !(await this.#goesOn(id, record)))) {
         half.add(id);
         continue;
       }
@@ -302,7 +303,10 @@ export class Containers implements Runtime {
   async start(id: string): Promise<{ readonly startedAtMs: number }> {
     const entry = this.#known(id);
     if (entry.phase === "created") {
-      const { code, stderr } = this.#letGo(entry) ? done : await this.#oci(entry.record.runtimePath, ["start", id]);
+      await writeFile(pathsOf(this.#deps.paths, id).letGo, "");
+      const { code, stderr } = this.#letGo(id, entry.record)
+        ? done
+        : await this.#oci(entry.record.runtimePath, ["start", id]);
       if (code !== 0) {
         const { code: kind, message } = refusal(stderr);
         throw new ClusterError(message, { code: kind, subject: `task/${id}` });
@@ -326,9 +330,9 @@ export class Containers implements Runtime {
    * the fifo, the container counts as created. False when it is not so: the runtime says why, then. With runc the first
    * process is the one that writes, and would fail if this one were killed before it has read.
    */
-  #letGo(entry: Entry): boolean {
-    if (!isCrun(entry.record.runtimePath)) return false;
-    const fifo = join(this.#deps.paths.runDir, "oci", entry.id, "exec.fifo");
+  #letGo(id: string, { runtimePath }: ContainerRecord): boolean {
+    if (!isCrun(runtimePath)) return false;
+    const fifo = this.#fifoOf(id);
     let waiting: number | undefined;
     try {
       // Not blocking: nobody reads when the process has ended.
@@ -341,6 +345,29 @@ export class Containers implements Runtime {
     } finally {
       if (waiting !== undefined) closeSync(waiting);
     }
+  }
+
+  #fifoOf(id: string): string {
+    return join(this.#deps.paths.runDir, "oci", id, "exec.fifo");
+  }
+
+  /**
+   * Of one that the runtime says is created: was it let go before the agent was killed? Then it runs, or is about to, and what it
+   * has done it must not do again. The byte may be written and the fifo still there, or `runc start` be under way.
+   */
+  async #goesOn(id: string, record: ContainerRecord): Promise<boolean> {
+    const wasLetGo = await stat(pathsOf(this.#deps.paths, id).letGo).catch(() => undefined);
+    if (wasLetGo === undefined) return false;
+    if (isCrun(record.runtimePath)) {
+      // A second byte does no harm. Where nobody reads, the first one was enough.
+      if (!this.#letGo(id, record)) await rm(this.#fifoOf(id), { force: true });
+      return true;
+    }
+    for (let attempt = 0; attempt < startPatience; attempt += 1) {
+      if ((await this.#runningByRuntime([id])).get(id) !== "created") return true;
+      await delay(50);
+    }
+    return false;
   }
 
   #phase(entry: Entry): Entry["phase"] {
