@@ -166,6 +166,17 @@ describe("a restore", () => {
     expect(restored.view.tasks.size).toBe(5_000);
   });
 
+  it("is refused while another one is under way", async () => {
+    const options = await optionsFor("fourth");
+    const backup = await readBackup(file);
+    const both = await Promise.allSettled([1, 2].map(async () => await restoreBackup(deps, backup, options, signal())));
+    expect(both.map(({ status }) => status).sort()).toEqual(["fulfilled", "rejected"]);
+    const refused = both.find(({ status }) => status === "rejected");
+    expect(refused).toMatchObject({ reason: { code: "conflict", subject: options.stateDir } });
+    await using restored = await openRestored(options);
+    expect(restored.view.tasks.size).toBe(5_000);
+  });
+
   it("leaves a cluster that is there alone", async () => {
     const before = await readFile(first().cluster);
     const options = { ...(await optionsFor("first")), stateDir: first().directory };

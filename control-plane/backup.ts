@@ -4,6 +4,7 @@ import { gunzip, gzip } from "node:zlib";
 import type { Clock } from "../lib/clock/clock.ts";
 import { ClusterError, isErrno, messageOf } from "../lib/errors/errors.ts";
 import { newId } from "../lib/ids/ids.ts";
+import { lockDirectory } from "../lib/lock/lock.ts";
 import type { Log } from "../lib/log/log.ts";
 import { Authority } from "../lib/pki/authority.ts";
 import { writeWhole } from "../lib/pki/identity.ts";
@@ -125,6 +126,7 @@ export async function restoreBackup(
   const { stateDir, member, advertise, etcd } = options;
   const files = stateFiles(stateDir);
   await makeDirectory(stateDir);
+  await using _ = await lockDirectory(stateDir, "clusterd");
   if (!(await isHalfRestored(files))) await refuseExisting(files);
   await rm(files.etcdData, { recursive: true, force: true });
   const authority = await Authority.load(Buffer.from(backup.caCertificatePem), Buffer.from(backup.caKeyPem));
